@@ -1,0 +1,1 @@
+"""The judging wing: CAMs against masks, and pictures of them."""

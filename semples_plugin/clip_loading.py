@@ -1,0 +1,214 @@
+"""Finding and loading CLIP weights through open_clip, with the two things that it gets silently wrong for files.
+
+A tag knows whether its weights want QuickGELU and which image statistics they were trained with; a path does not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+LOCAL_DIR = "local-dir:"
+_OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+
+
+def load_open_clip(
+    name: str, pretrained: str | None, *, precision: str, cache_dir: str | None
+) -> tuple[nn.Module, Any, str]:
+    """The model with its weights, its tokenizer, and the name to call it by; see `FrozenClip.load`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if name.startswith(LOCAL_DIR):
+        return _load_folder(name, precision)
+    name = name.replace("/", "-")
+    _check_architecture(name)
+    if pretrained is None:
+        raise ValueError(f"pretrained: {name} needs the tag of its weights ({_some(_tags(name))}) or a file's path")
+    if Path(pretrained).is_file():
+        model = _load_file(name, Path(pretrained), precision)
+    elif pretrained in _tags(name):
+        model = _load_tag(name, pretrained, precision, cache_dir)
+    elif "/" in pretrained or Path(pretrained).suffix:
+        raise FileNotFoundError(f"pretrained: there is no file {pretrained}")
+    else:
+        raise ValueError(
+            f"pretrained: {name} has no weights {pretrained!r}; did you mean {_nearest(pretrained, _tags(name))}? "
+            "A file's path is taken as well"
+        )
+    return model, _tokenizer(name), f"{name}/{pretrained}"
+
+
+def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | None:
+    """The cached weights file of an open_clip name and tag, or None; never touches the network."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    config = open_clip.get_pretrained_cfg(name, tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    for candidate in [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
+        found = try_to_load_from_cache(repository, candidate, cache_dir=cache_dir) if repository else None
+        if isinstance(found, str):
+            return Path(found)
+    file = Path(config.get("url", "")).name
+    path = Path(cache_dir or Path.home() / ".cache" / "clip") / file
+    return path if file and path.is_file() else None
+
+
+def where_to_get(name: str, tag: str) -> str:
+    """A sentence on which file to fetch by hand and how to pass it on."""
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(name, tag)
+    hub = config.get("hf_hub", "").rstrip("/")
+    source = (
+        f"open_clip_model.safetensors of {hub} on the Hugging Face hub" if hub else config.get("url", "its weights")
+    )
+    return f"fetch {source} with a browser and pass its path: FrozenClip.load({name!r}, pretrained='/path/to/the/file')"
+
+
+def _load_tag(name: str, tag: str, precision: str, cache_dir: str | None) -> nn.Module:
+    import open_clip
+
+    wants_quick_gelu = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+    try:
+        return open_clip.create_model(
+            name, tag, precision=precision, cache_dir=cache_dir, force_quick_gelu=wants_quick_gelu
+        )
+    except (OSError, RuntimeError) as error:
+        if find_cached(name, tag, cache_dir) is not None:
+            raise
+        raise FileNotFoundError(
+            f"the weights {tag!r} of {name} are not cached and could not be downloaded; {where_to_get(name, tag)}"
+        ) from error
+
+
+def _load_file(name: str, path: Path, precision: str) -> nn.Module:
+    import open_clip
+    from open_clip.factory import load_checkpoint
+
+    state = _openai_archive(path)
+    config = _config_of_file(name, path)
+    model = open_clip.create_model(
+        name,
+        precision=precision,
+        force_quick_gelu=state is not None or config["quick_gelu"],
+        force_preprocess_cfg={"mean": config["mean"], "std": config["std"]},
+        pretrained_text=False,
+    )
+    try:
+        if state is not None:
+            model.load_state_dict(state)
+        else:
+            load_checkpoint(model, str(path))
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} does not hold the weights of {name}, or is damaged: {first_line}") from error
+    return model
+
+
+def _load_folder(name: str, precision: str) -> tuple[nn.Module, Any, str]:
+    import open_clip
+
+    folder = Path(name.removeprefix(LOCAL_DIR))
+    if not (folder / "open_clip_config.json").is_file():
+        raise FileNotFoundError(f"{name}: expected a folder with open_clip_config.json and the weights beside it")
+    if not any(folder.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
+        raise FileNotFoundError(f"{name}: there is no weights file (*.safetensors, *.bin, *.pth) beside its config")
+    return open_clip.create_model(name, precision=precision), _tokenizer(name), name
+
+
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(name)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"the tokenizer of {name} could not be loaded ({first_line}): it needs `pip install transformers` and its "
+            "files in the Hugging Face cache, or a caller who builds it: FrozenClip(model, tokenizer)"
+        ) from error
+
+
+def _openai_archive(path: Path) -> dict[str, torch.Tensor] | None:
+    """The weights of a TorchScript archive, which is how OpenAI publishes its CLIPs; None for any other file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        if not any(member.endswith("constants.pkl") for member in archive.namelist()):
+            return None
+    state = torch.jit.load(path, map_location="cpu").state_dict()
+    return {key: value.float() for key, value in state.items() if key not in _OPENAI_EXTRAS}
+
+
+def _config_of_file(name: str, path: Path) -> dict[str, Any]:
+    """QuickGELU and image statistics for a weights file: those of the tag that its path names, else of the model."""
+    import open_clip
+
+    base = name.removesuffix("-quickgelu")
+    configs = {
+        tag: open_clip.get_pretrained_cfg(base, tag) or open_clip.get_pretrained_cfg(name, tag)
+        for tag in _tags(base) + _tags(name)
+    }
+    for config in configs.values():
+        repository = config.get("hf_hub", "").rstrip("/").rpartition("/")[2]
+        if repository and repository in str(path):
+            return {
+                "quick_gelu": config.get("quick_gelu", False),
+                "mean": config["mean"],
+                "std": config["std"],
+            }
+    statistics = {(tuple(config["mean"]), tuple(config["std"])) for config in configs.values()}
+    quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    if not quick_gelu and any(config.get("quick_gelu", False) for config in configs.values()):
+        wanting = [tag for tag, config in configs.items() if config.get("quick_gelu", False)]
+        warnings.warn(
+            f"{path.name} does not say whether it was trained with QuickGELU; {name} computes with GELU. Weights of "
+            f"{_some(wanting)} need the name {base}-quickgelu: features are off otherwise",
+            UserWarning,
+            stacklevel=2,
+        )
+    mean, std = sorted(statistics)[0]
+    if len(statistics) > 1:
+        warnings.warn(
+            f"{path.name} does not say which image statistics it was trained with; taking mean {mean}, std {std}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return {"quick_gelu": quick_gelu, "mean": mean, "std": std}
+
+
+def _check_architecture(name: str) -> None:
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"open_clip has no model {name!r}; did you mean {_nearest(name, open_clip.list_models())}?")
+    if "hf_model_name" in config["text_cfg"]:
+        raise ValueError(f"{name} has a Hugging Face text tower, which takes no prompt vectors; choose a native CLIP")
+    if "multimodal_cfg" in config:
+        raise ValueError(f"{name} is a CoCa, which appends a token of its own to every text; choose a native CLIP")
+
+
+def _tags(name: str) -> list[str]:
+    import open_clip
+
+    return list(open_clip.list_pretrained_tags_by_model(name))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    return _some(difflib.get_close_matches(word, known, n=4, cutoff=0.3) or known)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return f"{shown}, ..." if len(names) > 6 else shown

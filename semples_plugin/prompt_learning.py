@@ -1,0 +1,286 @@
+"""Stage (b): background prompts from background features that are encoded once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from semples_plugin.files import replacing
+from semples_plugin.masks import ClassMasks
+from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
+
+_DRIFT = 0.05  # rise of sim(u_b, u_f) over its start from which a prompt counts as drawn to the object
+
+
+@dataclass
+class PromptHistory:
+    """What the prompts did while they learned; plain lists, ready for `json.dumps(history.to_dict())`.
+
+    Attributes:
+        class_names: K names.
+        pairs: K counts of the (image, class) pairs that taught each prompt.
+        loss: per epoch, L_prompt averaged over its steps.
+        background: per epoch, K mean similarities sim(u_b, v_b); NaN for a class that was never seen.
+        label: per epoch, K similarities sim(u_b, u_f) at its end.
+        unseen: names of the classes without a pair; their prompts are not learned.
+        drifted: names of the classes whose prompt ended up near its own label, see `learn_background_prompts`.
+    """
+
+    class_names: list[str]
+    pairs: list[int]
+    loss: list[float] = field(default_factory=list)
+    background: list[list[float]] = field(default_factory=list)
+    label: list[list[float]] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    drifted: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary of lists, strings and numbers."""
+        return asdict(self)
+
+
+def learn_background_prompts(
+    regularizer: SemPLeSRegularizer,
+    batches: Iterable[tuple[Tensor, ClassMasks]],
+    *,
+    epochs: int = 60,
+    lr: float = 5e-4,
+    batch_size: int = 128,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    work_dir: str | Path | None = None,
+    progress: bool = True,
+) -> PromptHistory:
+    """Learns `regularizer.prompts`, in place, by equation (2), with AdamW and a cosine schedule to 0.
+
+    The generator is fixed in this stage, so each background is encoded once, in one walk over `batches`; the
+    epochs then run over the kept features, shuffled by `seed`. Neither generator nor CLIP is touched.
+
+    Args:
+        regularizer: with the prompts to learn.
+        batches: walked once, of (images, masks) as the regularizer takes them; put the generator into eval mode
+            and make the masks under `torch.no_grad()`. Several views of an image are several batches.
+        epochs: passes over the kept features.
+        lr: at the start. The paper's 5e-4 by default; the release uses 0.1 with its uniform start.
+        batch_size: pairs per step.
+        weight_decay: AdamW's.
+        seed: of the order of pairs.
+        work_dir: a folder for the features and, after every epoch, the state: an interrupted call continues there
+            when it is made again with the same arguments, to the same prompts. Emptied when it is done. Delete
+            it yourself if the generator has changed in between.
+        progress: show progress bars.
+
+    Returns:
+        The history, per epoch and class.
+
+    Warns:
+        UserWarning: of classes that were never seen; of prompts that drift onto their object (they come nearest to
+            their own label, and nearer than they began), a quarter of the way in and at the end.
+
+    Raises:
+        ValueError: when the batches hold no pair, an argument is out of range, or `work_dir` is another run's.
+    """
+    prompts = regularizer._need_prompts()
+    if epochs < 1 or batch_size < 1 or not lr > 0 or weight_decay < 0:
+        raise ValueError(
+            f"expected epochs and batch_size of at least 1, lr above 0 and weight_decay of at least 0, "
+            f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
+        )
+    settings = {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "weights": asdict(regularizer.weights),
+        "text_term": regularizer.text_term,
+        "class_names": list(regularizer.class_names),
+        "clip": regularizer.clip.name,
+        "prompts": list(prompts.vectors.shape),
+    }
+    folder = _WorkDir(work_dir, settings)
+    kept = folder.read_features()
+    if kept is None:
+        kept = _walk(regularizer, batches, progress)
+        folder.write_features(kept)
+    features, class_index = (tensor.to(regularizer.clip.device) for tensor in kept)
+
+    pairs = torch.bincount(class_index, minlength=prompts.num_classes)
+    history = PromptHistory(list(regularizer.class_names), pairs.tolist())
+    history.unseen = [name for name, count in zip(history.class_names, history.pairs) if count == 0]
+    if history.unseen:
+        warnings.warn(
+            f"no image shows {', '.join(history.unseen)}: their prompts are not learned and would suppress "
+            "nothing in particular; check the labels, or leave these classes out",
+            UserWarning,
+            stacklevel=2,
+        )
+    with _learning(prompts):
+        optimizer = torch.optim.AdamW([prompts.vectors], lr=lr, weight_decay=weight_decay)
+        steps = math.ceil(len(features) / batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * steps)
+        at_start = _label_similarities(regularizer)
+        state = folder.read_state()
+        if state is not None:
+            prompts.vectors.data.copy_(state["vectors"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            at_start = state["at_start"].to(at_start)
+            history.loss, history.background, history.label = state["history"]
+        bar = tqdm(
+            range(len(history.loss), epochs),
+            "prompts",
+            epochs,
+            initial=len(history.loss),
+            disable=not progress,
+        )
+        for epoch in bar:
+            order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+            total = torch.zeros((), device=features.device)
+            for part in order.to(features.device).split(batch_size):
+                optimizer.zero_grad()
+                loss = sum_of(regularizer.prompt_losses_of(features[part], class_index[part]))
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.detach()
+            labels = _label_similarities(regularizer)
+            history.loss.append(float(total) / steps)
+            history.background.append(_background_similarities(regularizer, features, class_index, pairs))
+            history.label.append(labels.diagonal().tolist())
+            history.drifted = _drifted(history, at_start, labels)
+            bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
+            if epoch + 1 in (math.ceil(epochs / 4), epochs):
+                _warn_of_drift(history, epoch + 1, epochs)
+            folder.write_state(
+                {
+                    "vectors": prompts.vectors.detach().cpu(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "at_start": at_start.cpu(),
+                    "history": (history.loss, history.background, history.label),
+                }
+            )
+    prompts.seed = seed
+    folder.empty()
+    return history
+
+
+def _walk(
+    regularizer: SemPLeSRegularizer, batches: Iterable[tuple[Tensor, ClassMasks]], progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Background features `[P, D]` and their classes `[P]`, on the CPU."""
+    features, classes = [], []
+    for images, masks in tqdm(batches, "background features", disable=not progress):
+        features.append(regularizer.background_features(images, masks).cpu())
+        classes.append(masks.class_index.cpu())
+    if not sum(len(part) for part in classes):
+        raise ValueError(
+            "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
+        )
+    return torch.cat(features), torch.cat(classes)
+
+
+@contextmanager
+def _learning(prompts: BackgroundPrompts) -> Iterator[None]:
+    # A host may have frozen the prompts; they are handed back as they came.
+    wanted = prompts.vectors.requires_grad
+    prompts.vectors.requires_grad_(True)
+    try:
+        yield
+    finally:
+        prompts.vectors.requires_grad_(wanted)
+        prompts.vectors.grad = None
+
+
+@torch.no_grad()
+def _label_similarities(regularizer: SemPLeSRegularizer) -> Tensor:
+    """Cosine of each prompt `[K]` to each label `[K]`."""
+    return regularizer.prompt_features() @ regularizer.label_features.T
+
+
+@torch.no_grad()
+def _background_similarities(
+    regularizer: SemPLeSRegularizer, features: Tensor, class_index: Tensor, pairs: Tensor
+) -> list[float]:
+    cosines = (regularizer.prompt_features()[class_index] * features).sum(1)
+    sums = torch.zeros(len(pairs), dtype=cosines.dtype, device=cosines.device).index_add_(0, class_index, cosines)
+    return (sums / pairs).tolist()
+
+
+def _drifted(history: PromptHistory, at_start: Tensor, labels: Tensor) -> list[str]:
+    own, nearest = labels.diagonal(), labels.argmax(dim=1)
+    rise = own - at_start.diagonal()
+    return [
+        name
+        for k, name in enumerate(history.class_names)
+        if history.pairs[k] and int(nearest[k]) == k and float(rise[k]) > _DRIFT
+    ]
+
+
+def _warn_of_drift(history: PromptHistory, epoch: int, epochs: int) -> None:
+    if history.drifted:
+        warnings.warn(
+            f"after {epoch} of {epochs} epochs the prompts of {', '.join(history.drifted)} come nearest to their own "
+            "label, and nearer than they began: they describe the object, and refinement would suppress it; look at "
+            "these classes' masks (objects left in the background?), or raise LossWeights.text",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+class _WorkDir:
+    """Features and state of an unfinished run; does nothing without a folder."""
+
+    def __init__(self, folder: str | Path | None, settings: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.settings = settings
+
+    def read_features(self) -> tuple[Tensor, Tensor] | None:
+        found = self._read("features.pt")
+        return None if found is None else (found["features"], found["class_index"])
+
+    def write_features(self, kept: tuple[Tensor, Tensor]) -> None:
+        self._write("features.pt", {"features": kept[0], "class_index": kept[1]})
+
+    def read_state(self) -> dict[str, Any] | None:
+        return self._read("state.pt")
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        self._write("state.pt", state)
+
+    def empty(self) -> None:
+        if self.folder is not None:
+            for name in ("features.pt", "state.pt"):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        if self.folder is None or not (self.folder / name).is_file():
+            return None
+        path = self.folder / name
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} is damaged; delete it to begin again") from error
+        for key, value in self.settings.items():
+            if found["settings"].get(key) != value:
+                raise ValueError(
+                    f"{self.folder} holds an unfinished run with {key} = {found['settings'].get(key)}, this one has "
+                    f"{value}; use another work_dir, or delete that one"
+                )
+        return found
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        if self.folder is not None:
+            with replacing(self.folder / name) as temporary:
+                torch.save({"settings": self.settings, **content}, temporary)

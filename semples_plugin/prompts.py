@@ -1,0 +1,204 @@
+"""`BackgroundPrompts`: the learned class-associated background prompts p_k, and what they belong to."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
+from semples_plugin.files import replacing
+
+RELEASE_SUFFIX = (13,)
+"""The authors' code puts the token 13 (a full stop inside a word) where the text "." would give 269."""
+
+_SAME_CLIP = 0.98  # cosine of two signatures; half precision stays above 0.999, another model far below
+
+
+class BackgroundPrompts(nn.Module):
+    """K sequences of L context vectors, one per class, in the template "a photo of {}.".
+
+    Args:
+        num_classes: K.
+        length: L, 30 in the paper.
+        width: W, `clip.text_width`.
+        init: "normal" or, as the release does, "uniform" over [0, 1).
+        std: standard deviation of the normal start; `clip.token_std` gives vectors as large as words'.
+        seed: of the start; the same seed gives the same vectors on every device.
+        template: text with "{}" where the vectors go.
+        suffix_ids: token ids in place of what follows "{}"; only the release's prompts need them.
+
+    Attributes:
+        vectors: the parameter `[K, L, W]`, float32.
+        class_names, clip_name, signature: what the prompts belong to, None until a regularizer takes them.
+        seed: of the start, then of the learning.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        length: int,
+        width: int,
+        *,
+        init: str = "normal",
+        std: float = 0.02,
+        seed: int = 0,
+        template: str = PROMPT_TEMPLATE,
+        suffix_ids: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if min(num_classes, length, width) < 1:
+            raise ValueError(f"expected positive sizes, got num_classes {num_classes}, length {length}, width {width}")
+        if init not in ("normal", "uniform"):
+            raise ValueError(f'init: expected "normal" or "uniform", got {init!r}')
+        generator = torch.Generator().manual_seed(seed)
+        shape = (num_classes, length, width)
+        if init == "uniform":
+            vectors = torch.rand(shape, generator=generator)
+        else:
+            vectors = std * torch.randn(shape, generator=generator)
+        self.vectors = nn.Parameter(vectors)
+        self.template = template
+        self.suffix_ids = suffix_ids
+        self.seed = seed
+        self.class_names: tuple[str, ...] | None = None
+        self.clip_name: str | None = None
+        self.signature: Tensor | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.vectors.shape[0]
+
+    def encode(self, clip: FrozenClip) -> Tensor:
+        """u_b = E_T(p_k): `[K, D]`, unit length, differentiable in the vectors."""
+        return clip.encode_prompts(self.vectors, self.template, self.suffix_ids)
+
+    def claim(self, clip: FrozenClip, class_names: Sequence[str]) -> None:
+        """Ties the prompts to a CLIP and a class list, or checks that they belong to these.
+
+        Raises:
+            ValueError: where they belong to another CLIP or other classes; both sides are named.
+        """
+        if self.num_classes != len(class_names):
+            hint = "; the release's COCO list has 90 names (preset release-coco)" if self.num_classes == 90 else ""
+            raise ValueError(
+                f"the prompts are for {self.num_classes} classes, the class list has {len(class_names)}{hint}"
+            )
+        if self.vectors.shape[2] != clip.text_width:
+            raise ValueError(
+                f"the prompts were made for {self.clip_name or 'a CLIP'} of text width {self.vectors.shape[2]}, "
+                f"{clip.name} has {clip.text_width}"
+            )
+        if self.class_names is not None and not same_names(self.class_names, class_names):
+            k = next(k for k, pair in enumerate(zip(self.class_names, class_names)) if not same_names(*zip(pair)))
+            raise ValueError(
+                f"the prompts belong to other classes: class {k} is {self.class_names[k]!r} there and "
+                f"{class_names[k]!r} here; use the class list that they were learned with, or learn them again"
+            )
+        signature = clip.signature()
+        if self.signature is not None and (
+            self.signature.shape != signature.shape or float(self.signature @ signature) < _SAME_CLIP
+        ):
+            raise ValueError(
+                f"the prompts belong to another CLIP: they were learned with {self.clip_name}, this is {clip.name}, "
+                "whose texts lie elsewhere; load the CLIP that they were learned with, or learn them again"
+            )
+        self.class_names = self.class_names or tuple(class_names)
+        if self.signature is None:
+            self.clip_name, self.signature = clip.name, signature
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file with the vectors and, as metadata, all that they belong to.
+
+        Raises:
+            OSError: where it can't be written; an older file of that name stays as it was.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {"prompts": self.vectors.detach().float().cpu().contiguous()}
+        if self.signature is not None:
+            tensors["signature"] = self.signature.contiguous()
+        about = {
+            "class_names": self.class_names,
+            "clip_name": self.clip_name,
+            "length": self.vectors.shape[1],
+            "template": self.template,
+            "suffix_ids": self.suffix_ids,
+            "seed": self.seed,
+            "versions": {name: version(name) for name in ("semples-plugin", "torch", "open_clip_torch")},
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in about.items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> BackgroundPrompts:
+        """Reads a file of `save`, or the release's `btp.pth` (as data: no code in it is run).
+
+        A `btp.pth` comes back with the release's suffix token; it doesn't say which CLIP and classes it is for
+        (ViT-B/32 and the list of its data set), so the regularizer can only check its sizes.
+
+        Raises:
+            FileNotFoundError: where there is no such file.
+            ValueError: where it is damaged, holds something else, or holds more than tensors.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no prompts file {path}")
+        if zipfile.is_zipfile(path) or path.suffix in (".pth", ".pt"):
+            tensors, about = _read_release(path)
+        else:
+            tensors, about = _read_safetensors(path)
+        vectors = tensors.get("prompts")
+        if vectors is None or vectors.ndim != 3 or not vectors.is_floating_point():
+            found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            raise ValueError(f"{path} holds no prompts: expected a tensor 'prompts' [K, L, W], found {found}")
+        if not bool(vectors.isfinite().all()):
+            raise ValueError(f"{path}: the prompts hold NaN or infinite values; learn them again")
+        prompts = cls(*vectors.shape, template=about.get("template", PROMPT_TEMPLATE), seed=about.get("seed", 0))
+        prompts.vectors.data.copy_(vectors)
+        prompts.suffix_ids = tuple(about["suffix_ids"]) if about.get("suffix_ids") else None
+        prompts.class_names = tuple(about["class_names"]) if about.get("class_names") else None
+        prompts.clip_name = about.get("clip_name")
+        prompts.signature = tensors.get("signature")
+        return prompts
+
+
+def same_names(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether two class lists agree up to case, spaces, hyphens and underscores ("tv monitor", "tvmonitor")."""
+
+    def plain(name: str) -> str:
+        return "".join(letter for letter in name.lower() if letter.isalnum())
+
+    return [plain(name) for name in a] == [plain(name) for name in b]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is no prompts file, or is cut short or damaged: {error}") from error
+    return tensors, about
+
+
+def _read_release(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} can't be read as tensors alone (damaged, or holding code, which is never run): expected the "
+            "release's btp.pth, a state dict with one tensor"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict with one tensor 'prompts', got {type(state).__name__}")
+    return state, {"suffix_ids": RELEASE_SUFFIX}

@@ -1,0 +1,60 @@
+"""Small but real CLIPs: open_clip's own classes, random weights, open_clip's own tokenizer."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+
+from semples_plugin import FrozenClip, checks
+
+VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+
+
+def build_clip(kind: str = "CLIP", seed: int = 0, **text):
+    torch.manual_seed(seed)
+    if kind == "SigLIP":
+        text = {"context_length": 16, "no_causal_mask": True, "pool_type": "last", "proj_bias": True, **text}
+    make = open_clip.CLIP if kind == "CLIP" else open_clip.CustomTextCLIP
+    model = make(32, vision_cfg=dict(VISION), text_cfg={**TEXT, **text})
+    with torch.no_grad():  # open_clip starts with tiny texts and zero biases: give every weight something to say
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+class StickyTokenizer:
+    """SigLIP's manner on open_clip's vocabulary: no start token, and padding with the end-of-text token."""
+
+    def __init__(self, context: int = 16) -> None:
+        self.inner, self.context = open_clip.get_tokenizer("ViT-B-32"), context
+
+    def __call__(self, texts):
+        rows = []
+        for text in texts:
+            ids = self.inner([text])[0]
+            ids = ids[1 : int(ids.argmax())][: self.context - 1]
+            rows.append(torch.cat([ids, ids.new_full((self.context - len(ids),), 49407)]))
+        return torch.stack(rows)
+
+
+def build_frozen(kind: str = "CLIP", seed: int = 0, double: bool = False) -> FrozenClip:
+    model = build_clip(kind, seed)
+    tokenizer = StickyTokenizer() if kind == "SigLIP" else open_clip.get_tokenizer("ViT-B-32")
+    return FrozenClip(model.double() if double else model, tokenizer, f"{kind} {seed}")
+
+
+@pytest.fixture
+def clip() -> FrozenClip:
+    return build_frozen()
+
+
+@pytest.fixture
+def clip64() -> FrozenClip:
+    return build_frozen(double=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_warnings():
+    checks._warned.clear()

@@ -1,0 +1,65 @@
+"""Slow references, written from the paper's equations with plain loops; never from the library's code."""
+
+from __future__ import annotations
+
+import math
+
+
+def sim(a: list[float], b: list[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b))
+    cosine = dot / (math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b)))
+    return min(max(cosine, 1e-4), 0.9999)
+
+
+def l_match(v_f, v_b, u_f, lambda_b: float) -> float:
+    """Equation (1) over lists of pairs."""
+    total = 0.0
+    for f, b, t in zip(v_f, v_b, u_f):
+        total += -math.log(sim(f, t)) - lambda_b * math.log(1 - sim(b, t))
+    return total / len(v_f)
+
+
+def l_prompt(u_b, v_b, u_f, lambda_t: float) -> float:
+    """Equation (2) over lists of pairs."""
+    total = 0.0
+    for p, b, t in zip(u_b, v_b, u_f):
+        total += -math.log(sim(p, b)) - lambda_t * math.log(1 - sim(p, t))
+    return total / len(u_b)
+
+
+def l_prompt_release(u_b, v_b, u_f, lambda_t: float) -> float:
+    """The release's variant of (2): + lambda_T log sim(u_b, u_f)."""
+    total = 0.0
+    for p, b, t in zip(u_b, v_b, u_f):
+        total += -math.log(sim(p, b)) + lambda_t * math.log(sim(p, t))
+    return total / len(u_b)
+
+
+def l_refine(v_f, u_b) -> float:
+    """Equation (3)'s L_refine over lists of pairs."""
+    total = 0.0
+    for f, p in zip(v_f, u_b):
+        total += -math.log(1 - sim(f, p))
+    return total / len(v_f)
+
+
+def min_max(cam: list[list[float]], eps: float) -> list[list[float]]:
+    values = [value for row in cam for value in row]
+    low, high = min(values), max(values)
+    return [[(value - low) / (high - low + eps) for value in row] for row in cam]
+
+
+def numeric_gradient(function, vectors: list[list[float]], step: float = 1e-6) -> list[list[float]]:
+    """Central differences of a function of a list of vectors."""
+    gradient = []
+    for i, vector in enumerate(vectors):
+        row = []
+        for j in range(len(vector)):
+            values = []
+            for sign in (1, -1):
+                moved = [list(v) for v in vectors]
+                moved[i][j] += sign * step
+                values.append(function(moved))
+            row.append((values[0] - values[1]) / (2 * step))
+        gradient.append(row)
+    return gradient

@@ -1,0 +1,117 @@
+import warnings
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+
+from semples_plugin import ClassMasks
+from semples_plugin.masks import masked_views
+
+LABELS = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 0]])
+
+
+def dense() -> torch.Tensor:
+    return torch.randn(3, 3, 4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64, torch.bool, torch.uint8])
+def test_dense_cams_become_pairs_in_row_major_order(kind):
+    cams = dense()
+    masks = ClassMasks.from_dense(cams, LABELS.to(kind))
+    assert masks.image_index.tolist() == [0, 0, 2] and masks.class_index.tolist() == [1, 2, 0]
+    torch.testing.assert_close(masks.maps, torch.stack([cams[0, 1], cams[0, 2], cams[2, 0]]))
+    masks.maps.sum().backward()
+    assert cams.grad.sum() == 3 * 20 and cams.grad[1].abs().sum() == 0 and cams.grad[0, 0].abs().sum() == 0
+
+
+def test_min_max_equals_the_loop_and_carries_gradients_through_both_ends():
+    cams = dense()
+    masks = ClassMasks.from_dense(cams, LABELS).normalized(eps=0.1)
+    for got, raw in zip(masks.maps, [cams[0, 1], cams[0, 2], cams[2, 0]]):
+        torch.testing.assert_close(got, torch.tensor(reference.min_max(raw.tolist(), 0.1)))
+    middle = cams[0, 1].flatten().argsort()[10]
+    (gradient,) = torch.autograd.grad(masks.maps[0].flatten()[middle], cams)
+    flat = gradient[0, 1].flatten()
+    assert {int(i) for i in flat.nonzero()} == {
+        int(middle), int(cams[0, 1].flatten().argmin()), int(cams[0, 1].flatten().argmax())
+    }  # fmt: skip
+
+
+def test_max_normalisation_relu_and_sigmoid():
+    cams = dense()
+    masks = ClassMasks.from_dense(cams, LABELS)
+    torch.testing.assert_close(masks.sigmoid().maps, masks.maps.sigmoid())
+    torch.testing.assert_close(masks.relu().maps, masks.maps.clamp(min=0))
+    normalised = masks.max_normalized(eps=1e-6).maps
+    torch.testing.assert_close(normalised.amax((1, 2)), torch.ones(3), atol=1e-5, rtol=0)
+    top = cams[0, 1].flatten().argmax()
+    other = cams[0, 1].flatten().argsort()[-2]
+    (gradient,) = torch.autograd.grad(normalised[0].flatten()[other], cams)
+    assert gradient[0, 1].flatten()[top] < 0
+
+
+def test_normalising_half_precision_does_not_underflow():
+    maps = torch.rand(2, 8, 8) * 5e-4
+    masks = ClassMasks.from_pairs(maps.half(), torch.tensor([0, 0]), torch.tensor([0, 1])).normalized(eps=1e-7)
+    assert masks.maps.dtype == torch.float32 and masks.maps.amax() > 0.99
+
+
+def test_an_eps_that_flattens_the_cams_warns_once():
+    masks = ClassMasks.from_pairs(torch.rand(2, 8, 8) * 5e-4, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    with pytest.warns(UserWarning, match="less than eps = 0.1"):
+        masks.normalized()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks.normalized()
+    with pytest.raises(ValueError, match="positive"):
+        masks.normalized(eps=0)
+
+
+def test_resizing_is_bilinear_and_keeps_an_empty_batch_on_the_graph():
+    cams = dense()
+    resized = ClassMasks.from_dense(cams, LABELS).resized(8, 8, align_corners=True)
+    expected = F.interpolate(cams[0, 1][None, None], (8, 8), mode="bilinear", align_corners=True)[0, 0]
+    torch.testing.assert_close(resized.maps[0], expected)
+    empty = ClassMasks.from_dense(cams, torch.zeros(3, 3)).resized(8, 8)
+    empty.maps.sum().backward()
+    assert empty.maps.shape == (0, 8, 8) and cams.grad.abs().sum() == 0
+
+
+def test_views_are_the_equations_and_the_fill_shows_where_masked_out():
+    images = torch.randn(2, 3, 4, 4)
+    masks = ClassMasks.from_pairs(torch.rand(3, 4, 4), torch.tensor([1, 0, 1]), torch.tensor([0, 1, 2]))
+    views = masked_views(images, masks, torch.zeros(3))
+    for p, (image, mask) in enumerate(zip([1, 0, 1], masks.maps)):
+        torch.testing.assert_close(views[p], mask * images[image])
+        torch.testing.assert_close(views[3 + p], (1 - mask) * images[image])
+    fill = torch.tensor([0.1, 0.2, 0.3])
+    nothing = ClassMasks.from_pairs(torch.zeros(1, 4, 4), torch.tensor([0]), torch.tensor([0]))
+    views = masked_views(images, nothing, fill)
+    torch.testing.assert_close(views[0], fill.view(3, 1, 1).expand(3, 4, 4))
+    torch.testing.assert_close(views[1], images[0])
+
+
+@pytest.mark.parametrize(
+    ("cams", "labels", "error", "words"),
+    [
+        (dense().detach().numpy(), LABELS, TypeError, "torch.Tensor"),
+        (dense()[0], LABELS, ValueError, r"\[N, K, h, w\]"),
+        (dense().detach().mul(9).to(torch.uint8), LABELS, TypeError, "floating"),
+        (dense(), LABELS[:, :2], ValueError, "80 or with 90"),
+        (dense(), LABELS * 0.5, ValueError, "multi-hot"),
+        (dense(), LABELS * torch.nan, ValueError, "multi-hot"),
+        (dense(), LABELS[0], ValueError, r"\[N, K\]"),
+    ],
+)
+def test_bad_dense_input(cams, labels, error, words):
+    with pytest.raises(error, match=words):
+        ClassMasks.from_dense(cams, labels)
+
+
+@pytest.mark.parametrize("index", [torch.zeros(2), torch.zeros(3, dtype=torch.int64), torch.tensor([0, -1])])
+def test_bad_indices(index):
+    good = torch.tensor([0, 1])
+    for name, pair in (("image_index", (index, good)), ("class_index", (good, index))):
+        with pytest.raises(ValueError, match=name):
+            ClassMasks.from_pairs(torch.rand(2, 4, 4), *pair)
