@@ -197,7 +197,8 @@ def _learning(prompts: BackgroundPrompts) -> Iterator[None]:
     wanted = prompts.vectors.requires_grad
     prompts.vectors.requires_grad_(True)
     try:
-        yield
+        with torch.enable_grad():  # the caller may stand under no_grad, where its generator makes the masks
+            yield
     finally:
         prompts.vectors.requires_grad_(wanted)
         prompts.vectors.grad = None

@@ -21,7 +21,18 @@ def build_clip(kind: str = "CLIP", seed: int = 0, **text):
     with torch.no_grad():  # open_clip starts with tiny texts and zero biases: give every weight something to say
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+        # Like a trained CLIP's, all features lie in a narrow cone, so that cosines are positive and not clamped.
+        text = getattr(model, "text", model)
+        projection = text.text_projection
+        shift_features(model.visual.ln_post, model.visual.proj)
+        shift_features(text.ln_final, projection.weight.T if isinstance(projection, torch.nn.Linear) else projection)
     return model
+
+
+def shift_features(norm: torch.nn.LayerNorm, projection: torch.Tensor) -> None:
+    """Moves all features by one vector, the same for every tower."""
+    shift = torch.linspace(-1, 2, projection.shape[1])
+    norm.bias.add_(torch.linalg.lstsq(projection.T, shift).solution)
 
 
 class StickyTokenizer:

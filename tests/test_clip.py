@@ -70,18 +70,13 @@ def test_a_surrounding_autocast_changes_nothing():
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
-def test_causal_towers_see_no_padding_and_siglip_sees_all(monkeypatch):
+def test_causal_towers_see_no_padding_and_siglip_sees_all():
     seen = []
     for kind in KINDS:
         clip = build_frozen(kind)
-        forward = type(clip._text.transformer).forward
-        monkeypatch.setattr(
-            type(clip._text.transformer),
-            "forward",
-            lambda self, x, **k: (seen.append(x.shape[1]), forward(self, x, **k))[1],
-        )
+        handle = clip._text.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
         clip.encode_prompts(torch.randn(1, 10, clip.text_width))
-        monkeypatch.undo()
+        handle.remove()
     assert seen == [16, 16, 16]  # start, "a photo of", 10 vectors, full stop, end; SigLIP: its whole context
     assert build_frozen("CLIP")._layout(30, "a photo of {}.", None).ids.shape == (36,)
     assert len(build_frozen("SigLIP")._layout(3, "a photo of {}.", None).ids) == 16
@@ -127,13 +122,16 @@ def test_word_tokenizers_work_where_they_can_tell_words_apart(words):
 def test_the_signature_tells_clips_apart_and_not_precisions():
     reference = build_frozen(seed=1).signature()
     half = FrozenClip(build_clip(seed=1).bfloat16(), open_clip.get_tokenizer("ViT-B-32")).signature()
-    assert reference @ half > 0.999 and reference @ build_frozen(seed=2).signature() < 0.9
+    # Even with every weight in bfloat16; `BackgroundPrompts.claim` asks for 0.98.
+    assert reference @ half > 0.99 and reference @ build_frozen(seed=2).signature() < 0.9
 
 
 def test_models_that_take_no_prompts_are_refused_by_name():
     multimodal = {"context_length": 76, "vocab_size": 1000, "width": 64, "heads": 2, "layers": 1}
     coca = open_clip.CoCa(
-        32, vision_cfg={**VISION, "attentional_pool": True, "attn_pooler_heads": 2}, text_cfg={**TEXT, "context_length": 76, "embed_cls": True},
+        32,
+        vision_cfg={**VISION, "attentional_pool": True, "attn_pooler_heads": 2},
+        text_cfg={**TEXT, "context_length": 76, "embed_cls": True},
         multimodal_cfg=multimodal,
     )  # fmt: skip
     with pytest.raises(TypeError, match="CoCa"):

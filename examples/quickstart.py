@@ -1,0 +1,62 @@
+"""The three stages of SemPLeS around a CAM model of one's own; `python examples/quickstart.py` runs in a minute.
+
+Replace what stands under "Yours": here it is the embedded world's data, network and tiny CLIP, so that nothing is
+downloaded. With real photographs: `FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")`.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer, learn_background_prompts
+from semples_plugin.demo.data import OBJECTS, make_scenes
+from semples_plugin.demo.generator import CamNet
+from semples_plugin.demo.run import judge, load_tiny_clip, normalize_images
+
+# Yours: images, multi-hot labels [N, K], a model that returns CAMs [N, K, h, w], and its classification training.
+torch.manual_seed(0)
+scenes = make_scenes(600, seed=0)
+data = torch.utils.data.TensorDataset(normalize_images(scenes.images), torch.from_numpy(scenes.labels).float())
+loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+baseline = CamNet(len(OBJECTS))
+optimizer = torch.optim.AdamW(baseline.parameters(), lr=2e-3)
+for _ in range(4):
+    for images, labels in loader:
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(baseline(images).mean((2, 3)), labels).backward()
+        optimizer.step()
+baseline.eval()
+
+# SemPLeS: a frozen CLIP, the class names, the weights. The paper's (for ViT-B/32) are in load_preset("voc").
+clip = load_tiny_clip()
+regularizer = SemPLeSRegularizer(clip, OBJECTS, weights=LossWeights(background=0.4, text=0.02, refine=0.2))
+
+
+def masks_of(model, images, labels):
+    return ClassMasks.from_dense(model(images), labels).max_normalized()
+
+
+def train(model, epochs):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    for _ in range(epochs):
+        for images, labels in loader:
+            losses = regularizer(images, masks_of(model, images, labels))  # add them to your own loss
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+    return model
+
+
+matched = train(copy.deepcopy(baseline), epochs=3)  # (a) segment-label matching
+
+regularizer.prompts = BackgroundPrompts(len(OBJECTS), length=16, width=clip.text_width, std=clip.token_std)
+with torch.no_grad():  # (b) prompts from the matched model's backgrounds; the model stays as it is
+    batches = ((images, masks_of(matched, images, labels)) for images, labels in loader)
+    learn_background_prompts(regularizer, batches, epochs=40, lr=2e-2, work_dir="prompt-learning")
+regularizer.prompts.save("prompts.safetensors")
+
+refined = train(copy.deepcopy(baseline), epochs=3)  # (c) matching and refinement, from the start again
+
+for name, model in {"baseline": baseline, "matched": matched, "refined": refined}.items():
+    print(name, judge(model, make_scenes(200, seed=10_000), "cpu"))

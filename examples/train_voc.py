@@ -1,0 +1,194 @@
+"""SemPLeS around a ResNet-50 CAM network on a data set in PASCAL VOC's layout, with real photographs and any CLIP.
+
+    python examples/train_voc.py --data VOC2012 --labels cls_labels.npy --clip ViT-B-32-quickgelu --pretrained openai
+
+Expects JPEGImages/ and ImageSets/Segmentation/train.txt under --data. A short, complete script to start from: for the
+paper's figures give it --preset voc, the augmented list, more epochs and a backbone with ImageNet weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import time
+from pathlib import Path
+
+import cv2
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from semples_plugin import (
+    BackgroundPrompts,
+    ClassMasks,
+    FrozenClip,
+    SemPLeSRegularizer,
+    learn_background_prompts,
+    load_preset,
+)
+from semples_plugin.labels import load_image_labels
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
+
+BACKGROUNDS = (
+    "sky", "clouds", "sea", "river", "grass", "field", "road", "street", "railroad", "platform", "sand", "snow",
+    "tree", "forest", "wall", "floor", "carpet", "table", "window", "curtain", "building", "fence", "mountain",
+    "kitchen", "room",
+)  # fmt: skip
+
+
+class Photographs(Dataset):
+    """Photographs squeezed to a square, ImageNet-normalised, and their multi-hot labels."""
+
+    def __init__(self, folder: Path, labels: Path, image_list: str, size: int) -> None:
+        self.folder, self.size, self.labels = folder, size, load_image_labels(labels)
+        self.names = (folder / "ImageSets" / "Segmentation" / f"{image_list}.txt").read_text().split()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        name = self.names[index]
+        image = cv2.imread(str(self.folder / "JPEGImages" / f"{name}.jpg"))
+        if image is None:
+            raise FileNotFoundError(f"{self.folder}/JPEGImages/{name}.jpg is missing or damaged")
+        image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)[:, :, ::-1].copy()
+        mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 3, 1, 1)
+        return (torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std, torch.from_numpy(self.labels[name])
+
+
+class ResNetCam(nn.Module):
+    """ResNet-50 with stride 16 and a 1 x 1 classifier: raw CAMs [N, K, H/16, W/16]."""
+
+    def __init__(self, num_classes: int, weights: Path | None) -> None:
+        super().__init__()
+        net = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
+        if weights is not None:
+            net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.features = nn.Sequential(*list(net.children())[:-2])
+        self.classifier = nn.Conv2d(2048, num_classes, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder in VOC's layout")
+    parser.add_argument("--labels", type=Path, required=True, help="cls_labels.npy of CLIMS, IRNet or WeakTr")
+    parser.add_argument("--image-list", default="train", help="name of the list in ImageSets/Segmentation")
+    parser.add_argument("--preset", default="voc", help="class names, weights and schedules")
+    parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, or local-dir:PATH")
+    parser.add_argument("--pretrained", help="its tag, or the path of a weights file")
+    parser.add_argument("--precision", default="fp32", help="of CLIP: fp32, bf16 or fp16")
+    parser.add_argument("--backbone", type=Path, help="torchvision's ImageNet weights of ResNet-50, a file")
+    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--baseline-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4, help="of stages (a) and (c)")
+    parser.add_argument("--prompt-epochs", type=int, default=60)
+    parser.add_argument("--prompt-lr", type=float, default=5e-3)
+    parser.add_argument("--prompt-length", type=int, help="instead of the preset's")
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("voc-out"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.manual_seed(options.seed)
+    device, preset = options.device, load_preset(options.preset)
+    data = Photographs(options.data, options.labels, options.image_list, options.size)
+    loader = DataLoader(data, options.batch_size, shuffle=True, generator=torch.Generator().manual_seed(options.seed))
+    clip = FrozenClip.load(options.clip, options.pretrained, device=device, precision=options.precision)
+    regularizer = SemPLeSRegularizer(clip, **preset.regularizer_options())
+    figures: dict[str, dict[str, float]] = {}
+
+    def train(net: ResNetCam, epochs: int, stage: str) -> ResNetCam:
+        net.eval()  # batch norm keeps the statistics that it has
+        optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=preset.weight_decay)
+        losses, seconds = [], []
+        start_memory(device)
+        for epoch in range(epochs):
+            for images, labels in tqdm(loader, f"{stage}, epoch {epoch + 1} of {epochs}"):
+                begun = time.perf_counter()
+                images, labels = images.to(device), labels.to(device)
+                cams = net(images)
+                loss = F.multilabel_soft_margin_loss(cams.mean((2, 3)), labels)
+                if stage != "baseline":
+                    loss = sum_of(regularizer(images, ClassMasks.from_dense(cams, labels).max_normalized()))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                seconds.append(time.perf_counter() - begun)
+        third = max(len(losses) // 3, 1)
+        figures[stage] = {
+            "loss, first third": sum(losses[:third]) / third,
+            "loss, last third": sum(losses[-third:]) / third,
+            "seconds per step (median)": sorted(seconds)[len(seconds) // 2],
+            "peak memory [GiB]": peak_memory(device),
+        }
+        return net
+
+    baseline = ResNetCam(len(preset.class_names), options.backbone).to(device)
+    baseline = train(baseline, options.baseline_epochs, "baseline")
+    matched = train(copy.deepcopy(baseline), options.epochs, "(a) matching")
+
+    length = options.prompt_length or preset.prompt_length
+    regularizer.prompts = BackgroundPrompts(len(preset.class_names), length, clip.text_width, seed=options.seed)
+    start_memory(device)
+    begun = time.perf_counter()
+    with torch.no_grad():
+        batches = (
+            (images.to(device), ClassMasks.from_dense(matched(images.to(device)), labels).max_normalized())
+            for images, labels in loader
+        )
+        history = learn_background_prompts(
+            regularizer,
+            batches,
+            epochs=options.prompt_epochs,
+            lr=options.prompt_lr,
+            batch_size=preset.prompt_batch_size,
+            seed=options.seed,
+            work_dir=options.out / "prompt-learning",
+        )
+    figures["(b) prompts"] = {
+        "loss, first third": history.loss[0],
+        "loss, last third": history.loss[-1],
+        "seconds in all": time.perf_counter() - begun,
+        "peak memory [GiB]": peak_memory(device),
+    }
+    regularizer.prompts.save(options.out / "prompts.safetensors")
+    refined = train(copy.deepcopy(baseline), options.epochs, "(c) refinement")
+    torch.save(refined.state_dict(), options.out / "refined.pt")
+
+    for stage, values in figures.items():
+        print(f"{stage:15}" + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+    names = [*preset.class_names, *BACKGROUNDS]
+    near = regularizer.prompt_features() @ clip.encode_texts([f"a photo of {name}." for name in names]).T
+    for name, row in zip(preset.class_names, near):
+        print(f"{name:15} prompt is nearest to " + ", ".join(f"{names[i]} {row[i]:.2f}" for i in row.topk(4).indices))
+    (options.out / "figures.json").write_text(json.dumps({"figures": figures, "prompts": history.to_dict()}, indent=2))
+
+
+def start_memory(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: str) -> float:
+    """GiB: of the device's tensors, or of the whole process on the CPU (where it can't be reset between stages)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()

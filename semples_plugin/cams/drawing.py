@@ -1,0 +1,94 @@
+"""Pictures of CAMs: overlays and captioned grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semples_plugin.files import replacing
+
+Picture = NDArray[np.uint8]
+_CAPTION, _GAP = 26, 8
+
+
+def overlay_cam(image: Picture, cam: NDArray[np.floating], opacity: float = 0.55) -> Picture:
+    """A CAM as a heat map over its image.
+
+    Args:
+        image: RGB `[H, W, 3]`.
+        cam: `[h, w]` in [0, 1]; resampled bilinearly to the image.
+        opacity: of the heat map.
+    """
+    import cv2
+
+    size = (image.shape[1], image.shape[0])
+    resized = cv2.resize(np.asarray(cam, dtype=np.float32), size, interpolation=cv2.INTER_LINEAR)
+    heat = cv2.applyColorMap((255 * resized.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
+    return (image * (1 - opacity) + heat * opacity).round().astype(np.uint8)
+
+
+def overlay_mask(image: Picture, mask: NDArray[np.integer], opacity: float = 0.65) -> Picture:
+    """A mask of labels over its image, in PASCAL VOC's colours.
+
+    Args:
+        image: RGB `[H, W, 3]`.
+        mask: `[H, W]`, 0 background (left as it is), 1 to 255.
+        opacity: of the colours.
+    """
+    shade = np.where((mask > 0)[..., None], opacity, 0.0)
+    dimmed = image * np.where((mask > 0)[..., None], 1.0, 0.6)
+    return (dimmed * (1 - shade) + voc_palette()[mask] * shade).round().astype(np.uint8)
+
+
+def voc_palette() -> Picture:
+    """PASCAL VOC's 256 colours, RGB `[256, 3]`: the bits of a label, dealt to the channels' high bits in turn."""
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def draw_grid(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell: int = 160) -> Picture:
+    """Rows of pictures under captions, on white.
+
+    Args:
+        rows: RGB pictures, the same number in each row; they are scaled to squares of `cell` pixels.
+        captions: one for each column.
+        cell: side of a picture in pixels.
+
+    Returns:
+        RGB `[H, W, 3]`.
+    """
+    import cv2
+
+    step = cell + _GAP
+    canvas = np.full((_CAPTION + step * len(rows), step * len(captions) + _GAP, 3), 255, dtype=np.uint8)
+    for column, caption in enumerate(captions):
+        place = (_GAP + column * step, 18)
+        cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            scaled = cv2.resize(picture, (cell, cell), interpolation=cv2.INTER_NEAREST)
+            top, left = _CAPTION + row * step, _GAP + column * step
+            canvas[top : top + cell, left : left + cell] = scaled
+    return canvas
+
+
+def write_picture(path: str | Path, picture: Picture) -> None:
+    """Writes an RGB picture in the format of the file's ending.
+
+    Raises:
+        OSError: where it can't be written; an older file of that name stays as it was.
+    """
+    import cv2
+
+    done, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    if not done:
+        raise OSError(f"{path}: the picture could not be encoded")
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())

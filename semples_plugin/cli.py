@@ -1,0 +1,68 @@
+"""The command line: `semples demo`, `semples doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from semples_plugin.version import __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands, for `main` and for the tests."""
+    parser = argparse.ArgumentParser(
+        prog="semples",
+        description="SemPLeS for any weakly-supervised segmentation code base.",
+        epilog="Start with `semples demo` (two to three minutes on a laptop, no download), then `semples doctor`.",
+    )
+    parser.add_argument("--version", action="version", version=f"semples-plugin {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train, refine and compare CAMs in a small world that comes with the package",
+        description="Trains a CAM network from image labels on generated scenes in which every object has its own "
+        "co-occurring background, adds the three objectives of SemPLeS with a tiny CLIP, and prints what each of "
+        "them changes. Writes pictures, prompts and figures to --out.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--seeds", type=int, nargs="+", default=[100, 101, 102, 103], help="one run for each; the table averages"
+    )
+    demo.add_argument("--ablation", action="store_true", help="all rows of the paper's Table 5; about twice the time")
+    demo.add_argument("--out", default="demo-out", help="folder for grid.png, results.json and the prompts")
+    demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed, which devices there are, whether CLIP's weights are at hand",
+        description="Prints the versions, devices and CLIP weights that training will meet, and what to do about "
+        "what is missing.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
+    doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit status is 0, or 1 for bad input, which is explained in one sentence."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.command == "demo":
+            from semples_plugin.demo.run import run_demo
+
+            run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
+        else:
+            from semples_plugin.doctor import print_report
+
+            return print_report(options.clip, options.pretrained)
+    except (OSError, TypeError, ValueError) as error:
+        print(f"semples {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"semples {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,52 @@
+"""The tiny CLIP of the demo: a real `open_clip.CLIP` of 1.5 million parameters and its tokenizer of whole words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from semples_plugin.demo.data import CONTEXTS, OBJECTS
+
+if TYPE_CHECKING:
+    import open_clip
+
+CONTEXT_LENGTH = 77
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+_FILLERS = "a an the of on in at by with and or near under over beside behind no some two".split()
+_FRAMES = "photo picture image drawing scene view background foreground object nothing blank texture".split()
+# EOT comes last: open_clip pools the text feature at the highest id of a row.
+VOCABULARY: tuple[str, ...] = (
+    "<pad>", "<sos>", "<unk>", ".", ",", *_FILLERS, *_FRAMES, *OBJECTS, *CONTEXTS, "<eot>",
+)  # fmt: skip
+_PAD, _SOS, _UNKNOWN, _EOT = (VOCABULARY.index(word) for word in ("<pad>", "<sos>", "<unk>", "<eot>"))
+
+
+class TinyTokenizer:
+    """Turns texts into ids of whole words; what is not in the vocabulary becomes `<unk>`."""
+
+    def __init__(self) -> None:
+        self._ids = {word: i for i, word in enumerate(VOCABULARY)}
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Ids of one text or of M texts: int64 [M, 77], as SOS, words, EOT, zeros; long texts are cut."""
+        texts = [texts] if isinstance(texts, str) else texts
+        tokens = torch.full((len(texts), CONTEXT_LENGTH), _PAD, dtype=torch.long)
+        for row, text in zip(tokens, texts):
+            # Special words such as <eot> can't come out of a text: the pattern splits off their brackets.
+            words = re.findall(r"\w+|[^\w\s]", text.lower())[: CONTEXT_LENGTH - 2]
+            ids = [_SOS, *(self._ids.get(word, _UNKNOWN) for word in words), _EOT]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+
+def load_tiny_clip_model() -> open_clip.CLIP:
+    """The shipped tiny CLIP on the CPU, float32, in eval mode; it takes images [N, 3, 64, 64] in CLIP's statistics."""
+    import open_clip
+
+    return open_clip.create_model(f"local-dir:{WEIGHTS_FOLDER}", precision="fp32").eval()

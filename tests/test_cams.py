@@ -1,0 +1,83 @@
+import cv2
+import numpy as np
+import pytest
+
+from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, voc_palette, write_picture
+from semples_plugin.cams.evaluation import CamEvaluation
+
+THRESHOLDS = np.linspace(0, 1, 11)
+
+
+def images(count=4, seed=0):
+    random = np.random.default_rng(seed)
+    for n in range(count):
+        present = sorted(random.choice(3, size=n % 3, replace=False).tolist())
+        # Scores that fall on the thresholds too, where > and >= differ.
+        cams = random.integers(0, 21, (len(present), 6, 7)) / 20
+        mask = random.choice([0, 1, 2, 3, 255], size=(6, 7)).astype(np.uint8)
+        yield cams, present, mask
+
+
+def slow_miou(threshold):
+    hits, union = np.zeros(4), np.zeros(4)
+    for cams, present, mask in images():
+        for y in range(6):
+            for x in range(7):
+                if mask[y, x] == 255:
+                    continue
+                guess, best = 0, threshold
+                for cam, k in zip(cams[:, y, x], present):
+                    if cam > best:
+                        guess, best = k + 1, cam
+                for k in range(4):
+                    hits[k] += mask[y, x] == k and guess == k
+                    union[k] += mask[y, x] == k or guess == k
+    return hits / union
+
+
+def test_the_sweep_equals_a_loop_per_threshold_exactly():
+    evaluation = CamEvaluation(3, THRESHOLDS)
+    for cams, present, mask in images():
+        evaluation.update(cams, present, mask)
+    sweep = evaluation.compute()
+    for t, threshold in enumerate(THRESHOLDS):
+        expected = slow_miou(threshold)
+        np.testing.assert_array_equal(sweep.iou[t], expected)
+        assert sweep.miou[t] == expected.mean()
+    assert sweep.miou[sweep.best] == sweep.miou.max()
+
+
+def test_a_class_that_nobody_shows_does_not_count():
+    evaluation = CamEvaluation(2, [0.5])
+    evaluation.update(np.ones((1, 2, 2)), [0], np.ones((2, 2), dtype=np.uint8))
+    sweep = evaluation.compute()
+    assert np.isnan(sweep.iou[0, [0, 2]]).all() and sweep.miou[0] == 1
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="ascending"):
+        CamEvaluation(2, [0.5, 0.4])
+    evaluation = CamEvaluation(2, [0.5])
+    for cams, present, mask, words in (
+        (np.ones((1, 2, 3)), [0], np.zeros((2, 2), dtype=np.uint8), "to fit the mask"),
+        (np.full((1, 2, 2), np.nan), [0], np.zeros((2, 2), dtype=np.uint8), "NaN"),
+        (np.ones((1, 2, 2)), [0], np.full((2, 2), 7, dtype=np.uint8), "values of 0 to 2 and 255"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluation.update(cams, present, mask)
+
+
+def test_pictures(tmp_path):
+    assert voc_palette()[[1, 2, 3, 20]].tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 64, 128]]
+    image = np.full((8, 8, 3), 100, dtype=np.uint8)
+    cam = np.zeros((8, 8))
+    cam[:, 4:] = 1
+    over = overlay_cam(image, cam)
+    assert over[0, 0].argmax() == 2 and over[0, 7].argmax() == 0  # cold is blue, hot is red
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[0] = 1
+    shown = overlay_mask(image, mask, opacity=1.0)
+    assert shown[0, 0].tolist() == [128, 0, 0] and shown[1, 0].tolist() == [60, 60, 60]
+    grid = draw_grid([[image, over]], ["image", "CAM"], cell=40)
+    write_picture(tmp_path / "grid.png", grid)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "grid.png"))[:, :, ::-1], grid)

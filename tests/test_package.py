@@ -1,0 +1,79 @@
+import inspect
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import semples_plugin
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=cwd).stdout
+
+
+def test_importing_stays_light():
+    code = (
+        "import sys, semples_plugin; "
+        "print([m for m in ('open_clip', 'timm', 'mmseg', 'mmengine', 'matplotlib', 'cv2') if m in sys.modules])"
+    )
+    assert run(sys.executable, "-c", code).strip() == "[]"
+
+
+def test_the_public_names():
+    assert semples_plugin.__all__ == [
+        "BackgroundPrompts",
+        "ClassMasks",
+        "FrozenClip",
+        "LossWeights",
+        "Preset",
+        "PromptHistory",
+        "SemPLeSRegularizer",
+        "__version__",
+        "learn_background_prompts",
+        "load_preset",
+    ]
+    for name in semples_plugin.__all__:
+        assert getattr(semples_plugin, name).__doc__, name
+
+
+def test_every_public_function_is_documented():
+    for name in semples_plugin.__all__:
+        for member, value in inspect.getmembers(getattr(semples_plugin, name), inspect.isfunction):
+            if value.__module__.startswith("semples_plugin") and not member.startswith("_"):
+                assert value.__doc__, f"{name}.{member}"
+
+
+def test_adapters_have_one_name():
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run(sys.executable, "-c", "import adapters")
+    assert "import semples_plugin.adapters, not adapters" in error.value.stderr
+    run(sys.executable, "-c", "import semples_plugin.adapters")
+
+
+def test_the_change_log_begins_with_this_version():
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == semples_plugin.__version__
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
+def test_the_wheel_holds_what_git_holds(tmp_path):
+    # From a copy of what git tracks, so that leftovers in the checkout can't stand in for what the build drops.
+    copy = tmp_path / "copy"
+    run("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(copy))
+    for name in run("git", "ls-files", "--modified", "--others", "--exclude-standard").split():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(copy))
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "semples_plugin", "adapters").split(
+        "\n"
+    )
+    tracked = {re.sub("^adapters/", "semples_plugin/adapters/", name) for name in files if (ROOT / name).is_file()}
+    assert packed == tracked

@@ -1,0 +1,264 @@
+import copy
+import math
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from conftest import build_frozen
+
+from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
+
+NAMES = ["train", "boat", "tv monitor"]
+LABELS = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]])
+WEIGHTS = LossWeights(background=2.4, text=0.3, refine=0.7)
+
+
+def pixels(seed: int = 0) -> torch.Tensor:
+    return torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(seed))
+
+
+def host_images(dtype=torch.float32) -> torch.Tensor:
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 1, 3, 1, 1)
+    return ((pixels() - mean) / std).to(dtype)
+
+
+def cams(dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(3, 3, 10, 12, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+
+
+def double_regularizer(**options) -> SemPLeSRegularizer:
+    clip = build_frozen(double=True)
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0).double()
+    return SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts, **options)
+
+
+def by_hand(regularizer, maps):
+    """Features of every pair, one at a time, from the equations."""
+    clip, model = regularizer.clip, regularizer.clip.model
+    mean, std = torch.tensor([clip.image_mean, clip.image_std]).double().view(2, 3, 1, 1)
+    text = lambda name: model.encode_text(clip.tokenizer([f"a photo of {name}."]))[0]  # noqa: E731
+    v_f, v_b, u_f, u_b = [], [], [], []
+    for n, k in LABELS.nonzero().tolist():
+        image = F.interpolate(pixels().double()[n : n + 1], (32, 32), mode="bilinear", antialias=True)[0]
+        image = (image - mean) / std
+        mask = F.interpolate(maps[n, k][None, None], (32, 32), mode="bilinear")[0, 0]
+        v_f.append(model.encode_image((mask * image)[None])[0])
+        v_b.append(model.encode_image(((1 - mask) * image)[None])[0])
+        u_f.append(text(NAMES[k]))
+        u_b.append(regularizer.prompts.encode(clip)[k])
+    return v_f, v_b, u_f, u_b
+
+
+def as_lists(*groups):
+    return [[vector.detach().tolist() for vector in group] for group in groups]
+
+
+def test_the_losses_equal_the_equations_in_float64():
+    regularizer = double_regularizer()
+    maps = cams(torch.float64)
+    masks = ClassMasks.from_dense(maps, LABELS).sigmoid()
+    losses = regularizer(host_images(torch.float64), masks)
+    v_f, v_b, u_f, u_b = as_lists(*by_hand(regularizer, maps.sigmoid()))
+    match = losses["loss_match_foreground"] + losses["loss_match_background"]
+    assert match.item() == pytest.approx(reference.l_match(v_f, v_b, u_f, 2.4), abs=1e-6)
+    assert losses["loss_refine"].item() == pytest.approx(0.7 * reference.l_refine(v_f, u_b), abs=1e-6)
+    prompt = regularizer.prompt_losses(host_images(torch.float64), masks)
+    assert list(prompt) == ["loss_prompt_image", "loss_prompt_text"]
+    assert sum(prompt.values()).item() == pytest.approx(reference.l_prompt(u_b, v_b, u_f, 0.3), abs=1e-6)
+
+
+def test_the_gradients_equal_the_equations_in_float64():
+    regularizer = double_regularizer()
+    maps = cams(torch.float64)
+    losses = regularizer(host_images(torch.float64), ClassMasks.from_dense(maps, LABELS).sigmoid())
+    (got,) = torch.autograd.grad(sum(losses.values()), maps)
+    v_f, v_b, u_f, u_b = (torch.stack(group) for group in by_hand(regularizer, maps.sigmoid()))
+    sim = lambda a, b: F.cosine_similarity(a, b).clamp(1e-4, 0.9999)  # noqa: E731
+    total = (-sim(v_f, u_f).log() - 2.4 * (1 - sim(v_b, u_f)).log() - 0.7 * (1 - sim(v_f, u_b)).log()).mean()
+    (expected,) = torch.autograd.grad(total, maps)
+    torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-6)
+    assert got[1].abs().sum() == 0 and got[0, 1].abs().sum() > 0
+
+
+def test_a_step_leaves_clip_and_prompts_as_they_were_and_reaches_every_mask():
+    clip = build_frozen()
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts)
+    before = copy.deepcopy(clip.model.state_dict()), prompts.vectors.detach().clone()
+    maps = cams()
+    losses = regularizer(host_images(), ClassMasks.from_dense(maps, LABELS).sigmoid())
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, maps, retain_graph=True)
+        assert name.startswith("loss_") and loss.requires_grad and gradient[2, 0].abs().sum() > 0
+    sum(losses.values()).backward()
+    assert prompts.vectors.grad is None and torch.equal(prompts.vectors, before[1])
+    assert all(p.grad is None and not p.requires_grad for p in clip.model.parameters())
+    assert all(torch.equal(before[0][name], value) for name, value in clip.model.state_dict().items())
+
+
+def test_prompt_losses_reach_the_prompts_alone():
+    clip = build_frozen()
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts)
+    maps = cams()
+    sum(regularizer.prompt_losses(host_images(), ClassMasks.from_dense(maps, LABELS).sigmoid()).values()).backward()
+    assert maps.grad is None and prompts.vectors.grad.abs().amin((1, 2)).min() > 0
+    assert all(p.grad is None for p in clip.model.parameters())
+
+
+def test_terms_can_be_switched_off_and_cost_nothing_then(monkeypatch):
+    clip = build_frozen()
+    encoded = []
+    encode = clip.encode_images
+    monkeypatch.setattr(clip, "encode_images", lambda x: (encoded.append(len(x)), encode(x))[1])
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    images, masks = host_images(), ClassMasks.from_dense(cams(), LABELS).sigmoid()
+    full = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts)(images, masks)
+    rows = {
+        (1, 2.4, 0): (["loss_match_foreground", "loss_match_background"], 6),
+        (1, 0, 0): (["loss_match_foreground"], 3),
+        (0, 2.4, 0): (["loss_match_background"], 3),
+        (0, 0, 0.7): (["loss_refine"], 3),
+        (0, 2.4, 0.7): (["loss_match_background", "loss_refine"], 6),
+    }
+    for (foreground, background, refine), (names, count) in rows.items():
+        encoded.clear()
+        weights = LossWeights(foreground=foreground, background=background, refine=refine)
+        losses = SemPLeSRegularizer(clip, NAMES, weights=weights, prompts=prompts)(images, masks)
+        assert list(losses) == names and encoded == [count]
+        for name in names:
+            torch.testing.assert_close(losses[name], full[name])
+    without = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS)(images, masks)
+    assert list(without) == ["loss_match_foreground", "loss_match_background"]
+    with pytest.raises(ValueError, match="weight 0"):
+        SemPLeSRegularizer(clip, NAMES, weights=LossWeights(0, 0, 1))(images, masks)
+    only_text = SemPLeSRegularizer(clip, NAMES, weights=LossWeights(image=0), prompts=prompts)
+    assert list(only_text.prompt_losses(images, masks)) == ["loss_prompt_text"]
+
+
+@pytest.mark.parametrize("images", [host_images(), torch.zeros(0, 3, 40, 48)], ids=["no label", "no image"])
+def test_a_batch_without_pairs_gives_zeros_on_the_graph(images):
+    regularizer = double_regularizer()
+    maps = torch.randn(len(images), 3, 10, 12, requires_grad=True)
+    masks = ClassMasks.from_dense(maps, torch.zeros(len(images), 3)).sigmoid()
+    losses = regularizer(images, masks)
+    assert list(losses) == ["loss_match_foreground", "loss_match_background", "loss_refine"]
+    total = sum(losses.values())
+    total.backward()
+    assert total.item() == 0 and maps.grad.abs().sum() == 0
+    prompt = sum(regularizer.prompt_losses(images, masks).values())
+    prompt.backward()
+    assert prompt.item() == 0 and regularizer.prompts.vectors.grad.abs().sum() == 0
+
+
+def test_a_change_of_the_prompts_is_noticed_however_it_is_made():
+    clip = build_frozen()
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    regularizer = SemPLeSRegularizer(clip, NAMES, prompts=prompts)
+    changes = [
+        lambda: prompts.vectors.data.mul_(-1),
+        lambda: prompts.load_state_dict({"vectors": torch.randn(3, 4, clip.text_width)}),
+        lambda: setattr(prompts, "vectors", torch.nn.Parameter(torch.randn(3, 4, clip.text_width))),
+        lambda: setattr(regularizer, "prompts", BackgroundPrompts(3, 5, clip.text_width, std=1.0)),
+    ]
+    for change in changes:
+        before = regularizer.prompt_features()
+        assert regularizer.prompt_features() is before
+        change()
+        torch.testing.assert_close(regularizer.prompt_features(), regularizer.prompts.encode(clip).detach())
+        assert not torch.allclose(regularizer.prompt_features(), before, atol=1e-3)
+
+
+def test_views_bring_host_statistics_to_clips_and_fill_as_stated():
+    clip = build_frozen()
+    nothing = ClassMasks.from_pairs(torch.zeros(1, 8, 8), torch.tensor([0]), torch.tensor([0]))
+    image = F.interpolate(pixels()[:1], (32, 32), mode="bilinear", antialias=True)
+    mean, std = torch.tensor([clip.image_mean, clip.image_std]).view(2, 3, 1, 1)
+    from_imagenet = SemPLeSRegularizer(clip, NAMES).views(host_images(), nothing)
+    from_pixels = SemPLeSRegularizer(clip, NAMES, input_mean=(0, 0, 0), input_std=(1, 1, 1)).views(pixels(), nothing)
+    as_it_is = SemPLeSRegularizer(clip, NAMES, input_mean=None, input_std=None).views((pixels() - mean) / std, nothing)
+    for views in (from_imagenet, from_pixels, as_it_is):
+        torch.testing.assert_close(views[1:], (image - mean) / std, atol=1e-5, rtol=1e-5)
+        assert views[0].abs().max() == 0
+    for fill, colour in (("black", (0, 0, 0)), ((0.2, 0.4, 0.6), (0.2, 0.4, 0.6))):
+        views = SemPLeSRegularizer(clip, NAMES, fill=fill).views(host_images(), nothing)
+        torch.testing.assert_close(views[0, :, 0, 0] * std.flatten() + mean.flatten(), torch.tensor(colour) * 1.0)
+
+
+def test_a_surrounding_autocast_changes_nothing():
+    regularizer = SemPLeSRegularizer(build_frozen(), NAMES, weights=WEIGHTS)
+    images, masks = host_images(), ClassMasks.from_dense(cams(), LABELS).sigmoid()
+    expected = regularizer(images, masks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = regularizer(images, masks)
+    for name, loss in got.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], atol=0, rtol=0)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = regularizer(images.to(dtype), ClassMasks.from_dense(cams(dtype), LABELS).sigmoid())
+        for name, loss in half.items():
+            torch.testing.assert_close(loss, expected[name], atol=0.02, rtol=0.02)
+
+
+def test_figures_are_detached_and_do_not_look_like_losses():
+    regularizer = SemPLeSRegularizer(build_frozen(), NAMES)
+    regularizer(host_images(), ClassMasks.from_dense(cams(), LABELS).sigmoid())
+    assert set(regularizer.figures) == {"similarity_foreground", "similarity_background", "mask_area"}
+    assert all("loss" not in name and not value.requires_grad for name, value in regularizer.figures.items())
+    assert 0.4 < regularizer.figures["mask_area"] < 0.6
+
+
+def bad(images=None, maps=None, image_index=(0,), class_index=(0,)):
+    maps = torch.rand(1, 8, 8) if maps is None else maps
+    masks = ClassMasks.from_pairs(maps, torch.tensor(image_index), torch.tensor(class_index))
+    return (host_images() if images is None else images), masks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (bad(images=(pixels() * 255).to(torch.uint8)), TypeError, "floating-point.*torch.uint8"),
+        (bad(images=pixels() * 255), ValueError, "values from .* are not normalised"),
+        (bad(images=pixels()), ValueError, "values from 0 .* to 1 are not normalised|not normalised"),
+        (bad(images=host_images() * math.nan), ValueError, "images: NaN"),
+        (bad(images=host_images()[0]), ValueError, r"\[N, 3, H, W\]"),
+        (bad(images=host_images()[:, :2]), ValueError, r"\[N, 3, H, W\]"),
+        (bad(maps=torch.full((1, 8, 8), math.nan)), ValueError, "masks: NaN.*half precision"),
+        (bad(maps=torch.rand(1, 8, 8) * 7), ValueError, r"expected values in \[0, 1\].*sigmoid"),
+        (bad(maps=-torch.rand(1, 8, 8)), ValueError, r"expected values in \[0, 1\]"),
+        (bad(image_index=(3,)), ValueError, "image 3 of 3"),
+        (bad(class_index=(3,)), ValueError, "class 3 of 3"),
+        ((host_images(), torch.rand(1, 8, 8)), TypeError, "ClassMasks.from_dense"),
+        (
+            (host_images(), ClassMasks.from_dense(torch.rand(3, 4, 8, 8), torch.eye(4)[:3])),
+            ValueError,
+            "4 label columns",
+        ),
+    ],
+)
+def test_bad_batches_are_named(arguments, error, words):
+    regularizer = SemPLeSRegularizer(build_frozen(), NAMES)
+    with pytest.raises(error, match=words) as raised:
+        regularizer(*arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_settings_are_named(clip):
+    with pytest.raises(TypeError, match="FrozenClip"):
+        SemPLeSRegularizer(clip.model, NAMES)
+    with pytest.raises(TypeError, match="class_names"):
+        SemPLeSRegularizer(clip, "train")
+    with pytest.raises(ValueError, match="give both"):
+        SemPLeSRegularizer(clip, NAMES, input_mean=None)
+    with pytest.raises(ValueError, match="fill"):
+        SemPLeSRegularizer(clip, NAMES, fill="grey")
+    with pytest.raises(ValueError, match="fill"):
+        SemPLeSRegularizer(clip, NAMES, fill=(0, 0, 200))
+    with pytest.raises(ValueError, match="text_term"):
+        SemPLeSRegularizer(clip, NAMES, text_term="none")
+    with pytest.raises(ValueError, match=r"LossWeights.refine.*-1"):
+        LossWeights(refine=-1)
+    with pytest.raises(ValueError, match="no prompts: pass prompts=BackgroundPrompts"):
+        SemPLeSRegularizer(clip, NAMES).prompt_losses(host_images(), bad()[1])
