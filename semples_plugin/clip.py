@@ -123,8 +123,7 @@ class FrozenClip:
         if images.shape[1:] != (3, *self.image_size):
             height, width = self.image_size
             raise ValueError(f"images: {self.name} takes [B, 3, {height}, {width}], got {list(images.shape)}")
-        self.model.eval()  # a host that owns the model may have switched it back to training
-        with torch.autocast(images.device.type, enabled=False):
+        with self._as_it_is():
             return _unit(self.model.visual(images.to(self._image_dtype)))  # type: ignore[operator]
 
     @torch.no_grad()
@@ -133,8 +132,7 @@ class FrozenClip:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("texts: expected a list of strings")
         ids = self._token_ids(list(texts)).to(self.device)
-        self.model.eval()
-        with torch.autocast(self.device.type, enabled=False):
+        with self._as_it_is():
             return _unit(self.model.encode_text(ids))  # type: ignore[operator]
 
     def encode_prompts(
@@ -162,8 +160,7 @@ class FrozenClip:
         embedded = self._text.token_embedding(ids).to(prompts.dtype)
         end = layout.start + layout.length
         embedded = torch.cat([embedded[:, : layout.start], prompts, embedded[:, end:]], dim=1)
-        self.model.eval()
-        with torch.autocast(self.device.type, enabled=False):
+        with self._as_it_is():
             return _unit(self._encode_embedded(embedded, ids))
 
     def signature(self) -> Tensor:
@@ -173,6 +170,10 @@ class FrozenClip:
         """
         cat, street = self.encode_texts(["a photo of a cat.", "a photo of a street."]).double().cpu()
         return F.normalize(cat - street, dim=0).float()
+
+    def _as_it_is(self) -> torch.autocast:
+        self.model.eval()  # a host that owns the model may have switched it back to training
+        return torch.autocast(self.device.type, enabled=False)
 
     def _encode_embedded(self, embedded: Tensor, ids: Tensor) -> Tensor:
         # open_clip's text towers, from the embeddings on; checked against `encode_text` in the tests.

@@ -53,11 +53,16 @@ def test_gradients_reach_images_and_prompts_and_never_clip(kind):
 
 def test_a_host_that_switches_the_model_to_training_changes_nothing():
     clip = build_frozen()
-    images = torch.randn(2, 3, 32, 32)
-    expected = clip.encode_images(images)
-    clip.model.train()
-    torch.testing.assert_close(clip.encode_images(images), expected, atol=0, rtol=0)
-    assert not clip.model.training
+    images, vectors = torch.randn(2, 3, 32, 32), torch.randn(2, 4, clip.text_width)
+    for encode in (
+        lambda: clip.encode_images(images),
+        lambda: clip.encode_texts(TEXTS),
+        lambda: clip.encode_prompts(vectors),
+    ):
+        expected = encode()
+        clip.model.train()
+        torch.testing.assert_close(encode(), expected, atol=0, rtol=0)
+        assert not clip.model.training
 
 
 def test_a_surrounding_autocast_changes_nothing():

@@ -102,7 +102,11 @@ def test_an_interrupted_run_resumes_to_the_same_prompts_without_another_walk(tmp
         with pytest.raises(KeyboardInterrupt):
             learn_background_prompts(broken, batches, work_dir=tmp_path, **OPTIONS)
     again = make()
+    steps: list[int] = []
+    inner = again.prompt_losses_of
+    again.prompt_losses_of = lambda *a: (steps.append(1), inner(*a))[1]
     history = learn_background_prompts(again, batches, work_dir=tmp_path, **OPTIONS)
+    assert len(steps) == 6 * 3 - after // 3 * 3  # whole epochs of three steps are kept
     assert torch.equal(again.prompts.vectors, whole.prompts.vectors) and batches.walks == 1
     assert history.loss == expected.loss and history.label == expected.label
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ class CamNet(nn.Module):
         self.classifier = nn.Conv2d(2 * width, num_classes, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw, signed class maps [N, K, H/4, W/4] of images [N, 3, H, W], normalised with ImageNet's statistics."""
+        """Raw, signed class maps [N, K, H/4, W/4] of images [N, 3, H, W] in ImageNet's statistics."""
         maps: Tensor = self.classifier(self.features(images))
         return maps
 

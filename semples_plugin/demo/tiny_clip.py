@@ -1,4 +1,4 @@
-"""The tiny CLIP of the demo: a real `open_clip.CLIP` of 1.5 million parameters and its tokenizer of whole words."""
+"""The tiny CLIP of the demo: a real `open_clip.CLIP`, and its tokenizer of whole words."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class TinyTokenizer:
 
 
 def load_tiny_clip_model() -> open_clip.CLIP:
-    """The shipped tiny CLIP on the CPU, float32, in eval mode; it takes images [N, 3, 64, 64] in CLIP's statistics."""
+    """The shipped tiny CLIP, float32 on the CPU, in eval mode; images are [N, 3, 64, 64]."""
     import open_clip
 
-    return open_clip.create_model(f"local-dir:{WEIGHTS_FOLDER}", precision="fp32").eval()
+    model: open_clip.CLIP = open_clip.create_model(f"local-dir:{WEIGHTS_FOLDER}", precision="fp32")
+    return model.eval()

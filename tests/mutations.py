@@ -1,0 +1,77 @@
+"""Breaks the library on purpose, one line at a time, and says which test notices: `python tests/mutations.py`.
+
+Each mutation is made in a copy of the checkout. A mutation that no test catches makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ("functional", "masks", "clip", "prompts", "regularizer", "prompt_learning")
+
+MUTATIONS = [
+    ("sign of -log sim(v_f, u_f)", "regularizer", "weights.foreground * functional", "-weights.foreground * functional"),
+    ("sign of -log(1 - sim(v_b, u_f))", "regularizer", "weights.background * functional", "-weights.background * functional"),
+    ("sign of L_refine", "regularizer", "refine * functional", "-refine * functional"),
+    ("sign of L_prompt^I", "functional", "return attract(prompt_background), repel", "return -attract(prompt_background), repel"),
+    ("sign of L_prompt^T", "functional", "repel(prompt_label)", "-repel(prompt_label)"),
+    ("text term left out", "regularizer", "terms = functional.prompt_loss(", "terms = functional.prompt_loss(0 * "),
+    ("CLIP thawed", "clip", "model.eval().requires_grad_(False)", "model.eval().requires_grad_(True)"),
+    ("CLIP left in training mode", "clip", "        self.model.eval()  #", "        #"),
+    ("masks detached", "regularizer", "masks.resized(height, width)", "masks.detach().resized(height, width)"),
+    ("min and max detached", "masks", "maps.amin((1, 2), keepdim=True), maps.amax", "maps.detach().amin((1, 2), keepdim=True), maps.detach().amax"),
+    ("prompts not learned", "prompt_learning", "                optimizer.step()\n", ""),
+    ("prompts learned on the foreground", "regularizer", "masks.detach())[len(masks) :]", "masks.detach())[: len(masks)]"),
+    ("prompts learned by refinement", "regularizer", "            with torch.no_grad():\n                self._kept", "            if True:\n                self._kept"),
+    ("prompts kept when they changed", "regularizer", "or not torch.equal(self._kept[0], vectors)", ""),
+    ("wrong class index", "masks", "cls(cams[image_index, class_index], image_index, class_index", "cls(cams[image_index, class_index], image_index, class_index.roll(1)"),
+    ("wrong image index", "masks", "cls(cams[image_index, class_index], image_index,", "cls(cams[image_index, class_index], image_index.roll(1),"),
+    ("foreground and background swapped", "masks", "torch.cat([fill + difference, pairs - difference])", "torch.cat([pairs - difference, fill + difference])"),
+    ("no clamp", "functional", ".clamp(*SIMILARITY_RANGE)", ""),
+    ("sum instead of mean over the pairs", "functional", "values.sum() / max(values.numel(), 1)", "values.sum()"),
+    ("no pair gives NaN", "functional", "values.sum() / max(values.numel(), 1)", "values.mean()"),
+    ("images not brought to CLIP's statistics", "regularizer", "images * host_std + host_mean - clip_mean) / clip_std", "images * 1.0)"),
+    ("autocast reaches the similarities", "functional", "torch.autocast(a.device.type, enabled=False)", "torch.no_grad()"),
+    ("autocast reaches CLIP", "clip", "return torch.autocast(self.device.type, enabled=False)", "return torch.no_grad()"),
+    ("prompt vectors one place too late", "clip", "embedded[:, : layout.start], prompts, embedded[:, end:]", "embedded[:, : layout.start + 1], prompts, embedded[:, end + 1 :]"),
+    ("prompt cropped before the end of text", "clip", "ids[: end + 1], start", "ids[:end], start"),
+    ("prompts after an interrupt begin anew", "prompt_learning", "        if state is not None:", "        if False:"),
+    ("every epoch in the same order", "prompt_learning", "seed * 1_000_003 + epoch", "seed * 1_000_003"),
+    ("no cosine schedule", "prompt_learning", "                schedule.step()\n", ""),
+    ("another CLIP's prompts accepted", "prompts", "< _SAME_CLIP", "< -2"),
+    ("code in a prompts file is run", "prompts", "weights_only=True", "weights_only=False"),
+]  # fmt: skip
+
+
+def main() -> int:
+    """Tries every mutation and prints a line for each."""
+    missed = 0
+    for what, module, old, new in MUTATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy"
+            shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
+            path = copy / "semples_plugin" / f"{module}.py"
+            source = path.read_text()
+            if old not in source:
+                raise SystemExit(f"{what}: {module}.py no longer holds {old!r}")
+            path.write_text(source.replace(old, new))
+            tests = [f"tests/test_{name}.py" for name in TESTS]
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+            # The copy must win over an editable install of the checkout.
+            environment = {"PYTHONPATH": str(copy), "PATH": "/usr/bin:/bin", "HOME": folder}
+            result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        caught = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", result.stdout, re.MULTILINE)
+        missed += caught is None
+        print(f"{what:42} {caught.group(1) if caught else 'NOT CAUGHT'}", flush=True)
+    print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} mutations caught")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,71 @@
+"""What only a CUDA device can show; skips itself elsewhere."""
+
+import copy
+
+import pytest
+import torch
+from conftest import build_frozen
+from test_prompt_learning import OPTIONS, Batches
+from test_regularizer import LABELS, NAMES, WEIGHTS, cams, host_images
+
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def make(device: str, **options) -> SemPLeSRegularizer:
+    clip = build_frozen().to(device)
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=clip.token_std)
+    return SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts, **options)
+
+
+def step(device: str):
+    maps = cams().detach().to(device).requires_grad_()
+    losses = make(device)(host_images().to(device), ClassMasks.from_dense(maps, LABELS).sigmoid())
+    sum(losses.values()).backward()
+    return {name: loss.item() for name, loss in losses.items()}, maps.grad.cpu()
+
+
+def test_losses_and_gradients_are_the_cpus():
+    (on_cpu, cpu_gradient), (on_gpu, gpu_gradient) = step("cpu"), step("cuda")
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-4)
+    torch.testing.assert_close(gpu_gradient, cpu_gradient, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_host_with_autocast_and_a_scaler_trains(dtype):
+    regularizer = make("cuda")
+    host = torch.nn.Conv2d(3, 3, 3, padding=1).cuda()
+    before = copy.deepcopy(host.state_dict())
+    optimizer, scaler = (
+        torch.optim.SGD(host.parameters(), lr=0.1),
+        torch.amp.GradScaler("cuda", enabled=dtype == torch.float16),
+    )
+    images = host_images().cuda()
+    for _ in range(3):
+        with torch.autocast("cuda", dtype=dtype):
+            maps = host(images)
+            assert maps.dtype == dtype
+            losses = regularizer(images, ClassMasks.from_dense(maps, LABELS.cuda()).normalized())
+        total = sum(losses.values())
+        assert total.dtype == torch.float32 and total.isfinite()
+        optimizer.zero_grad()
+        scaler.scale(total).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(not torch.equal(before[name], value) for name, value in host.state_dict().items())
+
+
+def test_prompts_learn_on_the_device():
+    regularizer = make("cuda", input_mean=None, input_std=None)
+    batches = ((x.cuda(), ClassMasks.from_pairs(m.maps.cuda(), m.image_index, m.class_index)) for x, m in Batches())
+    history = learn_background_prompts(regularizer, batches, **OPTIONS)
+    assert history.loss[-1] < history.loss[0] and regularizer.prompts.vectors.is_cuda
+
+
+def test_a_clip_left_on_the_cpu_is_named():
+    regularizer = make("cpu")
+    masks = ClassMasks.from_dense(cams().cuda(), LABELS).sigmoid()
+    with pytest.raises(ValueError, match=r"CLIP is on cpu.*regularizer\.to"):
+        regularizer(host_images().cuda(), masks)
+    regularizer.to("cuda")(host_images().cuda(), masks)
