@@ -52,7 +52,7 @@ class Recipe:
     pairing: float = 0.2
     masked: float = 0.6
     short: float = 0.3
-    bias: float = 0.08
+    bias: float = 0.06
     floor: float = 0.1
     temperature: float = 0.125
 
