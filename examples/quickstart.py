@@ -1,7 +1,7 @@
 """The three stages of SemPLeS around a CAM model of one's own; `python examples/quickstart.py` runs in a minute.
 
-Replace what stands under "Yours": here it is the embedded world's data, network and tiny CLIP, so that nothing is
-downloaded. With real photographs: `FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")`.
+Replace what stands under "Yours", here the demo's data and network, and load a CLIP that knows your photographs:
+`FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")`.
 """
 
 import copy
@@ -49,14 +49,11 @@ def train(model, epochs):
 
 
 matched = train(copy.deepcopy(baseline), epochs=3)  # (a) segment-label matching
-
 regularizer.prompts = BackgroundPrompts(len(OBJECTS), length=16, width=clip.text_width, std=clip.token_std)
 with torch.no_grad():  # (b) prompts from the matched model's backgrounds; the model stays as it is
     batches = ((images, masks_of(matched, images, labels)) for images, labels in loader)
     learn_background_prompts(regularizer, batches, epochs=40, lr=2e-2, work_dir="prompt-learning")
 regularizer.prompts.save("prompts.safetensors")
-
 refined = train(copy.deepcopy(baseline), epochs=3)  # (c) matching and refinement, from the start again
-
 for name, model in {"baseline": baseline, "matched": matched, "refined": refined}.items():
     print(name, judge(model, make_scenes(200, seed=10_000), "cpu"))

@@ -166,10 +166,11 @@ class FrozenClip:
     def signature(self) -> Tensor:
         """A unit vector `[D]` on the CPU that tells one CLIP from another, whatever its precision and device.
 
-        It is the direction from one text to another, so it depends on tokenizer, weights and activation alike.
+        It is the direction from one text to another, so it depends on tokenizer, weights and activation alike. The
+        texts differ in length, so that they differ for a tokenizer that knows neither word.
         """
-        cat, street = self.encode_texts(["a photo of a cat.", "a photo of a street."]).double().cpu()
-        return F.normalize(cat - street, dim=0).float()
+        sentence, word = self.encode_texts(["a photo of a cat.", "street"]).double().cpu()
+        return F.normalize(sentence - word, dim=0).float()
 
     def _as_it_is(self) -> torch.autocast:
         self.model.eval()  # a host that owns the model may have switched it back to training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def learn_background_prompts(
         weight_decay: AdamW's.
         seed: of the order of pairs.
         work_dir: a folder for the features and, after every epoch, the state: an interrupted call continues there
-            when it is made again with the same arguments, to the same prompts. Emptied when it is done. Delete
+            when it is made again with the same arguments, to the same prompts. Removed when it is done. Delete
             it yourself if the generator has changed in between.
         progress: show progress bars.
 
@@ -172,7 +172,7 @@ def learn_background_prompts(
                 }
             )
     prompts.seed = seed
-    folder.empty()
+    folder.remove()
     return history
 
 
@@ -260,10 +260,12 @@ class _WorkDir:
     def write_state(self, state: dict[str, Any]) -> None:
         self._write("state.pt", state)
 
-    def empty(self) -> None:
+    def remove(self) -> None:
         if self.folder is not None:
             for name in ("features.pt", "state.pt"):
                 (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # what else a user keeps there stays
+                self.folder.rmdir()
 
     def _read(self, name: str) -> dict[str, Any] | None:
         if self.folder is None or not (self.folder / name).is_file():

@@ -1,0 +1,136 @@
+"""The embedded world, and in it the paper's claim: matching and then refinement take false activation away."""
+
+import dataclasses
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from semples_plugin import BackgroundPrompts
+from semples_plugin.cli import main
+from semples_plugin.demo import run
+from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
+from semples_plugin.demo.tiny_clip import VOCABULARY, WEIGHTS_FOLDER, TinyTokenizer, load_tiny_clip_model
+from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
+from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
+
+SMALL = run.Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return make_scenes(300, seed=5)
+
+
+def test_a_seed_fixes_every_scene_whatever_the_count(scenes):
+    few, other = make_scenes(3, seed=5), make_scenes(3, seed=6)
+    for field in dataclasses.fields(few):
+        assert np.array_equal(getattr(few, field.name), getattr(scenes, field.name)[:3])
+    assert not np.array_equal(few.images, other.images)
+
+
+def test_labels_name_the_objects_that_masks_show(scenes):
+    for labels, objects in zip(scenes.labels, scenes.objects):
+        assert set(np.flatnonzero(labels) + 1) == set(np.unique(objects)) - {0}
+    assert not (scenes.contexts.astype(bool) & scenes.objects.astype(bool)).any()
+
+
+def test_objects_keep_company_with_their_contexts(scenes):
+    single = scenes.labels.sum(1) == 1
+    own = scenes.labels.argmax(1) + 1
+    shares = (scenes.contexts == own[:, None, None]).mean((1, 2))[single]
+    assert 0.68 < single.mean() < 0.82
+    assert 0.07 < (scenes.objects[single] > 0).mean() < 0.11
+    assert 0.84 < (shares > 0).mean() < 0.96
+    # Prompts learn from what is left when the object is cut out: the context must stay in sight.
+    assert 0.2 < np.median(shares[shares > 0]) < 0.4 and (shares[shares > 0] > 0.1).mean() > 0.95
+    alone = make_scenes(100, seed=5, own_context=0.0)
+    own = alone.labels.argmax(1) + 1
+    assert not (alone.contexts == own[:, None, None])[alone.labels.sum(1) == 1].any()
+
+
+def test_the_tokenizer_knows_whole_words():
+    ids = TinyTokenizer()(["a photo of a train.", "Train <eot> zebra", "rails " * 100])
+    assert ids.shape == (3, 77) and ids.dtype == torch.int64
+    assert [VOCABULARY[i] for i in ids[0, :9]] == "<sos> a photo of a train . <eot> <pad>".split()
+    assert [VOCABULARY[i] for i in ids[1, :7]] == "<sos> train <unk> <unk> <unk> <unk> <eot>".split()
+    assert ids[2, -1] == ids.max() == len(VOCABULARY) - 1
+    assert all(word in VOCABULARY for word in (*OBJECTS, *CONTEXTS))
+
+
+def test_the_shipped_clip_measures_what_its_metrics_say():
+    model = load_tiny_clip_model()
+    assert type(model) is open_clip.CLIP
+    assert sum(path.stat().st_size for path in WEIGHTS_FOLDER.iterdir()) < 3.2e6
+    report = json.loads((WEIGHTS_FOLDER / "metrics.json").read_text())
+    found = measure(model, report["test_seed"])
+    assert found == pytest.approx(report["metrics"], abs=5e-3)
+    assert ClipRecipe(**report["recipe"]) == ClipRecipe()
+
+
+def test_the_shipped_clip_has_the_bias_that_the_demo_is_about():
+    found = measure(load_tiny_clip_model(), seed=901, count=300)
+    assert found["zero_shot_accuracy"] > 0.97
+    assert found["object_to_own_label"] > found["object_to_other_labels"] + 0.5
+    bias = found["context_to_label_of_its_object"]
+    assert found["context_to_labels_of_other_objects"] + 0.1 < bias < found["object_to_own_label"] - 0.3
+
+
+def test_the_recipe_that_trained_it_still_trains():
+    torch.manual_seed(1)
+    model = train(ClipRecipe(steps=3, batch=8, scenes=20))
+    assert not model.training and all(p.isfinite().all() for p in model.parameters())
+    scenes = make_scenes(1, seed=5)
+    numbers = set(np.unique(segment_map(scenes.objects, scenes.contexts)))
+    assert {int(k) + 1 for k in np.flatnonzero(scenes.labels[0])} <= numbers
+
+
+def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
+    results = run.run_demo([3], tmp_path, ablation=True, recipe=SMALL, progress=False)
+    text = capsys.readouterr().out
+    for title in ("baseline", "segment-label matching", "not learned", "L_T alone", "L_I alone", "(full)"):
+        assert title in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "prompts-3.safetensors", "results.json"]
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == results["rows"]
+    prompts = BackgroundPrompts.load(tmp_path / "prompts-3.safetensors")
+    prompts.claim(run.load_tiny_clip(), OBJECTS)
+    again = run.run_demo([3], tmp_path / "again", recipe=SMALL, progress=False)
+    assert again["rows"]["full"] == results["rows"]["full"]
+
+
+def test_the_command_line_runs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "Recipe", lambda: SMALL)
+    assert main(["demo", "--seeds", "1", "2", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert "mean of 2 seeds" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--seeds", "1", "--out", str(tmp_path / "file"), "--quiet"]) == 1
+    assert "semples demo: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("miou", "better"), [((30, 50, 60), "1 of 1"), ((30, 60, 50), "0 of 1")])
+def test_the_explanation_follows_the_figures(miou, better):
+    judged = {
+        name: [run.Judgement(value, 0.5, 0.7, 1 - value / 100)]
+        for name, value in zip(("baseline", "match", "full"), miou)
+    }
+    text = run.explain({**judged, "unlearned": judged["match"]})
+    assert f"better in {better} seeds" in text
+    assert ("does not fall" in text) == (better == "0 of 1")
+
+
+def test_each_stage_takes_false_activation_away():
+    clip = run.load_tiny_clip()
+    before = {name: value.clone() for name, value in clip.model.state_dict().items()}
+    world = run._World(clip, 0, run.Recipe(), progress=False)
+    rows = world.run(("baseline", "match", "full"))
+    baseline, match, full = rows.values()
+    assert baseline.context > match.context + 0.2 and match.context > full.context + 0.03
+    assert match.miou > baseline.miou + 15 and full.miou > baseline.miou + 15
+    assert all(torch.equal(before[name], value) for name, value in clip.model.state_dict().items())
+    # Learned prompts describe each class's context, not its object.
+    near = world.regularizer.prompt_features() @ clip.encode_texts([f"a photo of {c}." for c in CONTEXTS]).T
+    own = world.regularizer.prompt_features() @ world.regularizer.label_features.T
+    assert (near.diagonal() > own.diagonal()).sum() >= 6
+    assert (near.argmax(1) == torch.arange(len(CONTEXTS))).sum() >= 6

@@ -1,0 +1,94 @@
+"""Every script and every block of Python that a reader may copy runs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT, VISION, build_clip
+from safetensors.torch import save_file
+
+from semples_plugin.demo.data import make_scenes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_script(name: str, *options: str, cwd: Path) -> str:
+    command = [sys.executable, str(ROOT / "examples" / name), *options]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_quickstart_is_short_and_lowers_the_activation_of_context(tmp_path):
+    assert len((ROOT / "examples" / "quickstart.py").read_text().splitlines()) < 60
+    context = [float(value) for value in re.findall(r"context=([\d.]+)", run_script("quickstart.py", cwd=tmp_path))]
+    assert len(context) == 3 and context[0] > context[1] + 0.15 and context[1] > context[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.safetensors"]
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Four scenes of the demo in VOC's layout, and a small CLIP in open_clip's."""
+    for folder in ("JPEGImages", "ImageSets/Segmentation", "clip"):
+        (tmp_path / folder).mkdir(parents=True)
+    scenes, labels = make_scenes(4, seed=0), {}
+    for i, image in enumerate(scenes.images):
+        name = f"2007_00000{i}"
+        cv2.imwrite(str(tmp_path / "JPEGImages" / f"{name}.jpg"), image[:, :, ::-1])
+        labels[name] = np.eye(20, dtype=np.float32)[int(scenes.labels[i].argmax())]
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("\n".join(labels))
+    np.save(tmp_path / "cls_labels.npy", labels)
+    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "clip/open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
+    weights = {name: tensor.contiguous() for name, tensor in build_clip().state_dict().items()}
+    save_file(weights, tmp_path / "clip/open_clip_model.safetensors")
+    return tmp_path
+
+
+def test_train_voc_runs_all_stages(voc):
+    options = "--clip local-dir:clip --baseline-epochs 1 --epochs 1 --prompt-length 4 --prompt-epochs 3 --size 64"
+    text = run_script("train_voc.py", "--data", ".", "--labels", "cls_labels.npy", *options.split(), cwd=voc)
+    assert text.count("prompt is nearest to") == 20
+    report = json.loads((voc / "voc-out/figures.json").read_text())
+    assert list(report["figures"]) == ["baseline", "(a) matching", "(b) prompts", "(c) refinement"]
+    assert report["prompts"]["loss"][-1] < report["prompts"]["loss"][0]
+    assert (voc / "voc-out/prompts.safetensors").is_file() and (voc / "voc-out/refined.pt").is_file()
+
+
+def test_the_readmes_code_runs(tmp_path, monkeypatch):
+    from semples_plugin.demo.data import OBJECTS
+    from semples_plugin.demo.generator import CamNet
+    from semples_plugin.demo.run import load_tiny_clip, normalize_images
+    from semples_plugin.presets import Preset
+
+    monkeypatch.chdir(tmp_path)
+    scenes = make_scenes(6, seed=0)
+    images, labels = normalize_images(scenes.images), torch.from_numpy(scenes.labels).float()
+    model = CamNet(len(OBJECTS)).eval()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    yours = {
+        "model": model,
+        "loader": [(images, labels)],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "CLASS_NAMES": OBJECTS,
+        "images": images,
+        "labels": labels,
+        "torch": torch,
+    }
+    monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: load_tiny_clip())
+    monkeypatch.setattr(Preset, "learning_options", lambda self: {"epochs": 2})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), yours)
+    assert any(not torch.equal(start[name], value) for name, value in model.state_dict().items())
+    assert (tmp_path / "prompts.safetensors").is_file()
