@@ -174,7 +174,8 @@ def main() -> None:
     names = [*preset.class_names, *BACKGROUNDS]
     near = regularizer.prompt_features() @ clip.encode_texts([f"a photo of {name}." for name in names]).T
     for name, row in zip(preset.class_names, near):
-        print(f"{name:15} prompt is nearest to " + ", ".join(f"{names[i]} {row[i]:.2f}" for i in row.topk(4).indices))
+        near_names = ", ".join(f"{names[i]} {row[i]:.2f}" for i in row.topk(4).indices)
+        print(f"{name:15} " + ("is in no image" if name in history.unseen else f"prompt is nearest to {near_names}"))
     (options.out / "figures.json").write_text(json.dumps({"figures": figures, "prompts": history.to_dict()}, indent=2))
 
 
