@@ -1,8 +1,7 @@
 """The three stages of SemPLeS around a CAM model of one's own; `python examples/quickstart.py` runs in a minute.
 
-Replace what stands under "Yours", here the demo's data and network, and load a CLIP that knows your photographs:
-`FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")`.
-"""
+Replace what stands under "Yours", and load a CLIP that knows photographs:
+FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")."""
 
 import copy
 
@@ -38,6 +37,7 @@ def masks_of(model, images, labels):
 
 
 def train(model, epochs):
+    torch.manual_seed(0)  # (a) and (c) see the same batches
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for _ in range(epochs):
         for images, labels in loader:
@@ -50,7 +50,7 @@ def train(model, epochs):
 
 matched = train(copy.deepcopy(baseline), epochs=3)  # (a) segment-label matching
 regularizer.prompts = BackgroundPrompts(len(OBJECTS), length=16, width=clip.text_width, std=clip.token_std)
-with torch.no_grad():  # (b) prompts from the matched model's backgrounds; the model stays as it is
+with torch.no_grad():  # (b) prompts from the matched model's backgrounds, the model staying as it is
     batches = ((images, masks_of(matched, images, labels)) for images, labels in loader)
     learn_background_prompts(regularizer, batches, epochs=40, lr=2e-2, work_dir="prompt-learning")
 regularizer.prompts.save("prompts.safetensors")

@@ -18,7 +18,7 @@ PROMPT_TEMPLATE = "a photo of {}."
 """Where the learned vectors stand in a background prompt."""
 
 _PLACEHOLDERS = (("photo", "of"), ("x", "o"))  # words that a tokenizer is likely to keep as single tokens
-_OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,15 @@ class FrozenClip:
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, name: str | None = None) -> None:
         self._text = _text_tower(model)
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        self._as_it_is()
         self.tokenizer = tokenizer
         self.name = name or f"{type(model).__name__} built by the caller"
         visual: Any = model.visual
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self.image_mean: tuple[float, ...] = tuple(getattr(visual, "image_mean", None) or _OPENAI_MEAN)
-        self.image_std: tuple[float, ...] = tuple(getattr(visual, "image_std", None) or _OPENAI_STD)
+        self.image_mean: tuple[float, ...] = tuple(getattr(visual, "image_mean", None) or OPENAI_MEAN)
+        self.image_std: tuple[float, ...] = tuple(getattr(visual, "image_std", None) or OPENAI_STD)
         # Low-precision models keep their layer norms in float32; the first convolution says what images must be.
         self._image_dtype = next(p.dtype for p in visual.parameters() if p.ndim == 4)
         self._layouts: dict[tuple[int, str, tuple[int, ...] | None], PromptLayout] = {}
@@ -173,7 +174,8 @@ class FrozenClip:
         return F.normalize(sentence - word, dim=0).float()
 
     def _as_it_is(self) -> torch.autocast:
-        self.model.eval()  # a host that owns the model may have switched it back to training
+        # Each time anew: a host that owns the model may have switched it back to training.
+        self.model.eval().requires_grad_(False)
         return torch.autocast(self.device.type, enabled=False)
 
     def _encode_embedded(self, embedded: Tensor, ids: Tensor) -> Tensor:

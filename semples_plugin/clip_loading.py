@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from semples_plugin.clip import OPENAI_MEAN, OPENAI_STD
+
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOCAL_DIR = "local-dir:"
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
@@ -176,6 +178,8 @@ def _config_of_file(name: str, path: Path) -> dict[str, Any]:
             UserWarning,
             stacklevel=2,
         )
+    if not statistics:  # an architecture without published weights
+        return {"quick_gelu": quick_gelu, "mean": OPENAI_MEAN, "std": OPENAI_STD}
     mean, std = sorted(statistics)[0]
     if len(statistics) > 1:
         warnings.warn(

@@ -16,7 +16,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: as the block raises it (a full disk, say); the temporary file is gone then, an older `path` intact.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -27,7 +27,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # some file systems report a full disk only here
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; a colleague should be able to read ours
+        # mkstemp's files are private; a colleague should be able to read ours, unless the older one was private too.
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -69,6 +69,8 @@ class ClassMasks:
         indices = []
         for name, index in (("image_index", image_index), ("class_index", class_index)):
             index = torch.as_tensor(index, device=maps.device)
+            if index.numel() == 0:
+                index = index.long()  # an empty list comes as float32
             if index.shape != maps.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
                 raise ValueError(
                     f"{name}: expected {maps.shape[0]} integers, one for each map, "
@@ -114,12 +116,18 @@ class ClassMasks:
         return replace(self, maps=maps / (high + eps))
 
     def resized(self, height: int, width: int, align_corners: bool = False) -> ClassMasks:
-        """Bilinear resampling to `[P, height, width]`, with gradients; the release aligns the corners."""
+        """Bilinear resampling to `[P, height, width]`, with gradients; the release aligns the corners.
+
+        Masks that shrink are antialiased, as images are, unless corners are aligned.
+        """
         if self.maps.shape[1:] == (height, width):
             return self
         if len(self) == 0:  # interpolate refuses an empty batch; an expanded sum keeps the graph
             return replace(self, maps=self.maps.sum() * self.maps.new_zeros(0, height, width))
-        maps = F.interpolate(self._as_float32()[:, None], (height, width), mode="bilinear", align_corners=align_corners)
+        maps = self._as_float32()[:, None]
+        # Where masks shrink every pixel takes part, as in the images; antialiasing knows no aligned corners.
+        shrinks = (maps.shape[2] > height or maps.shape[3] > width) and not align_corners
+        maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=align_corners, antialias=shrinks)
         return replace(self, maps=maps[:, 0])
 
     def detach(self) -> ClassMasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from semples_plugin.files import replacing
 from semples_plugin.masks import ClassMasks
-from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.prompts import BackgroundPrompts, same_clip
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
 
 _DRIFT = 0.05  # rise of sim(u_b, u_f) over its start from which a prompt counts as drawn to the object
@@ -87,6 +88,8 @@ def learn_background_prompts(
         UserWarning: of classes that were never seen; of prompts that drift onto their object (they come nearest to
             their own label, and nearer than they began), a quarter of the way in and at the end.
 
+    An exception, Ctrl-C among them, leaves the prompts as they were before the call.
+
     Raises:
         ValueError: when the batches hold no pair, an argument is out of range, or `work_dir` is another run's.
     """
@@ -96,19 +99,23 @@ def learn_background_prompts(
             f"expected epochs and batch_size of at least 1, lr above 0 and weight_decay of at least 0, "
             f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
         )
+    # numpy's numbers would go into the saved state, where they can't be read as data.
+    epochs, batch_size, seed, lr, weight_decay = int(epochs), int(batch_size), int(seed), float(lr), float(weight_decay)
     settings = {
         "epochs": epochs,
         "lr": lr,
         "batch_size": batch_size,
         "weight_decay": weight_decay,
         "seed": seed,
-        "weights": asdict(regularizer.weights),
+        "weights": {name: float(weight) for name, weight in asdict(regularizer.weights).items()},
         "text_term": regularizer.text_term,
-        "class_names": list(regularizer.class_names),
-        "clip": regularizer.clip.name,
-        "prompts": list(prompts.vectors.shape),
+        "class_names": [str(name) for name in regularizer.class_names],
+        "templates": [regularizer.template, prompts.template, str(prompts.suffix_ids)],
+        "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
+        "fill": regularizer.fill.tolist(),
+        "start of the prompts": hashlib.sha256(prompts.vectors.detach().cpu().numpy().tobytes()).hexdigest()[:12],
     }
-    folder = _WorkDir(work_dir, settings)
+    folder = _WorkDir(work_dir, settings, prompts.signature)
     kept = folder.read_features()
     if kept is None:
         kept = _walk(regularizer, batches, progress)
@@ -126,6 +133,8 @@ def learn_background_prompts(
             stacklevel=2,
         )
     with _learning(prompts):
+        start = prompts.vectors.detach().clone()
+        unseen = pairs == 0
         optimizer = torch.optim.AdamW([prompts.vectors], lr=lr, weight_decay=weight_decay)
         steps = math.ceil(len(features) / batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * steps)
@@ -136,7 +145,7 @@ def learn_background_prompts(
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
             at_start = state["at_start"].to(at_start)
-            history.loss, history.background, history.label = state["history"]
+            history.loss, history.background, history.label, history.drifted = state["history"]
         bar = tqdm(
             range(len(history.loss), epochs),
             "prompts",
@@ -145,7 +154,7 @@ def learn_background_prompts(
             disable=not progress,
         )
         for epoch in bar:
-            order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+            order = torch.randperm(len(features), generator=_generator(seed, epoch))
             total = torch.zeros((), device=features.device)
             for part in order.to(features.device).split(batch_size):
                 optimizer.zero_grad()
@@ -154,6 +163,7 @@ def learn_background_prompts(
                 optimizer.step()
                 schedule.step()
                 total += loss.detach()
+            prompts.vectors.data[unseen] = start[unseen]  # weight decay alone would have shrunk them
             labels = _label_similarities(regularizer)
             history.loss.append(float(total) / steps)
             history.background.append(_background_similarities(regularizer, features, class_index, pairs))
@@ -168,7 +178,7 @@ def learn_background_prompts(
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
                     "at_start": at_start.cpu(),
-                    "history": (history.loss, history.background, history.label),
+                    "history": (history.loss, history.background, history.label, history.drifted),
                 }
             )
     prompts.seed = seed
@@ -191,14 +201,22 @@ def _walk(
     return torch.cat(features), torch.cat(classes)
 
 
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+
+
 @contextmanager
 def _learning(prompts: BackgroundPrompts) -> Iterator[None]:
     # A host may have frozen the prompts; they are handed back as they came.
-    wanted = prompts.vectors.requires_grad
+    wanted, start = prompts.vectors.requires_grad, prompts.vectors.detach().clone()
     prompts.vectors.requires_grad_(True)
     try:
-        with torch.enable_grad():  # the caller may stand under no_grad, where its generator makes the masks
+        # The caller may stand under no_grad, where its generator makes the masks, or under its autocast.
+        with torch.enable_grad(), torch.autocast(prompts.vectors.device.type, enabled=False):
             yield
+    except BaseException:
+        prompts.vectors.data.copy_(start)  # half-learned prompts would be the start of the next call
+        raise
     finally:
         prompts.vectors.requires_grad_(wanted)
         prompts.vectors.grad = None
@@ -243,9 +261,11 @@ def _warn_of_drift(history: PromptHistory, epoch: int, epochs: int) -> None:
 class _WorkDir:
     """Features and state of an unfinished run; does nothing without a folder."""
 
-    def __init__(self, folder: str | Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Path | None, settings: dict[str, Any], signature: Tensor | None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.settings = settings
+        self.settings, self.signature = settings, signature
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)  # where it can't be, say so before the walk
 
     def read_features(self) -> tuple[Tensor, Tensor] | None:
         found = self._read("features.pt")
@@ -273,17 +293,23 @@ class _WorkDir:
         path = self.folder / name
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
+            settings, signature = found["settings"], found["signature"]
         except Exception as error:
             raise ValueError(f"{path} is damaged; delete it to begin again") from error
-        for key, value in self.settings.items():
-            if found["settings"].get(key) != value:
-                raise ValueError(
-                    f"{self.folder} holds an unfinished run with {key} = {found['settings'].get(key)}, this one has "
-                    f"{value}; use another work_dir, or delete that one"
-                )
-        return found
+        differing = [key for key, value in self.settings.items() if settings.get(key) != value]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{self.folder} holds an unfinished run with {key} = {settings.get(key)}, this one has "
+                f"{self.settings[key]}; use another work_dir, or delete that one"
+            )
+        if not same_clip(self.signature, signature):
+            raise ValueError(
+                f"{self.folder} holds an unfinished run with another CLIP; use another work_dir, or delete that one"
+            )
+        return dict(found)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self.folder is not None:
             with replacing(self.folder / name) as temporary:
-                torch.save({"settings": self.settings, **content}, temporary)
+                torch.save({"settings": self.settings, "signature": self.signature, **content}, temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -59,10 +58,10 @@ class BackgroundPrompts(nn.Module):
             raise ValueError(f'init: expected "normal" or "uniform", got {init!r}')
         generator = torch.Generator().manual_seed(seed)
         shape = (num_classes, length, width)
-        if init == "uniform":
-            vectors = torch.rand(shape, generator=generator)
-        else:
-            vectors = std * torch.randn(shape, generator=generator)
+        draw = torch.rand if init == "uniform" else torch.randn
+        # Drawn on the CPU in float32, whatever torch's defaults are, so that a seed gives the same vectors everywhere.
+        vectors = draw(shape, generator=generator, dtype=torch.float32, device="cpu")
+        vectors = vectors if init == "uniform" else std * vectors
         self.vectors = nn.Parameter(vectors)
         self.template = template
         self.suffix_ids = suffix_ids
@@ -103,9 +102,7 @@ class BackgroundPrompts(nn.Module):
                 f"{class_names[k]!r} here; use the class list that they were learned with, or learn them again"
             )
         signature = clip.signature()
-        if self.signature is not None and (
-            self.signature.shape != signature.shape or float(self.signature @ signature) < _SAME_CLIP
-        ):
+        if not same_clip(self.signature, signature):
             raise ValueError(
                 f"the prompts belong to another CLIP: they were learned with {self.clip_name}, this is {clip.name}, "
                 "whose texts lie elsewhere; load the CLIP that they were learned with, or learn them again"
@@ -151,10 +148,9 @@ class BackgroundPrompts(nn.Module):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no prompts file {path}")
-        if zipfile.is_zipfile(path) or path.suffix in (".pth", ".pt"):
-            tensors, about = _read_release(path)
-        else:
-            tensors, about = _read_safetensors(path)
+        with path.open("rb") as file:
+            begins_with_json = file.read(9)[8:] == b"{"  # safetensors: a length of eight bytes, then its header
+        tensors, about = _read_safetensors(path) if begins_with_json else _read_release(path)
         vectors = tensors.get("prompts")
         if vectors is None or vectors.ndim != 3 or not vectors.is_floating_point():
             found = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -168,6 +164,11 @@ class BackgroundPrompts(nn.Module):
         prompts.clip_name = about.get("clip_name")
         prompts.signature = tensors.get("signature")
         return prompts
+
+
+def same_clip(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two signatures, as far as they are known, are one CLIP's, in whatever precision."""
+    return a is None or b is None or (a.shape == b.shape and float(a @ b) >= _SAME_CLIP)
 
 
 def same_names(a: Sequence[str], b: Sequence[str]) -> bool:
@@ -196,8 +197,8 @@ def _read_release(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} can't be read as tensors alone (damaged, or holding code, which is never run): expected the "
-            "release's btp.pth, a state dict with one tensor"
+            f"{path} is no prompts file: neither safetensors nor a state dict of tensors alone, as the release's "
+            "btp.pth is (it is cut short or damaged, or holds code, which is never run)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a state dict with one tensor 'prompts', got {type(state).__name__}")

@@ -85,6 +85,8 @@ class SemPLeSRegularizer:
             )
         if isinstance(class_names, str) or len(class_names) == 0:
             raise TypeError("class_names: expected a list of names, one for each label column")
+        if template.count("{}") != 1:
+            raise ValueError(f'template: expected one "{{}}" where the class name goes, got {template!r}')
         if text_term not in ("paper", "release"):
             raise ValueError(f'text_term: expected "paper" or "release", got {text_term!r}')
         if (input_mean is None) != (input_std is None):
@@ -99,7 +101,7 @@ class SemPLeSRegularizer:
         self.fill = _fill_colour(fill, clip)
         self.figures: dict[str, Tensor] = {}
         self._label_features = clip.encode_texts([template.format(name) for name in self.class_names])
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, tuple[str, tuple[int, ...] | None], Tensor] | None = None
         self._prompts: BackgroundPrompts | None = None
         self.prompts = prompts
 
@@ -147,6 +149,7 @@ class SemPLeSRegularizer:
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
         self._check(images, masks)
         if len(masks) == 0:
+            self.figures = {}
             return _zeros(masks.maps, wanted)
         with torch.autocast(self.clip.device.type, enabled=False):
             views = self.views(images, masks)
@@ -215,11 +218,12 @@ class SemPLeSRegularizer:
 
     def prompt_features(self) -> Tensor:
         """u_b `[K, D]`, without gradients; kept until the vectors change, in whatever way they do."""
-        vectors = self._need_prompts().vectors.detach()
-        if self._kept is None or not torch.equal(self._kept[0], vectors):
+        prompts = self._need_prompts()
+        vectors, text = prompts.vectors.detach(), (prompts.template, prompts.suffix_ids)
+        if self._kept is None or self._kept[1] != text or not torch.equal(self._kept[0], vectors):
             with torch.no_grad():
-                self._kept = vectors.clone(), self._need_prompts().encode(self.clip)
-        return self._kept[1]
+                self._kept = vectors.clone(), text, prompts.encode(self.clip)
+        return self._kept[2]
 
     def views(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """The foreground views, then the background views: `[2 P, 3, S, S]`, CLIP-normalised, S CLIP's resolution.
@@ -228,7 +232,7 @@ class SemPLeSRegularizer:
         squeezed, so that masks and images stay aligned and no object is cut off.
         """
         dtype = torch.promote_types(images.dtype, torch.float32)
-        images = images.to(dtype)
+        images = images.detach().to(dtype)
         height, width = self.clip.image_size
         if images.shape[2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)
@@ -260,12 +264,15 @@ class SemPLeSRegularizer:
     @torch.no_grad()
     def _check_values(self, images: Tensor, masks: ClassMasks, count: int, classes: int) -> None:
         mean, std = images.new_tensor([self.input_mean, self.input_std]).float().view(2, 3)
-        low, high = images.amin((0, 2, 3)).float(), images.amax((0, 2, 3)).float()
+        low, high = images.detach().amin((0, 2, 3)).float(), images.detach().amax((0, 2, 3)).float()
         indices = torch.stack([masks.image_index.max(), masks.class_index.max()])
-        values = torch.stack([(low * std + mean).min(), (high * std + mean).max(), low.min(), high.max()])
+        values = torch.stack(
+            [(low * std + mean).min(), (high * std + mean).max(), low.min(), high.max(), low.max(), high.min()]
+        )
         values = torch.cat([values.double(), masks.maps.aminmax()[0].double()[None], masks.maps.max().double()[None]])
         # One transfer for all checks: a training step waits for the device once.
-        darkest, brightest, lowest, highest, smallest, largest, image, klass = torch.cat([values, indices]).tolist()
+        figures = torch.cat([values, indices]).tolist()
+        darkest, brightest, lowest, highest, black, white, smallest, largest, image, klass = figures
         if not (math.isfinite(smallest) and math.isfinite(largest)):
             raise ValueError("masks: NaN or infinite values; the CAMs diverged, or underflowed in half precision")
         if smallest < -_SLACK or largest > 1 + _SLACK:
@@ -280,7 +287,8 @@ class SemPLeSRegularizer:
             )
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise ValueError("images: NaN or infinite values")
-        looks_raw = self.input_mean != (0, 0, 0) and lowest >= 0 and highest <= 1 and highest - lowest > 0.5
+        # Photographs in [0, 1] come close to black and white in every channel; normalised ones don't end there.
+        looks_raw = self.input_mean != (0, 0, 0) and 0 <= lowest <= black < 0.1 and 0.8 < white <= highest <= 1
         if looks_raw or darkest < -_PIXEL_SLACK or brightest > 1 + _PIXEL_SLACK:
             raise ValueError(
                 f"images: values from {lowest:.3g} to {highest:.3g} are not normalised with mean "

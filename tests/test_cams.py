@@ -67,6 +67,15 @@ def test_bad_input_is_named():
             evaluation.update(cams, present, mask)
 
 
+def test_classes_are_different_and_known():
+    evaluation = CamEvaluation(2, [0.5])
+    for classes in ([-1, 0], [1, 1], [0, 2]):
+        with pytest.raises(ValueError, match="different classes of 0 to 1"):
+            evaluation.update(np.zeros((2, 4, 4)), classes, np.zeros((4, 4), np.uint8))
+    with pytest.raises(OSError, match="a picture's format"):
+        write_picture("picture", np.zeros((4, 4, 3), np.uint8))
+
+
 def test_pictures(tmp_path):
     assert voc_palette()[[1, 2, 3, 20]].tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 64, 128]]
     image = np.full((8, 8, 3), 100, dtype=np.uint8)

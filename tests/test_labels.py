@@ -24,11 +24,21 @@ class Attack:
         return (os.mkdir, (self.path,))
 
 
-@pytest.mark.parametrize("content", ["attack", "halves", "list", "cut"])
+class Address:
+    """A real array type that, unpickled by numpy, follows a pointer which the file chose."""
+
+    def __reduce__(self):
+        return (np.ndarray, ((1,), np.dtype("O"), b"A" * 8))
+
+
+@pytest.mark.parametrize("content", ["attack", "address", "halves", "words", "none", "list", "cut"])
 def test_other_files_are_refused_and_no_code_runs(tmp_path, content):
     path = tmp_path / "labels.npy"
     things = {
         "attack": {"a": Attack(str(tmp_path / "attacked"))},
+        "address": {"a": Address()},
+        "words": {"a": np.array(["cat"])},
+        "none": {None: LABELS},
         "halves": {"a": LABELS / 2},
         "list": ["a"],
         "cut": {"a": LABELS},
@@ -39,3 +49,19 @@ def test_other_files_are_refused_and_no_code_runs(tmp_path, content):
     with pytest.raises(ValueError, match=r"labels\.npy"):
         load_image_labels(path)
     assert not (tmp_path / "attacked").exists()
+
+
+def test_a_flipped_byte_is_an_error_or_changes_a_name_but_never_crashes(tmp_path):
+    path = tmp_path / "labels.npy"
+    np.save(path, {"2007_000032": LABELS, "2007_000039": LABELS})
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[generator.integers(len(damaged))] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_image_labels(path)
+        except ValueError:
+            refused += 1
+    assert refused > 100

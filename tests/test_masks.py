@@ -78,6 +78,21 @@ def test_resizing_is_bilinear_and_keeps_an_empty_batch_on_the_graph():
     assert empty.maps.shape == (0, 8, 8) and cams.grad.abs().sum() == 0
 
 
+def test_masks_that_shrink_keep_their_area_and_every_pixel_its_gradient():
+    maps = torch.zeros(1, 64, 64)
+    maps[:, :, ::8] = maps[:, :, 1::8] = 1  # stripes of a quarter of the area, thinner than a target pixel
+    maps.requires_grad_()
+    small = ClassMasks.from_pairs(maps, torch.tensor([0]), torch.tensor([0])).resized(8, 8)
+    assert small.maps.mean().item() == pytest.approx(0.25, abs=0.01)
+    small.maps.sum().backward()
+    assert (maps.grad > 0).all()
+
+
+def test_no_pairs_may_come_as_empty_lists():
+    empty = torch.tensor([])
+    assert len(ClassMasks.from_pairs(torch.zeros(0, 4, 4), empty, empty)) == 0
+
+
 def test_views_are_the_equations_and_the_fill_shows_where_masked_out():
     images = torch.randn(2, 3, 4, 4)
     masks = ClassMasks.from_pairs(torch.rand(3, 4, 4), torch.tensor([1, 0, 1]), torch.tensor([0, 1, 2]))

@@ -1,6 +1,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_frozen
@@ -124,6 +125,74 @@ def test_another_runs_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "features.pt").write_bytes(b"PK")
     with pytest.raises(ValueError, match="damaged; delete it"):
         learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: setattr(r, "fill", r.fill + 1), "fill"),
+        (lambda r: setattr(r.prompts, "template", "a picture of {}."), "templates"),
+        (lambda r: r.prompts.vectors.data.add_(1), "start of the prompts"),
+        (lambda r: setattr(r.prompts, "signature", -r.prompts.signature), "another CLIP"),
+    ],
+)
+def test_a_run_that_differs_in_anything_is_not_continued(tmp_path, monkeypatch, change, words):
+    regularizer = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, 7))
+        with pytest.raises(KeyboardInterrupt):
+            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
+    other = make()
+    change(other)
+    with pytest.raises(ValueError, match=words):
+        learn_background_prompts(other, Batches(), work_dir=tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize("after", [1, 7])
+def test_the_same_object_starts_over_after_an_interrupt(tmp_path, monkeypatch, after):
+    whole, regularizer = make(), make()
+    learn_background_prompts(whole, Batches(), **OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, after))
+        with pytest.raises(KeyboardInterrupt):
+            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
+    learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
+    assert torch.equal(regularizer.prompts.vectors, whole.prompts.vectors)
+
+
+def test_numpys_numbers_are_settings_too(tmp_path, monkeypatch):
+    options = {**OPTIONS, "lr": np.float64(0.02), "epochs": np.int64(6)}
+    regularizer = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, 7))
+        with pytest.raises(KeyboardInterrupt):
+            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **options)
+    learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **options)
+
+
+def test_the_callers_autocast_changes_nothing():
+    plain, inside = make(), make()
+    expected = learn_background_prompts(plain, Batches(), **OPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        history = learn_background_prompts(inside, Batches(), **OPTIONS)
+    assert torch.equal(plain.prompts.vectors, inside.prompts.vectors) and history.label == expected.label
+
+
+def test_prompts_of_unseen_classes_stay_as_they_were():
+    regularizer = make()
+    start = regularizer.prompts.vectors.detach().clone()
+    with pytest.warns(UserWarning, match="no image shows tv monitor"):
+        learn_background_prompts(regularizer, Batches(classes=2), **{**OPTIONS, "lr": 0.1}, weight_decay=0.5)
+    assert torch.equal(regularizer.prompts.vectors[2], start[2])
+    assert not torch.equal(regularizer.prompts.vectors[:2], start[:2])
+
+
+def test_a_work_dir_that_cannot_be_is_refused_before_the_walk(tmp_path):
+    (tmp_path / "file").write_text("")
+    batches = Batches()
+    with pytest.raises(OSError):
+        learn_background_prompts(make(), batches, work_dir=tmp_path / "file", **OPTIONS)
+    assert batches.walks == 0
 
 
 def test_the_seed_decides():

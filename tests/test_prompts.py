@@ -1,7 +1,6 @@
 import errno
 import os
 import stat
-from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +93,7 @@ def test_damaged_and_malicious_files_are_refused(tmp_path, clip):
         "cut.safetensors": "cut short or damaged",
         "empty.safetensors": "cut short or damaged",
         "cut.pth": "tensors alone",
-        "attack.pth": "holding code, which is never run",
+        "attack.pth": "holds code, which is never run",
         "other.pth": r"found \{'weights': \[3\]\}",
         "nan.pth": "NaN",
         "list.pth": "got list",
@@ -108,7 +107,32 @@ def test_damaged_and_malicious_files_are_refused(tmp_path, clip):
         BackgroundPrompts.load(tmp_path / "nothing.safetensors")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_file_is_known_by_its_content_not_by_its_name(tmp_path):
+    for name in ("a.pt", "b.pth", "c"):
+        make(seed=1).save(tmp_path / name)
+        assert torch.equal(BackgroundPrompts.load(tmp_path / name).vectors, make(seed=1).vectors)
+
+
+def test_torchs_defaults_do_not_change_what_a_seed_gives():
+    expected = make(seed=1).vectors
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(make(seed=1).vectors, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_private_file_stays_private_and_a_link_a_link(tmp_path):
+    path, link = tmp_path / "prompts.safetensors", tmp_path / "link.safetensors"
+    make(seed=1).save(path)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    make(seed=2).save(link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    assert torch.equal(BackgroundPrompts.load(path).vectors, make(seed=2).vectors)
+
+
 def test_a_full_disk_keeps_the_older_file(tmp_path, monkeypatch):
     path = tmp_path / "prompts.safetensors"
     make(seed=1).save(path)

@@ -245,7 +245,25 @@ def test_bad_batches_are_named(arguments, error, words):
     assert "\n" not in str(raised.value)
 
 
+def test_a_foggy_photograph_is_no_raw_one():
+    fog = 0.5 + 0.12 * torch.rand(1, 1, 40, 48).expand(1, 3, 40, 48)
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 3, 1, 1)
+    masks = ClassMasks.from_pairs(torch.rand(1, 8, 8), torch.tensor([0]), torch.tensor([0]))
+    SemPLeSRegularizer(build_frozen(), NAMES)((fog - mean) / std, masks)
+
+
+def test_gradients_reach_neither_images_nor_a_thawed_clip():
+    regularizer, images = SemPLeSRegularizer(build_frozen(), NAMES), host_images().requires_grad_()
+    regularizer.clip.model.requires_grad_(True)
+    maps = cams().detach().requires_grad_()
+    sum(regularizer(images, ClassMasks.from_dense(maps, LABELS).sigmoid()).values()).backward()
+    assert images.grad is None and maps.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in regularizer.clip.model.parameters())
+
+
 def test_bad_settings_are_named(clip):
+    with pytest.raises(ValueError, match="where the class name goes"):
+        SemPLeSRegularizer(clip, NAMES, template="a photo of a thing.")
     with pytest.raises(TypeError, match="FrozenClip"):
         SemPLeSRegularizer(clip.model, NAMES)
     with pytest.raises(TypeError, match="class_names"):

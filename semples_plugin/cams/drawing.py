@@ -87,8 +87,9 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     """
     import cv2
 
-    done, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(picture[:, :, ::-1]))
-    if not done:
-        raise OSError(f"{path}: the picture could not be encoded")
+    try:
+        _, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    except cv2.error as error:
+        raise OSError(f"{path}: expected a name that ends in a picture's format, like .png or .jpg") from error
     with replacing(path) as temporary:
         temporary.write_bytes(encoded.tobytes())

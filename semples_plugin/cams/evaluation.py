@@ -62,6 +62,10 @@ class CamEvaluation:
         cams = np.asarray(cams)
         if cams.shape != (len(class_index), *mask.shape):
             raise ValueError(f"cams: expected {(len(class_index), *mask.shape)} to fit the mask, got {cams.shape}")
+        if len(set(class_index)) < len(class_index) or not all(0 <= k < self.num_classes for k in class_index):
+            raise ValueError(
+                f"class_index: expected different classes of 0 to {self.num_classes - 1}, got {class_index}"
+            )
         if not np.isfinite(cams).all():
             raise ValueError("cams: NaN or infinite values")
         known = mask != IGNORED

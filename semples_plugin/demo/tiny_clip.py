@@ -49,5 +49,6 @@ def load_tiny_clip_model() -> open_clip.CLIP:
     """The shipped tiny CLIP, float32 on the CPU, in eval mode; images are [N, 3, 64, 64]."""
     import open_clip
 
-    model: open_clip.CLIP = open_clip.create_model(f"local-dir:{WEIGHTS_FOLDER}", precision="fp32")
+    with torch.random.fork_rng(devices=[]):  # open_clip draws random weights before it reads the file
+        model: open_clip.CLIP = open_clip.create_model(f"local-dir:{WEIGHTS_FOLDER}", precision="fp32")
     return model.eval()
