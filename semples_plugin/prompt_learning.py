@@ -52,7 +52,7 @@ class PromptHistory:
 
 def learn_background_prompts(
     regularizer: SemPLeSRegularizer,
-    batches: Iterable[tuple[Tensor, ClassMasks]],
+    batches: Iterable[tuple[Tensor, ClassMasks | Tensor]],
     *,
     epochs: int = 60,
     lr: float = 5e-4,
@@ -70,7 +70,8 @@ def learn_background_prompts(
     Args:
         regularizer: with the prompts to learn.
         batches: walked once, of (images, masks) as the regularizer takes them; put the generator into eval mode
-            and make the masks under `torch.no_grad()`. Several views of an image are several batches.
+            and make the masks under `torch.no_grad()`. Several views of an image are several batches. A host that
+            can't be walked gives what it kept of `regularizer.background_features`: (v_b `[P, D]`, classes `[P]`).
         epochs: passes over the kept features.
         lr: at the start. The paper's 5e-4 by default; the release uses 0.1 with its uniform start.
         batch_size: pairs per step.
@@ -187,13 +188,14 @@ def learn_background_prompts(
 
 
 def _walk(
-    regularizer: SemPLeSRegularizer, batches: Iterable[tuple[Tensor, ClassMasks]], progress: bool
+    regularizer: SemPLeSRegularizer, batches: Iterable[tuple[Tensor, ClassMasks | Tensor]], progress: bool
 ) -> tuple[Tensor, Tensor]:
     """Background features `[P, D]` and their classes `[P]`, on the CPU."""
     features, classes = [], []
     for images, masks in tqdm(batches, "background features", disable=not progress):
-        features.append(regularizer.background_features(images, masks).cpu())
-        classes.append(masks.class_index.cpu())
+        given = isinstance(masks, Tensor)
+        features.append((images if given else regularizer.background_features(images, masks)).cpu())
+        classes.append((masks if given else masks.class_index).cpu())
     if not sum(len(part) for part in classes):
         raise ValueError(
             "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"

@@ -1,0 +1,164 @@
+"""What an adapter is, and the one for a CAM model of one's own.
+
+A host has CAMs, labels and images; the objectives want soft masks in [0, 1] that carry gradients, images of known
+statistics, and nothing else. An adapter stands between the two. It says
+
+- how the host's CAMs become masks (`masks`),
+- what of the host's images is no image at all, such as padding (`images`),
+- which image statistics the host uses (`input_mean`, `input_std`),
+- and it gives the host one scalar to add to its loss (`loss`), and stage (b) as one call (`learn_prompts`).
+
+Which parameters the objectives reach is the host's graph's to say; where a host cuts it, its adapter tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semples_plugin.masks import ClassMasks
+from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer, sum_of
+
+MASKS: dict[str, Callable[[ClassMasks, float], ClassMasks]] = {
+    "logits": lambda masks, eps: masks.sigmoid(),
+    "sigmoid": lambda masks, eps: masks,
+    "relu": lambda masks, eps: masks.max_normalized(eps),
+    "min-max": lambda masks, eps: masks.normalized(eps),
+}
+"""How CAMs of a kind become masks: logits and sigmoids by themselves, the others divided by their own range."""
+
+
+class CamAdapter:
+    """Adds the objectives to the training of dense CAMs.
+
+    Args:
+        regularizer: without prompts for stage (a), with prompts for (c); its image statistics are the host's.
+        kind: what the CAMs are, see `MASKS`.
+        eps: of the normalisation of "relu" and "min-max", in the units of the CAMs.
+        scale: factor of the whole loss, to fit the host's own.
+
+    Attributes:
+        losses: the named, weighted parts of the last `loss`, detached, to log.
+    """
+
+    input_mean: tuple[float, ...] | None = IMAGENET_MEAN
+    input_std: tuple[float, ...] | None = IMAGENET_STD
+
+    def __init__(
+        self, regularizer: SemPLeSRegularizer, kind: str = "relu", *, eps: float = 1e-5, scale: float = 1.0
+    ) -> None:
+        if kind not in MASKS:
+            raise ValueError(f"kind: expected one of {', '.join(MASKS)}, got {kind!r}")
+        self.regularizer, self.kind, self.eps, self.scale = regularizer, kind, eps, scale
+        self.losses: dict[str, Tensor] = {}
+
+    def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
+        """Masks `[P, h, w]` in [0, 1] of the present classes, from CAMs `[N, K, h, w]` and labels `[N, K]`."""
+        return MASKS[self.kind](ClassMasks.from_dense(cams, labels), self.eps)
+
+    def images(self, images: Tensor) -> Tensor:
+        """The images as the objectives are to see them; here as they are."""
+        return images
+
+    def loss(self, images: Tensor, cams: Tensor, labels: Tensor) -> Tensor:
+        """The scalar to add to the host's loss: L_match (1) and, with prompts, L_refine (3).
+
+        Args:
+            images: the host's batch `[N, 3, H, W]`, in its own statistics.
+            cams: of these images, on the graph.
+            labels: multi-hot `[N, K]`.
+        """
+        losses = self.regularizer(self.images(images), self.masks(cams, labels))
+        self.losses = {name: self.scale * value.detach() for name, value in losses.items()}
+        return self.scale * sum_of(losses)
+
+    def learn_prompts(
+        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], path: str | Path, **options: Any
+    ) -> PromptHistory:
+        """Stage (b): learns the regularizer's prompts from one walk over `batches` and saves them.
+
+        Args:
+            batches: (images, cams, labels) as for `loss`, made by the matched generator in eval mode.
+            path: file to write. An interrupted call continues when it is made again; see `work_dir` of
+                `learn_background_prompts`.
+            options: of `learn_background_prompts`.
+        """
+
+        def pairs() -> Iterator[tuple[Tensor, ClassMasks]]:
+            for images, cams, labels in batches:
+                yield self.images(images), self.masks(cams, labels).detach()
+
+        options.setdefault("work_dir", f"{path}.unfinished")
+        with torch.no_grad():
+            history = learn_background_prompts(self.regularizer, pairs(), **options)
+        prompts = self.regularizer.prompts
+        assert prompts is not None  # learned just now
+        prompts.save(path)
+        return history
+
+
+class WrappedCams(CamAdapter):
+    """A CAM model of one's own together with its objectives; see `wrap`."""
+
+    def __init__(self, model: nn.Module, regularizer: SemPLeSRegularizer, kind: str, eps: float) -> None:
+        super().__init__(regularizer, kind, eps=eps)
+        self.model = model
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the model: its CAMs `[N, K, h, w]`, for a loss of one's own, and the scalar to add to that."""
+        cams = self.model(images)
+        return cams, self.loss(images, cams, labels)
+
+    def learn_prompts(self, batches: Iterable[tuple[Tensor, ...]], path: str | Path, **options: Any) -> PromptHistory:
+        """Stage (b) from the host's loader of (images, labels), with the model in eval mode meanwhile."""
+        with evaluating(self.model) as device:
+            walk = ((x.to(device), self.model(x.to(device)), y.to(device)) for x, y in batches)
+            return super().learn_prompts(walk, path, **options)
+
+
+def wrap(cam_model: nn.Module, regularizer: SemPLeSRegularizer, kind: str = "relu", eps: float = 1e-5) -> WrappedCams:
+    """Objectives for any module that returns dense CAMs `[N, K, h, w]`.
+
+    Args:
+        cam_model: left as it is; it stays yours to train and to save.
+        regularizer: with your image statistics.
+        kind: "logits" (per pixel), "sigmoid" (in [0, 1]), "relu" (or signed) or "min-max" (non-negative).
+        eps: of the normalisation of the last two, in the units of the CAMs.
+    """
+    return WrappedCams(cam_model, regularizer, kind, eps)
+
+
+class evaluating:  # noqa: N801, reads as a statement
+    """`with evaluating(model) as device`: eval mode and no gradients; every module's mode comes back afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> torch.device:
+        self.modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        self.no_grad = torch.no_grad()
+        self.no_grad.__enter__()
+        return next(self.model.parameters()).device
+
+    def __exit__(self, *exception: Any) -> None:
+        self.no_grad.__exit__(*exception)
+        for module, training in self.modes.items():
+            module.training = training
+
+
+def neutral_padding(images: Tensor, padding: Tensor, regularizer: SemPLeSRegularizer) -> Tensor:
+    """Paints `padding` `[N, H, W]` (bool) in the colour that masks leave behind, so that it is in neither view.
+
+    Foreground and background views are then the same there, whatever the mask: no gradient, and nothing for
+    prompts to learn from.
+    """
+    clip, like = regularizer.clip, images.new_tensor
+    colour = regularizer.fill.to(images) * like(clip.image_std) + like(clip.image_mean)
+    colour = (colour - like(regularizer.input_mean)) / like(regularizer.input_std)
+    return torch.where(padding[:, None], colour.view(1, 3, 1, 1), images)

@@ -1,0 +1,92 @@
+"""CLIMS: sigmoid CAMs `[N, K, h, w]` that are its masks already, 512-pixel crops with zero padding, float32.
+
+CLIMS has L_match of its own (its OTM and BTM terms, weighted 10 : 24 on VOC, the paper's 1 : 2.4), and suppresses a
+fixed list of backgrounds. The paper adds its *learned* prompts to that (Table 4), which we read as CLIMS's loss plus
+L_refine, scaled as CLIMS scales its foreground term. `--semples-terms all` adds L_match as well; give `--hyper`
+zeros for CLIMS's own then. All that CLIMS trains is reached: everything but its first convolution and batch norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semples_plugin.adapters import options
+from semples_plugin.adapters.base import CamAdapter, evaluating, neutral_padding
+from semples_plugin.regularizer import SemPLeSRegularizer
+
+NUM_CLASSES = {"voc": 20, "coco": 80}
+
+
+class ClimsAdapter(CamAdapter):
+    """The objectives for CLIMS's `x = model(img)`.
+
+    Args:
+        regularizer: with ImageNet's statistics.
+        scale: factor of the loss; CLIMS's first `--hyper` value puts it on the scale of its own terms.
+    """
+
+    def __init__(self, regularizer: SemPLeSRegularizer, *, scale: float = 1.0) -> None:
+        super().__init__(regularizer, "sigmoid", scale=scale)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images whose padding takes no part; no pixel of a photograph is 0 in all three normalised channels."""
+        return neutral_padding(images, (images == 0).all(dim=1), self.regularizer)
+
+
+def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
+    """The options of `run_sample.py` ("voc") and `run_sample_coco.py` ("coco")."""
+    options.add_arguments(parser, preset)
+    parser.add_argument(
+        "--semples-terms", choices=("refine", "all"), default="refine",
+        help="of (c): L_refine beside CLIMS's own terms, the paper's Table 4 as we read it, or L_match too",
+    )  # fmt: skip
+
+
+class Training:
+    """What the patch calls: `semples(img, x, label)` in every step, `semples.learn_prompts(...)` in stage (b).
+
+    Args:
+        args: CLIMS's, with ours.
+        model: CLIMS's network, in `DataParallel`.
+        num_classes: label columns.
+    """
+
+    def __init__(self, args: argparse.Namespace, model: nn.Module, num_classes: int) -> None:
+        self.args, self.adapter = args, None
+        if args.semples is None:
+            return
+        if args.semples == "match" and args.semples_terms == "refine":
+            raise ValueError(
+                "stage (a) is CLIMS's own training, which matches segments and labels already: run it without "
+                "--semples, or give --semples-terms all"
+            )
+        if args.semples_start:
+            weights = torch.load(args.semples_start, map_location="cpu", weights_only=True)
+            getattr(model, "module", model).load_state_dict(weights)
+        if args.semples == "refine" and args.semples_terms == "refine":
+            args.semples_foreground_weight = args.semples_background_weight = 0.0
+        device = next(model.parameters()).device
+        scale = float(args.hyper.split(",")[0]) or 1.0
+        self.adapter = ClimsAdapter(options.build_regularizer(args, num_classes, device), scale=scale)
+
+    @property
+    def learns_prompts(self) -> bool:
+        """Whether this run is stage (b)."""
+        return bool(self.args.semples == "prompts")
+
+    def __call__(self, images: Tensor, cams: Tensor, labels: Tensor) -> Tensor | float:
+        """The number to add to CLIMS's loss; 0 without `--semples`."""
+        return 0.0 if self.adapter is None else self.adapter.loss(images, cams, labels)
+
+    def learn_prompts(self, model: nn.Module, loader: Iterable[dict[str, Any]]) -> None:
+        """Stage (b): walks CLIMS's loader once, learns the prompts and writes `--semples-prompts`."""
+        assert self.adapter is not None
+        with evaluating(model) as device:
+            walk = ((x, model(x), y) for x, y in ((p["img"].to(device), p["label"].to(device)) for p in loader))
+            self.adapter.learn_prompts(walk, self.args.semples_prompts, **options.learning_options(self.args))
+        print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")

@@ -1,0 +1,143 @@
+"""FMA-WSSS: signed Grad-CAMs `[P, h, w]` of the present classes, as an entry of its config's `loss_items`.
+
+    from semples_plugin.adapters.fma_wsss import LossItem
+
+    semples = cfg.loss.loss_items.semples
+    semples.cri = LossItem("refine", preset="voc", prompts="prompts.safetensors")
+    semples.cal = lambda cri, inp, out: cri(inp.img, out.pos_cam, inp.fg_cls_lb)
+    semples.weights = 1.0
+
+The maps are gradients themselves, so the objectives reach the learned context by second-order gradients, and nothing
+else. They may be half precision, where the small ones vanish: they become float32 before anything happens. Images are
+in CLIP's statistics. The host's own CLIP is never shared: its towers are patched by the host.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semples_plugin.adapters.base import CamAdapter
+from semples_plugin.adapters.options import STAGES
+from semples_plugin.clip import FrozenClip
+from semples_plugin.masks import ClassMasks
+from semples_plugin.presets import load_preset
+from semples_plugin.prompt_learning import learn_background_prompts
+from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.regularizer import SemPLeSRegularizer
+
+
+class FmaAdapter(CamAdapter):
+    """The objectives for `out.pos_cam`: ReLU, then min-max per pair.
+
+    Args:
+        regularizer: with `input_mean=None, input_std=None`, for the images are CLIP's already.
+        eps: of the normalisation; raw Grad-CAMs reach 5e-4, so it is far below that.
+    """
+
+    input_mean = input_std = None
+
+    def __init__(self, regularizer: SemPLeSRegularizer, *, eps: float = 1e-7, scale: float = 1.0) -> None:
+        super().__init__(regularizer, "min-max", eps=eps, scale=scale)
+
+    def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
+        """Masks of the pairs, whose order is that of `nonzero(labels)`."""
+        image_index, class_index = labels.nonzero(as_tuple=True)
+        if len(cams) != len(image_index):
+            raise ValueError(f"cams: expected one map for each of the {len(image_index)} labels, got {len(cams)}")
+        return ClassMasks.from_pairs(cams.float(), image_index, class_index).relu().normalized(self.eps)
+
+
+class LossItem:
+    """The `cri` of FMA-WSSS's `loss_items`: stage (a) "match", (b) "prompts" or (c) "refine".
+
+    Nothing is loaded before the first call, so that a config which is only read stays cheap.
+
+    Args:
+        stage: "prompts" trains nothing: it keeps the backgrounds of `batches` calls, learns the prompts, writes them
+            and ends the process. Run it with weight decay 0 and this loss item alone, so that the context stays.
+        preset: class names, weights and schedules.
+        prompts: file that (b) writes and (c) reads.
+        batches: for (b), calls that make one walk over the data.
+        clip, pretrained, precision: see `FrozenClip.load`; the preset's model by default.
+        class_names: instead of the preset's.
+        scale: factor of the loss.
+        seed: of the prompts.
+        learning: options of `learn_background_prompts` that replace the preset's.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        *,
+        preset: str = "voc",
+        prompts: str | Path = "prompts.safetensors",
+        batches: int | None = None,
+        clip: str | None = None,
+        pretrained: str | None = None,
+        precision: str = "fp32",
+        class_names: tuple[str, ...] | None = None,
+        scale: float = 1.0,
+        seed: int = 0,
+        learning: dict[str, Any] | None = None,
+    ) -> None:
+        if stage not in STAGES:
+            raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+        if stage == "prompts" and not (batches and batches > 0):
+            raise ValueError("batches: stage (b) needs the number of calls that make one walk over the data")
+        if stage == "refine" and not Path(prompts).is_file():
+            raise FileNotFoundError(f"stage (c) needs the prompts of stage (b): there is no {prompts}")
+        self.stage, self.preset, self.prompts, self.batches = stage, load_preset(preset), Path(prompts), batches
+        self.clip = clip or self.preset.clip[0]
+        self.pretrained = pretrained or (None if clip else self.preset.clip[1])
+        self.precision, self.scale, self.seed = precision, scale, seed
+        self.class_names = tuple(class_names or self.preset.class_names)
+        self.learning = {**self.preset.learning_options(), **(learning or {})}
+        self.adapter: FmaAdapter | None = None
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, images: Tensor, cams: Tensor, labels: Tensor) -> Tensor:
+        """The scalar for `loss_items`.
+
+        Args:
+            images: `inp.img` `[N, 3, H, W]`, in CLIP's statistics.
+            cams: `out.pos_cam` `[P, h, w]`, of any precision.
+            labels: `inp.fg_cls_lb`, multi-hot `[N, K]`.
+        """
+        if self.adapter is None:
+            self.adapter = self._build(images.device)
+        if self.stage != "prompts":
+            return self.adapter.loss(images, cams, labels)
+        masks = self.adapter.masks(cams, labels)
+        self._kept.append((self.adapter.regularizer.background_features(images, masks).cpu(), masks.class_index.cpu()))
+        if len(self._kept) == self.batches:
+            learn_background_prompts(self.adapter.regularizer, self._kept, seed=self.seed, **self.learning)
+            assert self.adapter.regularizer.prompts is not None  # learned just now
+            self.adapter.regularizer.prompts.save(self.prompts)
+            print(f'SemPLeS: wrote {self.prompts}; stage (c): LossItem("refine", prompts=...)')
+            sys.exit(0)
+        return 0.0 * cams.float().sum()
+
+    def get_named_param_groups(self) -> dict[str, Any]:
+        """No parameters: prompts are learned in stage (b), not by the host's optimiser."""
+        return {}
+
+    def display(self, iteration: int, writer: Any) -> None:
+        """Prints the parts of the last loss and writes them to TensorBoard, as FMA-WSSS asks its losses to."""
+        for name, value in (self.adapter.losses if self.adapter else {}).items():
+            print(f"    {name}: {float(value):.4f}")
+            writer.add_scalar(f"semples/{name}", float(value), iteration + 1)
+
+    def _build(self, device: torch.device) -> FmaAdapter:
+        clip = FrozenClip.load(self.clip, self.pretrained, device=device, precision=self.precision)
+        options = {**self.preset.regularizer_options(), "class_names": self.class_names}
+        regularizer = SemPLeSRegularizer(clip, **{**options, "input_mean": None, "input_std": None})
+        if self.stage == "refine":
+            regularizer.prompts = BackgroundPrompts.load(self.prompts)
+        elif self.stage == "prompts":
+            regularizer.prompts = self.preset.new_prompts(clip.text_width, seed=self.seed)
+        return FmaAdapter(regularizer, scale=self.scale)

@@ -1,0 +1,110 @@
+"""Command-line options that the patched hosts share, and what they build."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semples_plugin.clip import FrozenClip
+from semples_plugin.presets import Preset, load_preset
+from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.regularizer import SemPLeSRegularizer
+
+STAGES = ("match", "prompts", "refine")
+
+
+def add_arguments(parser: argparse.ArgumentParser, preset: str) -> None:
+    """Adds `--semples` and its companions; without `--semples` the host runs as it always did.
+
+    Args:
+        parser: the host's.
+        preset: default of `--semples-preset`.
+    """
+    group = parser.add_argument_group("SemPLeS")
+    add = group.add_argument
+    add("--semples", choices=STAGES, help="stage: (a) match, (b) prompts, (c) refine; left out: the host as it is")
+    add("--semples-preset", default=preset, help="class names, weights and schedules (default: %(default)s)")
+    add("--semples-classes", help="text file with one class name a line, in label order, instead of the preset's")
+    add("--semples-clip", help="open_clip name, or local-dir:PATH (default: the preset's)")
+    add("--semples-pretrained", help="its tag, or the path of a weights file (default: the preset's)")
+    add("--semples-precision", default="fp32", help="of CLIP: fp32, bf16 or fp16 (default: %(default)s)")
+    add("--semples-prompts", default="prompts.safetensors", help="(b) writes this file, (c) reads it; btp.pth also")
+    add("--semples-start", help="checkpoint that the stage starts from (default: the host's own)")
+    add("--semples-seed", type=int, default=0, help="of the prompts")
+    for name, meaning in {
+        "foreground": "of the foreground term of (1)",
+        "background": "lambda_b of (1)",
+        "refine": "lambda of (3)",
+        "text": "lambda_T of (2)",
+    }.items():
+        add(f"--semples-{name}-weight", type=float, metavar="W", help=f"{meaning} (default: the preset's)")
+    add("--semples-prompt-length", type=int, help="L (default: the preset's)")
+    add("--semples-prompt-epochs", type=int, help="epochs of stage (b) (default: the preset's)")
+    add("--semples-prompt-lr", type=float, help="learning rate of stage (b) (default: the preset's)")
+
+
+def preset_of(args: argparse.Namespace) -> Preset:
+    """The chosen preset with everything that the command line replaces in it."""
+    preset = load_preset(args.semples_preset)
+    given: dict[str, Any] = {
+        "prompt_length": args.semples_prompt_length,
+        "prompt_epochs": args.semples_prompt_epochs,
+        "prompt_lr": args.semples_prompt_lr,
+    }
+    if args.semples_classes:
+        given["class_names"] = read_class_names(args.semples_classes)
+    weights = {
+        name: value
+        for name in ("foreground", "background", "refine", "text")
+        if (value := getattr(args, f"semples_{name}_weight")) is not None
+    }
+    given["weights"] = replace(preset.weights, **weights)
+    return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+
+def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | torch.device) -> SemPLeSRegularizer:
+    """The regularizer of the chosen stage: without prompts, with new ones, or with those of the prompts file.
+
+    Raises:
+        ValueError: where class names and label columns differ in number, or the prompts belong elsewhere.
+        FileNotFoundError: where stage (c) finds no prompts, or CLIP's weights are missing.
+    """
+    preset = preset_of(args)
+    if len(preset.class_names) != num_classes:
+        hint = {80: "; COCO with 80 columns has the preset coco", 90: "; COCO with 90 has release-coco"}
+        raise ValueError(
+            f"the labels have {num_classes} columns, {args.semples_classes or 'preset ' + preset.name} names "
+            f"{len(preset.class_names)} classes{hint.get(num_classes, '')}; or give --semples-classes FILE"
+        )
+    if args.semples == "refine" and not Path(args.semples_prompts).is_file():
+        raise FileNotFoundError(
+            f"stage (c) needs the prompts of stage (b): there is no {args.semples_prompts}; run --semples prompts "
+            "first, or give --semples-prompts PATH"
+        )
+    name, tag = args.semples_clip or preset.clip[0], args.semples_pretrained
+    if tag is None and args.semples_clip is None:
+        tag = preset.clip[1]
+    clip = FrozenClip.load(name, tag, device=device, precision=args.semples_precision)
+    regularizer = SemPLeSRegularizer(clip, **preset.regularizer_options())
+    if args.semples == "prompts":
+        regularizer.prompts = preset.new_prompts(clip.text_width, seed=args.semples_seed)
+    elif args.semples == "refine":
+        regularizer.prompts = BackgroundPrompts.load(args.semples_prompts)
+    return regularizer
+
+
+def learning_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `learn_background_prompts` for stage (b)."""
+    return {**preset_of(args).learning_options(), "seed": args.semples_seed}
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, in label order; empty lines don't count."""
+    names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected different class names, one a line, got {len(names)} lines")
+    return names
