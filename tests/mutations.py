@@ -44,7 +44,7 @@ MUTATIONS = [
     ("prompts after an interrupt begin anew", "prompt_learning", "        if state is not None:", "        if False:"),
     ("every epoch in the same order", "prompt_learning", "_generator(seed, epoch)", "_generator(seed, 0)"),
     ("no cosine schedule", "prompt_learning", "                schedule.step()\n", ""),
-    ("another CLIP's prompts accepted", "prompts", "< _SAME_CLIP", "< -2"),
+    ("another CLIP's prompts accepted", "prompts", ">= _SAME_CLIP", ">= -2"),
     ("code in a prompts file is run", "prompts", "weights_only=True", "weights_only=False"),
 ]  # fmt: skip
 

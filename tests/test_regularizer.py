@@ -252,6 +252,14 @@ def test_a_foggy_photograph_is_no_raw_one():
     SemPLeSRegularizer(build_frozen(), NAMES)((fog - mean) / std, masks)
 
 
+def test_random_erasings_noise_is_no_wrong_statistics():
+    images = host_images()
+    images[0, :, :20] = torch.randn(3, 20, 48).clamp(-5, 5)
+    images[0, :, 0, 0], images[0, :, 0, 1] = -5, 5
+    regularizer = SemPLeSRegularizer(build_frozen(), NAMES)
+    regularizer(images, ClassMasks.from_dense(cams(), LABELS).sigmoid())
+
+
 def test_gradients_reach_neither_images_nor_a_thawed_clip():
     regularizer, images = SemPLeSRegularizer(build_frozen(), NAMES), host_images().requires_grad_()
     regularizer.clip.model.requires_grad_(True)
