@@ -15,6 +15,7 @@ in CLIP's statistics. The host's own CLIP is never shared: its towers are patche
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,12 @@ class LossItem:
             raise ValueError("batches: stage (b) needs the number of calls that make one walk over the data")
         if stage == "refine" and not Path(prompts).is_file():
             raise FileNotFoundError(f"stage (c) needs the prompts of stage (b): there is no {prompts}")
-        self.stage, self.preset, self.prompts, self.batches = stage, load_preset(preset), Path(prompts), batches
+        found = load_preset(preset)
+        self.preset = replace(found, class_names=tuple(class_names or found.class_names))
+        self.stage, self.prompts, self.batches = stage, Path(prompts), batches
         self.clip = clip or self.preset.clip[0]
         self.pretrained = pretrained or (None if clip else self.preset.clip[1])
         self.precision, self.scale, self.seed = precision, scale, seed
-        self.class_names = tuple(class_names or self.preset.class_names)
         self.learning = {**self.preset.learning_options(), **(learning or {})}
         self.adapter: FmaAdapter | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
@@ -134,8 +136,8 @@ class LossItem:
 
     def _build(self, device: torch.device) -> FmaAdapter:
         clip = FrozenClip.load(self.clip, self.pretrained, device=device, precision=self.precision)
-        options = {**self.preset.regularizer_options(), "class_names": self.class_names}
-        regularizer = SemPLeSRegularizer(clip, **{**options, "input_mean": None, "input_std": None})
+        options = {**self.preset.regularizer_options(), "input_mean": None, "input_std": None}
+        regularizer = SemPLeSRegularizer(clip, **options)
         if self.stage == "refine":
             regularizer.prompts = BackgroundPrompts.load(self.prompts)
         elif self.stage == "prompts":

@@ -1,0 +1,338 @@
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hosts import ClimsLike, FmaLike, WeakTrLike
+
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
+from semples_plugin.adapters import clims, fma_wsss, options, weaktr
+from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
+from semples_plugin.demo.data import OBJECTS, make_scenes
+from semples_plugin.demo.run import load_tiny_clip, normalize_images
+from semples_plugin.regularizer import sum_of
+
+PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"
+# Six images don't show every class, and two epochs don't settle a prompt.
+pytestmark = pytest.mark.filterwarnings("ignore:no image shows", "ignore:after . of 2 epochs", "ignore:the CAMs span")
+SHORT = {"epochs": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    scenes = make_scenes(6, seed=3)
+    return normalize_images(scenes.images), torch.from_numpy(scenes.labels).float()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_tiny_clip()
+
+
+def regularizer_with_prompts(clip, **settings) -> SemPLeSRegularizer:
+    prompts = BackgroundPrompts(8, 4, clip.text_width, std=clip.token_std)
+    return SemPLeSRegularizer(clip, OBJECTS, prompts=prompts, **settings)
+
+
+def moved(model, loss) -> set[str]:
+    """Names of the parameters that a backward pass reaches."""
+    model.zero_grad()
+    loss.backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+@pytest.mark.parametrize("kind", ["logits", "sigmoid", "relu", "min-max"])
+def test_a_kind_of_cams_becomes_masks(clip, batch, kind):
+    images, labels = batch
+    cams = torch.randn(6, 8, 16, 16)
+    cams = {"sigmoid": cams.sigmoid(), "min-max": cams.abs()}.get(kind, cams).requires_grad_()
+    pairs = cams[labels == 1]
+    low, high = pairs.amin((1, 2), keepdim=True), pairs.amax((1, 2), keepdim=True)
+    expected = {
+        "logits": pairs.sigmoid(),
+        "sigmoid": pairs,
+        "relu": pairs.relu() / (high + 1e-5),
+        "min-max": (pairs - low) / (high - low + 1e-5),
+    }
+    adapter = CamAdapter(regularizer_with_prompts(clip), kind, scale=3.0)
+    masks = adapter.masks(cams, labels)
+    torch.testing.assert_close(masks.maps, expected[kind], atol=1e-6, rtol=0)
+    loss = adapter.loss(images, cams, labels)
+    torch.testing.assert_close(loss, 3 * sum_of(adapter.regularizer(images, masks)))
+    assert set(adapter.losses) == {"loss_match_foreground", "loss_match_background", "loss_refine"}
+    assert sum(adapter.losses.values()).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert not any(value.requires_grad for value in adapter.losses.values())
+
+
+def test_wrap_serves_a_model_of_ones_own(clip, batch, tmp_path):
+    images, labels = batch
+    model = ClimsLike()
+    model.body.eval()  # a user may have frozen a part: every mode comes back
+    modes = [module.training for module in model.modules()]
+    semples = wrap(model, regularizer_with_prompts(clip), "sigmoid")
+    cams, loss = semples(images, labels)
+    assert cams.shape == (6, 8, 16, 16) and moved(model, loss) == {
+        "body.1.weight", "body.1.bias", "classifier.weight",
+    }  # fmt: skip
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    history = semples.learn_prompts([(images, labels)], tmp_path / "prompts.safetensors", **SHORT)
+    assert sum(history.pairs) == labels.sum() and [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.safetensors"]
+    BackgroundPrompts.load(tmp_path / "prompts.safetensors").claim(clip, OBJECTS)
+    with pytest.raises(ValueError, match="expected one of logits, sigmoid, relu, min-max"):
+        wrap(model, semples.regularizer, "softmax")
+
+
+def test_an_exception_gives_the_modes_and_gradients_back():
+    model = ClimsLike().train()
+    with pytest.raises(KeyError), evaluating(model):
+        assert not model.training and not torch.is_grad_enabled()
+        raise KeyError
+    assert model.training and torch.is_grad_enabled()
+
+
+class TestClims:
+    def test_the_mask_is_the_hosts_cam(self, clip, batch):
+        images, labels = batch
+        cams = ClimsLike()(images)
+        masks = clims.ClimsAdapter(regularizer_with_prompts(clip)).masks(cams, labels)
+        assert torch.equal(masks.maps, cams[labels == 1])
+
+    def test_padding_is_in_neither_view_and_teaches_nothing(self, clip, batch):
+        images, labels = batch
+        images = images.clone()
+        images[:, :, :, 40:] = 0  # CLIMS pads after it has normalised
+        adapter = clims.ClimsAdapter(regularizer_with_prompts(clip, fill="black"))
+        cams = torch.rand(6, 8, 64, 64)
+        other = cams.clone()
+        other[:, :, :, 40:] = torch.rand(6, 8, 64, 24)
+        cams.requires_grad_()
+        loss = adapter.loss(images, cams, labels)
+        loss.backward()
+        assert cams.grad[labels == 1][:, :, 40:].abs().max() < 1e-7 < cams.grad[labels == 1][:, :, :40].abs().max()
+        torch.testing.assert_close(loss, adapter.loss(images, other, labels))
+        plain = CamAdapter(adapter.regularizer, "sigmoid")
+        assert (plain.loss(images, cams, labels) - plain.loss(images, other, labels)).abs() > 1e-4
+
+    def test_it_reaches_what_the_host_trains(self, clip, batch):
+        images, labels = batch
+        model = ClimsLike()
+        reached = moved(model, clims.ClimsAdapter(regularizer_with_prompts(clip)).loss(images, model(images), labels))
+        assert reached == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class TestWeakTr:
+    def test_the_hooked_cam_is_the_hosts(self, batch):
+        model = WeakTrLike().eval()
+        with weaktr.FineCam(model) as fine:
+            _, cams, attention = model(batch[0], return_att=True)
+            found = fine()
+        expected = (attention[0][:, None] @ cams.flatten(2)[..., None]).reshape(cams.shape)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+    def test_in_training_it_is_the_same_pass(self, batch):
+        model = WeakTrLike().train()
+        with weaktr.FineCam(model) as fine:
+            _, _, logits = model(batch[0])
+            torch.testing.assert_close(fine().mean((2, 3)), logits, atol=1e-6, rtol=0)
+            assert not torch.allclose(model(batch[0])[2], logits, atol=1e-6)  # another pass drops other paths
+
+    @pytest.mark.parametrize("reach", weaktr.REACH)
+    def test_gradients_reach_what_was_asked_for(self, clip, batch, reach):
+        images, labels = batch
+        model = WeakTrLike().train()
+        adapter = weaktr.WeakTrAdapter(regularizer_with_prompts(clip), eps=1e-4)
+        with weaktr.FineCam(model, reach) as fine:
+            model(images)
+            reached = moved(model, adapter.loss(images, fine(), labels))
+        parts = {name.split(".")[0] for name in reached}
+        assert parts == ({"head", "adaptive_attention_fusion"} if "head" in reach else {"adaptive_attention_fusion"})
+
+    def test_nothing_is_left_behind(self, batch):
+        model = WeakTrLike()
+        with pytest.raises(KeyError), weaktr.FineCam(model) as fine:
+            model(batch[0])
+            raise KeyError
+        assert not any(module._forward_hooks for module in model.modules()) and fine._attention is None
+        with weaktr.FineCam(torch.nn.DataParallel(model)) as fine:
+            with pytest.raises(RuntimeError, match="no forward pass"):
+                fine()
+            model(batch[0])
+            fine()
+            with pytest.raises(RuntimeError, match="no forward pass"):
+                fine()
+
+    def test_other_models_are_refused(self):
+        with pytest.raises(TypeError, match="expected WeakTr's, with head; got ReLU"):
+            weaktr.FineCam(torch.nn.ReLU())
+        with pytest.raises(ValueError, match=r"head\+fusion, fusion"):
+            weaktr.FineCam(WeakTrLike(), "all")
+
+    def test_masks_are_upsampled_before_they_are_normalised(self, clip, batch):
+        cams = torch.rand(6, 8, 8, 8)
+        masks = weaktr.WeakTrAdapter(regularizer_with_prompts(clip), eps=0.1).masks(cams, batch[1])
+        pairs = torch.nn.functional.interpolate(
+            cams[batch[1] == 1][:, None], (64, 64), mode="bilinear", align_corners=True
+        )[:, 0]
+        low, high = pairs.amin((1, 2), keepdim=True), pairs.amax((1, 2), keepdim=True)
+        torch.testing.assert_close(masks.maps, (pairs - low) / (high - low + 0.1))
+
+
+class TestFma:
+    def test_second_order_gradients_reach_the_context_alone(self, clip, batch):
+        images, labels = batch
+        model = FmaLike()
+        adapter = fma_wsss.FmaAdapter(regularizer_with_prompts(clip, input_mean=None, input_std=None))
+        cams = model(images, labels)
+        assert cams.min() < 0 and cams.abs().max() < 0.1
+        masks = adapter.masks(cams, labels)
+        assert masks.maps.amax((1, 2)).min() > 0.99 and masks.class_index.tolist() == labels.nonzero()[:, 1].tolist()
+        assert moved(model, adapter.loss(images, cams, labels)) == {"ctx"}
+
+    def test_half_precision_keeps_the_small_ones(self, clip, batch):
+        labels = batch[1]
+        cams = 5e-4 * torch.rand(int(labels.sum()), 8, 8)
+        adapter = fma_wsss.FmaAdapter(regularizer_with_prompts(clip))
+        half, full = adapter.masks(cams.half(), labels).maps, adapter.masks(cams, labels).maps
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, full, atol=2e-3, rtol=0)
+        with pytest.raises(ValueError, match="one map for each of the"):
+            adapter.masks(cams[1:], labels)
+
+    def test_the_loss_item_goes_through_the_stages(self, clip, batch, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
+        images, labels = batch
+        model, path = FmaLike(), tmp_path / "prompts.safetensors"
+        common = {"class_names": OBJECTS, "prompts": path, "learning": {"epochs": 2}}
+        item = fma_wsss.LossItem("match", **common)
+        assert moved(model, item(images, model(images, labels), labels)) == {"ctx"}
+        assert item.get_named_param_groups() == {}
+        with pytest.raises(FileNotFoundError, match=r"needs the prompts of stage \(b\)"):
+            fma_wsss.LossItem("refine", **common)
+        with pytest.raises(ValueError, match="number of calls"):
+            fma_wsss.LossItem("prompts", **common)
+        item = fma_wsss.LossItem("prompts", batches=2, **common)
+        assert moved(model, item(images, model(images, labels), labels)) == set()
+        with pytest.raises(SystemExit) as end:
+            item(images, model(images, labels), labels)
+        assert end.value.code == 0 and f"wrote {path}" in capsys.readouterr().out
+
+        class Writer(dict):
+            def add_scalar(self, name, value, step):
+                self[name] = value
+
+        item, writer = fma_wsss.LossItem("refine", **common), Writer()
+        item(images, model(images, labels), labels)
+        item.display(0, writer)
+        assert set(writer) == {f"semples/loss_{n}" for n in ("match_foreground", "match_background", "refine")}
+
+
+def parse(add, *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add(parser)
+    parser.add_argument("--hyper", default="10,24,1,0.2")
+    return parser.parse_args(arguments)
+
+
+@pytest.fixture
+def names(tmp_path, clip, monkeypatch):
+    """Options for the demo's classes and its tiny CLIP."""
+    monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
+    (tmp_path / "names.txt").write_text("\n".join(OBJECTS) + "\n\n")
+    return ["--semples-classes", str(tmp_path / "names.txt"), "--semples-prompts", str(tmp_path / "p.safetensors"),
+            "--semples-prompt-length", "4", "--semples-prompt-epochs", "2"]  # fmt: skip
+
+
+def test_clims_trains_through_its_patch(names, batch, tmp_path):
+    images, labels = batch
+    model = ClimsLike()
+    semples = clims.Training(parse(clims.add_arguments), model, 8)
+    assert semples(images, model(images), labels) == 0.0 and not semples.learns_prompts
+    with pytest.raises(ValueError, match="CLIMS's own training"):
+        clims.Training(parse(clims.add_arguments, *names, "--semples", "match"), model, 8)
+    with pytest.raises(FileNotFoundError, match=r"stage \(c\) needs the prompts"):
+        clims.Training(parse(clims.add_arguments, *names, "--semples", "refine"), model, 8)
+    torch.save(ClimsLike().state_dict(), tmp_path / "start.pth")
+    start = ["--semples-start", str(tmp_path / "start.pth")]
+    semples = clims.Training(parse(clims.add_arguments, *names, *start, "--semples", "prompts"), model, 8)
+    assert semples.learns_prompts and torch.equal(
+        model.stem.weight, torch.load(tmp_path / "start.pth", weights_only=True)["stem.weight"]
+    )
+    semples.learn_prompts(model, [{"img": images, "label": labels}])
+    for terms, parts in {"refine": {"loss_refine"}, "all": None}.items():
+        arguments = parse(clims.add_arguments, *names, "--semples", "refine", "--semples-terms", terms)
+        semples = clims.Training(arguments, model, 8)
+        loss = semples(images, model(images), labels.double())
+        assert loss.requires_grad and (parts is None or set(semples.adapter.losses) == parts)
+        assert semples.adapter.scale == 10.0
+
+
+def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
+    images, labels = batch
+    model = WeakTrLike().train()
+    host = torch.ones((), requires_grad=True)
+
+    def training(*arguments: str) -> weaktr.Training:
+        args = parse(weaktr.add_arguments, *arguments)
+        args.nb_classes = 8
+        return weaktr.Training(args, model)
+
+    semples = training()
+    semples.watch()
+    assert semples(host, images, labels) is host
+    import numpy as np
+
+    torch.save({"model": WeakTrLike().state_dict(), "miou": np.float64(70.1), "epoch": 3}, tmp_path / "start.pth")
+    semples = training(*names, "--semples", "prompts", "--semples-start", str(tmp_path / "start.pth"))
+    semples.learn_prompts([(images, labels)])
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+    for alone in ([], ["--semples-alone"]):
+        semples = training(*names, "--semples", "refine", *alone)
+        semples.watch()
+        logits = model(images)[2]
+        loss = semples(host + logits.sum(), images, labels)
+        added = sum(semples.adapter.losses.values())
+        torch.testing.assert_close(loss.detach(), added if alone else added + (host + logits.sum()).detach())
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"), [(80, "preset coco"), (90, "release-coco"), (7, "--semples-classes FILE")]
+)
+def test_labels_of_another_width_are_named(columns, hint):
+    with pytest.raises(ValueError, match=f"the labels have {columns} columns.*{hint}"):
+        options.build_regularizer(parse(clims.add_arguments, "--semples", "match"), columns, "cpu")
+
+
+def test_the_command_line_replaces_the_presets_settings(tmp_path):
+    given = ["--semples-refine-weight", "0.3", "--semples-prompt-lr", "0.1", "--semples-prompt-epochs", "7"]
+    preset = options.preset_of(parse(clims.add_arguments, *given))
+    assert (preset.weights.refine, preset.weights.background, preset.prompt_lr, preset.prompt_epochs) == (
+        0.3, 2.4, 0.1, 7,
+    )  # fmt: skip
+    (tmp_path / "names.txt").write_text("cat\ncat\n")
+    with pytest.raises(ValueError, match="different class names"):
+        options.read_class_names(tmp_path / "names.txt")
+
+
+def test_patches_only_insert_and_carry_no_line_of_the_hosts():
+    for path in PATCHES.glob("*.patch"):
+        body = [line for line in path.read_text().splitlines() if not re.match(r"(diff|index|---|\+\+\+) ", line)]
+        assert body and all(line.startswith("+") or re.fullmatch(r"@@ -\d+,0 \+\d+(,\d+)? @@", line) for line in body)
+    assert len(list(PATCHES.glob("*.patch"))) == 2
+
+
+def test_a_nan_or_a_batch_without_labels_is_handled(clip, batch):
+    images, labels = batch
+    cams = torch.rand(6, 8, 8, 8, requires_grad=True)
+    adapter = CamAdapter(regularizer_with_prompts(clip), "sigmoid")
+    with pytest.raises(ValueError, match="NaN"):
+        adapter.loss(images, cams * float("nan"), labels)
+    loss = adapter.loss(images, cams, torch.zeros_like(labels))
+    loss.backward()
+    assert loss.item() == 0 and cams.grad.abs().sum() == 0
+    one = torch.zeros_like(labels)
+    one[2, 5] = 1
+    assert adapter.loss(images, cams, one).item() > 0 and isinstance(adapter.masks(cams, one), ClassMasks)
