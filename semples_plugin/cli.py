@@ -1,4 +1,4 @@
-"""The command line: `semples demo`, `semples doctor`."""
+"""The command line: `semples demo`, `semples doctor`, `semples patch`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ def build_parser() -> argparse.ArgumentParser:
         "what is missing.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    patch = commands.add_parser(
+        "patch",
+        help="put SemPLeS into a checkout of CLIMS or WeakTr, or take it out",
+        description="Applies the host's patch with git. Pure insertions, at the pinned commit only; a checkout with "
+        "local changes in the files that it touches is refused. FMA-WSSS needs no patch, only a config entry.",
+    )
+    patch.add_argument("host", choices=("clims", "weaktr"), help="which code base")
+    patch.add_argument("path", help="its git checkout")
+    action = patch.add_mutually_exclusive_group()
+    action.add_argument("--check", dest="action", action="store_const", const="check", help="say how things stand")
+    action.add_argument("--revert", dest="action", action="store_const", const="revert", help="take the patch out")
+    patch.set_defaults(action="apply")
+
     doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
     doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     return parser
@@ -55,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from semples_plugin.demo.run import run_demo
 
             run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
+        elif options.command == "patch":
+            from semples_plugin.patching import patch
+
+            print(patch(options.host, options.path, options.action))
         else:
             from semples_plugin.doctor import print_report
 

@@ -72,8 +72,11 @@ def test_the_wheel_holds_what_git_holds(tmp_path):
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(copy))
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "semples_plugin", "adapters").split(
-        "\n"
-    )
-    tracked = {re.sub("^adapters/", "semples_plugin/adapters/", name) for name in files if (ROOT / name).is_file()}
+    folders = ("semples_plugin", "adapters", "examples/patches")
+    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", *folders).split("\n")
+    tracked = {
+        re.sub("^(adapters|examples/(?=patches/))", lambda m: "semples_plugin/" + m[0].removeprefix("examples/"), name)
+        for name in files
+        if (ROOT / name).is_file()
+    }
     assert packed == tracked

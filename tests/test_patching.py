@@ -1,0 +1,58 @@
+import subprocess
+
+import pytest
+
+from semples_plugin import patching
+from semples_plugin.cli import main
+
+
+def git(folder, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository of blank lines as long as CLIMS's files, at "the pinned commit"."""
+    folder = tmp_path / "host"
+    for name in ("run_sample.py", "run_sample_coco.py", "step/train_clims.py", "step_coco/train_clims.py", "other.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(f"# {i}\n" for i in range(300)))
+    git(tmp_path, "init", "--quiet", str(folder))
+    git(folder, "add", "-A")
+    git(folder, "commit", "--quiet", "-m", "host")
+    monkeypatch.setitem(patching.COMMITS, "clims", git(folder, "rev-parse", "HEAD").strip())
+    return folder
+
+
+def test_in_and_out_again(checkout, capsys):
+    assert main(["patch", "clims", str(checkout), "--check"]) == 0
+    assert "not patched; the patch fits" in capsys.readouterr().out
+    assert main(["patch", "clims", str(checkout)]) == 0
+    assert "patched run_sample.py" in capsys.readouterr().out
+    lines = (checkout / "step/train_clims.py").read_text().splitlines()
+    assert lines[104] == "# 104" and lines[105] == "    from semples_plugin.adapters import clims"
+    assert lines[168] == "            loss = loss + semples(img, x, label)"
+    assert main(["patch", "clims", str(checkout), "--check"]) == 0
+    assert "is patched" in capsys.readouterr().out
+    (checkout / "other.py").write_text("changed, but not by us")
+    assert main(["patch", "clims", str(checkout)]) == 1 and "patched already" in capsys.readouterr().err
+    assert main(["patch", "clims", str(checkout), "--revert"]) == 0
+    assert git(checkout, "status", "--porcelain").split() == ["M", "other.py"]
+    assert main(["patch", "clims", str(checkout), "--revert"]) == 1 and "not patched" in capsys.readouterr().err
+
+
+def test_what_is_not_safe_is_refused_and_nothing_changes(checkout, tmp_path, monkeypatch):
+    (checkout / "run_sample.py").write_text("mine")
+    with pytest.raises(ValueError, match=r"local changes .* \(M run_sample.py\)"):
+        patching.patch("clims", checkout)
+    assert (checkout / "run_sample.py").read_text() == "mine"
+    git(checkout, "commit", "--quiet", "-am", "mine")
+    with pytest.raises(ValueError, match="is at commit"):
+        patching.patch("clims", checkout)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    with pytest.raises(ValueError, match="no git checkout of clims"):
+        patching.patch("clims", tmp_path / "empty")
+    assert git(checkout, "status", "--porcelain") == ""
