@@ -37,7 +37,7 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
             f"{checkout} is at commit {head[:12]}; the patch is for {COMMITS[host][:12]}: git -C {checkout} checkout "
             f"{COMMITS[host][:12]}"
         )
-    touched = re.findall(r"^\+\+\+ b/(.+)$", file.read_text(), re.MULTILINE)
+    touched = touched_files(host)
     if _git(checkout, "apply", "--unidiff-zero", "--reverse", "--check", str(file)) is not None:
         if action == "apply":
             raise ValueError(f"{checkout} is patched already; semples patch {host} {checkout} --revert takes it out")
@@ -60,6 +60,11 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
     return (
         f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see {PATCHES}/README.md"
     )
+
+
+def touched_files(host: str) -> list[str]:
+    """Files of the host that its patch changes, relative to the checkout."""
+    return re.findall(r"^\+\+\+ b/(.+)$", (PATCHES / f"{host}.patch").read_text(), re.MULTILINE)
 
 
 def _git(checkout: Path, *arguments: str) -> str | None:
