@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from semples_plugin.clip import FrozenClip
+from semples_plugin.labels import read_class_names
 from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
@@ -100,11 +101,3 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
 def learning_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `learn_background_prompts` for stage (b)."""
     return {**preset_of(args).learning_options(), "seed": args.semples_seed}
-
-
-def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, in label order; empty lines don't count."""
-    names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected different class names, one a line, got {len(names)} lines")
-    return names

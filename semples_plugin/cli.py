@@ -1,4 +1,4 @@
-"""The command line: `semples demo`, `semples doctor`, `semples patch`."""
+"""The command line: `semples demo`, `doctor`, `labels` and `patch`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def build_parser() -> argparse.ArgumentParser:
         "what is missing.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    labels = commands.add_parser(
+        "labels",
+        help="make cls_labels.npy from masks, COCO's JSON or a CSV",
+        description="Writes the image labels that CLIMS, IRNet and WeakTr read, and prints how many images show each "
+        "class. SOURCE is a folder of PNG masks (0 background, k + 1 class k, 255 ignored), COCO's instances JSON, or "
+        "a CSV of image,class[,class...] rows.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    labels.add_argument("source", help="masks, .json or .csv")
+    labels.add_argument("--classes", help="text file with one class name a line, in label order; not needed for JSON")
+    labels.add_argument("--out", default="cls_labels.npy", help="file to write")
+    labels.add_argument(
+        "--keys", choices=("name", "integer"), default="name", help="2007_000032 for WeakTr, 2007000032 for CLIMS"
+    )
+
     patch = commands.add_parser(
         "patch",
         help="put SemPLeS into a checkout of CLIMS or WeakTr, or take it out",
@@ -68,6 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from semples_plugin.demo.run import run_demo
 
             run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
+        elif options.command == "labels":
+            from semples_plugin.labels import read_class_names
+            from semples_plugin.make_labels import describe, make_labels
+
+            names = read_class_names(options.classes) if options.classes else None
+            print(describe(*make_labels(options.source, options.out, names, options.keys)))
         elif options.command == "patch":
             from semples_plugin.patching import patch
 

@@ -95,6 +95,14 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
     return labels
 
 
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, in label order; empty lines don't count."""
+    names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected different class names, one a line, got {len(names)} lines")
+    return names
+
+
 def _multi_hot(key: Any, value: Any) -> NDArray[np.float32]:
     value = value.value if isinstance(value, _Array) else value
     array = np.asarray(value)

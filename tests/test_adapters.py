@@ -11,6 +11,7 @@ from semples_plugin.adapters import clims, fma_wsss, options, weaktr
 from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.run import load_tiny_clip, normalize_images
+from semples_plugin.labels import read_class_names
 from semples_plugin.regularizer import sum_of
 
 PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"
@@ -322,7 +323,7 @@ def test_the_command_line_replaces_the_presets_settings(tmp_path):
     )  # fmt: skip
     (tmp_path / "names.txt").write_text("cat\ncat\n")
     with pytest.raises(ValueError, match="different class names"):
-        options.read_class_names(tmp_path / "names.txt")
+        read_class_names(tmp_path / "names.txt")
 
 
 def test_patches_only_insert_and_carry_no_line_of_the_hosts():

@@ -1,0 +1,137 @@
+"""`semples labels`: `cls_labels.npy`, as CLIMS, IRNet and WeakTr read it, from masks, COCO's JSON or a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from semples_plugin.cams.evaluation import IGNORED
+from semples_plugin.files import replacing
+
+Present = dict[str, set[int]]
+"""Image name, without its ending, to the classes that it shows, from 0."""
+
+
+def make_labels(
+    source: str | Path, out: str | Path, class_names: Sequence[str] | None = None, keys: str = "name"
+) -> tuple[Present, tuple[str, ...]]:
+    """Writes image labels and says what they hold.
+
+    Args:
+        source: a folder of masks (PNG: 0 background, k + 1 class k, 255 ignored), an `instances_*.json` of COCO's
+            layout, or a CSV of `image,class[,class...]` rows, where an image may come again.
+        out: the `.npy` to write: a pickled dictionary of float32 multi-hot arrays `[K]`.
+        class_names: K names in label order. COCO's JSON brings its own, in the order of its ids, unless given.
+        keys: "name" ("2007_000032", WeakTr's) or "integer" (2007000032, CLIMS's and IRNet's; names of digits alone).
+
+    Returns:
+        The classes of each image, and the class names.
+
+    Raises:
+        ValueError: for a class that is not among the names, a mask value above K, an image name that is no number
+            where integers are wanted, or a source without images; nothing is written then.
+    """
+    source = Path(source)
+    if keys not in ("name", "integer"):
+        raise ValueError(f'keys: expected "name" or "integer", got {keys!r}')
+    if source.suffix == ".json":
+        present, class_names = _read_coco(source, class_names)
+    elif class_names is None:
+        raise ValueError("class names are needed, in label order: give a text file with one a line")
+    elif source.is_dir():
+        present = _read_masks(source, len(class_names))
+    elif source.suffix == ".csv":
+        present = _read_table(source, class_names)
+    else:
+        raise ValueError(f"{source}: expected a folder of masks, COCO's .json or a .csv")
+    if not present:
+        raise ValueError(f"{source} holds no images")
+    labels = {_key(name, keys): _multi_hot(classes, len(class_names)) for name, classes in sorted(present.items())}
+    if len(labels) < len(present):
+        raise ValueError(f"{source}: different image names give the same integer; use names as keys")
+    with replacing(out) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(labels, dtype=object), allow_pickle=True)
+    return present, tuple(class_names)
+
+
+def describe(present: Mapping[str, Iterable[int]], class_names: Sequence[str]) -> str:
+    """How many images show each class, and how many show none."""
+    counts = np.bincount([k for classes in present.values() for k in classes], minlength=len(class_names))
+    lines = [f"{name:20} {count:6}" for name, count in zip(class_names, counts)]
+    empty = sum(not classes for classes in present.values())
+    return "\n".join([*lines, f"{'images':20} {len(present):6}", f"{'without a label':20} {empty:6}"])
+
+
+def _read_masks(folder: Path, num_classes: int) -> Present:
+    from PIL import Image  # OpenCV would give the colours of VOC's palettes, not their numbers
+
+    present: Present = {}
+    for path in tqdm(sorted(folder.glob("*.png")), "masks", unit="mask"):
+        try:
+            with Image.open(path) as image:
+                mask = np.asarray(image)
+        except OSError as error:
+            raise ValueError(f"{path} is damaged, or no mask: {error}") from error
+        if mask.ndim != 2:
+            raise ValueError(f"{path}: expected one channel of class numbers, got {mask.shape[2]}")
+        values = set(np.unique(mask).tolist()) - {0, IGNORED}
+        if values and max(values) > num_classes:
+            raise ValueError(f"{path}: expected values of 0 to {num_classes} and {IGNORED}, got {max(values)}")
+        present[path.stem] = {value - 1 for value in values}
+    return present
+
+
+def _read_coco(path: Path, class_names: Sequence[str] | None) -> tuple[Present, tuple[str, ...]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected COCO's images, annotations and categories; {error!r}") from error
+    by_id = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
+    names = tuple(class_names or by_id.values())
+    stems = {image["id"]: Path(image["file_name"]).stem for image in images}
+    present: Present = {stem: set() for stem in stems.values()}
+    for annotation in tqdm(annotations, "annotations", unit="object"):
+        name = by_id[annotation["category_id"]]
+        if name in names:  # a chosen list may leave classes out
+            present[stems[annotation["image_id"]]].add(names.index(name))
+    unknown = [name for name in names if name not in by_id.values()]
+    if unknown:
+        raise ValueError(f"{path} has no category {', '.join(unknown)}; it has {', '.join(by_id.values())}")
+    return present, names
+
+
+def _read_table(path: Path, class_names: Sequence[str]) -> Present:
+    present: Present = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.reader(file), 1):
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (number == 1 and cells[0].lower() == "image"):
+                continue
+            found = present.setdefault(Path(cells[0]).stem, set())
+            for name in filter(None, cells[1:]):
+                if name not in class_names:
+                    raise ValueError(f"{path}, line {number}: {name!r} is none of the {len(class_names)} class names")
+                found.add(class_names.index(name))
+    return present
+
+
+def _key(name: str, keys: str) -> str | int:
+    if keys == "name":
+        return name
+    digits = name.replace("_", "")
+    if not re.fullmatch(r"\d+", digits):
+        raise ValueError(f"{name!r} is no number; CLIMS's integer keys need names such as 2007_000032")
+    return int(digits)
+
+
+def _multi_hot(classes: Iterable[int], num_classes: int) -> np.ndarray:
+    label = np.zeros(num_classes, np.float32)
+    label[list(classes)] = 1
+    return label
