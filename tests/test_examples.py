@@ -32,6 +32,12 @@ def test_quickstart_is_short_and_lowers_the_activation_of_context(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.safetensors"]
 
 
+def test_wrap_your_model_goes_through_the_stages(tmp_path):
+    match, refine = run_script("wrap_your_model.py", cwd=tmp_path).splitlines()
+    assert "loss_refine" not in match and "loss_refine" in refine
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.safetensors"]
+
+
 @pytest.fixture
 def voc(tmp_path):
     """Four scenes of the demo in VOC's layout, and a small CLIP in open_clip's."""
@@ -64,6 +70,7 @@ def test_train_voc_runs_all_stages(voc):
     assert (voc / "voc-out/prompts.safetensors").is_file() and (voc / "voc-out/refined.pt").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:after . of 2 epochs", "ignore:the CAMs span", "ignore:no image shows")
 def test_the_readmes_code_runs(tmp_path, monkeypatch):
     from semples_plugin.demo.data import OBJECTS
     from semples_plugin.demo.generator import CamNet
@@ -71,6 +78,7 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
     from semples_plugin.presets import Preset
 
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     scenes = make_scenes(6, seed=0)
     images, labels = normalize_images(scenes.images), torch.from_numpy(scenes.labels).float()
     model = CamNet(len(OBJECTS)).eval()

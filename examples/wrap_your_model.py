@@ -1,0 +1,33 @@
+"""SemPLeS around any module that returns CAMs [N, K, h, w], by `wrap`; `python examples/wrap_your_model.py` runs.
+
+Here a small network and the demo's scenes and tiny CLIP; with photographs, FrozenClip.load and load_preset("voc").
+"""
+
+import torch
+import torch.nn.functional as F
+
+from semples_plugin import BackgroundPrompts, LossWeights, SemPLeSRegularizer
+from semples_plugin.adapters.base import wrap
+from semples_plugin.demo.data import OBJECTS, make_scenes
+from semples_plugin.demo.generator import CamNet
+from semples_plugin.demo.run import load_tiny_clip, normalize_images
+
+torch.manual_seed(0)
+scenes, clip, model = make_scenes(256, seed=0), load_tiny_clip(), CamNet(len(OBJECTS))
+data = torch.utils.data.TensorDataset(normalize_images(scenes.images), torch.from_numpy(scenes.labels).float())
+loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+weights = LossWeights(background=0.4, text=0.02, refine=0.2)  # for the tiny CLIP; the presets have ViT-B/32's
+semples = wrap(model, SemPLeSRegularizer(clip, OBJECTS, weights=weights), kind="relu")
+
+for stage in ("match", "refine"):
+    for images, labels in loader:
+        cams, loss = semples(images, labels)  # (1), and with prompts (3)
+        loss = loss + F.binary_cross_entropy_with_logits(cams.mean((2, 3)), labels)  # your own loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(stage, {name: round(value.item(), 3) for name, value in semples.losses.items()})
+    if stage == "match":  # (b): prompts from the matched model's backgrounds
+        semples.regularizer.prompts = BackgroundPrompts(len(OBJECTS), 16, clip.text_width, std=clip.token_std)
+        semples.learn_prompts(loader, "prompts.safetensors", epochs=20, lr=2e-2)
