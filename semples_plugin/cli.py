@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seeds", type=int, nargs="+", default=[100, 101, 102, 103], help="one run for each; the table averages"
     )
-    demo.add_argument("--ablation", action="store_true", help="all rows of the paper's Table 5; about twice the time")
+    demo.add_argument("--ablation", action="store_true", help="all rows of the paper's Table 5; half as long again")
     demo.add_argument("--out", default="demo-out", help="folder for grid.png, results.json and the prompts")
     demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")

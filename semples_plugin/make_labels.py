@@ -34,16 +34,19 @@ def make_labels(
         The classes of each image, and the class names.
 
     Raises:
+        FileNotFoundError: where there is no source.
         ValueError: for a class that is not among the names, a mask value above K, an image name that is no number
             where integers are wanted, or a source without images; nothing is written then.
     """
     source = Path(source)
     if keys not in ("name", "integer"):
         raise ValueError(f'keys: expected "name" or "integer", got {keys!r}')
+    if not source.exists():
+        raise FileNotFoundError(f"there is no {source}")
     if source.suffix == ".json":
         present, class_names = _read_coco(source, class_names)
     elif class_names is None:
-        raise ValueError("class names are needed, in label order: give a text file with one a line")
+        raise ValueError("class names are needed, in label order: --classes FILE, a text file with one name a line")
     elif source.is_dir():
         present = _read_masks(source, len(class_names))
     elif source.suffix == ".csv":

@@ -30,8 +30,8 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
     """
     checkout, file = Path(checkout), PATCHES / f"{host}.patch"
     head = _git(checkout, "rev-parse", "HEAD")
-    if head is None:
-        raise ValueError(f"{checkout} is no git checkout of {host}")
+    if head is None or _git(checkout, "cat-file", "-e", COMMITS[host]) is None:
+        raise ValueError(f"{checkout} is no git checkout of {host} with its commit {COMMITS[host][:12]}")
     if head != COMMITS[host]:
         raise ValueError(
             f"{checkout} is at commit {head[:12]}; the patch is for {COMMITS[host][:12]}: git -C {checkout} checkout "

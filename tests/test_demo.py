@@ -107,6 +107,8 @@ def test_the_command_line_runs_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--seeds", "1", "--out", str(tmp_path / "file"), "--quiet"]) == 1
     assert "semples demo: " in capsys.readouterr().err
+    assert main(["demo", "--device", "toaster", "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    assert "device 'toaster' can't be used here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("miou", "better"), [((30, 50, 60), "1 of 1"), ((30, 60, 50), "0 of 1")])

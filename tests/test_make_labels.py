@@ -91,9 +91,11 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path):
         (tmp_path / "bad", NAMES, "name", r"a\.png is damaged"),
         (tmp_path / "colour", NAMES, "name", "one channel of class numbers, got 3"),
         (tmp_path / "empty", NAMES, "name", "holds no images"),
-        (tmp_path / "nothing", NAMES, "name", "expected a folder of masks"),
+        (out, NAMES, "name", "expected a folder of masks"),
         (tmp_path / "mine.csv", NAMES, "integer", "'holiday' is no number"),
     ):
         with pytest.raises(ValueError, match=words):
             make_labels(source, out, names, keys)
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        make_labels(tmp_path / "nothing", out, NAMES)
     assert out.read_bytes() == b"older"

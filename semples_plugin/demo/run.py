@@ -97,6 +97,10 @@ def run_demo(
     """
     out, recipe = Path(out), recipe or Recipe()
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises differs from build to build
+        raise ValueError(f"device {device!r} can't be used here: {str(error).splitlines()[0]}") from error
     started = time.perf_counter()
     clip = load_tiny_clip(device)
     names = (*ROWS[:3], *ABLATION, "full") if ablation else ROWS
