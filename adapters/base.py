@@ -130,6 +130,8 @@ def wrap(cam_model: nn.Module, regularizer: SemPLeSRegularizer, kind: str = "rel
         kind: "logits" (per pixel), "sigmoid" (in [0, 1]), "relu" (or signed) or "min-max" (non-negative).
         eps: of the normalisation of the last two, in the units of the CAMs.
     """
+    if not isinstance(regularizer, SemPLeSRegularizer):
+        raise TypeError(f"regularizer: expected a SemPLeSRegularizer, got {type(regularizer).__name__}")
     return WrappedCams(cam_model, regularizer, kind, eps)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _warned: set[str] = set()
@@ -17,12 +19,40 @@ def check_tensor(name: str, value: Any, *, shape: str, floating: bool = True) ->
     if value.ndim != shape.count(",") + 1:
         raise ValueError(f"{name}: expected a tensor {shape}, got the shape {list(value.shape)}")
     if floating and not value.is_floating_point():
-        raise TypeError(f"{name}: expected floating-point values {shape}, got {value.dtype}")
+        raise TypeError(
+            f"{name}: expected floating-point values {shape}, got {value.dtype}; bytes from 0 to 255 become pixels by "
+            "dividing by 255, and then want the host's mean and standard deviation"
+        )
     return value
 
 
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as a tuple: a sequence, in the order of the label columns, of different strings."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"class_names: expected a list of strings, one for each label column and in their order, got {names!r:.80}"
+        )
+    plain = [name.strip().lower() for name in names]
+    if not plain or "" in plain or len(set(plain)) < len(plain):
+        found = next((repr(name) + " twice" for name in plain if plain.count(name) > 1), "an empty one")
+        raise ValueError(f"class_names: expected different names, got {found if plain else 'none'}")
+    return tuple(names)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine and this build of torch have it."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs between builds
+        raise ValueError(
+            f"device {str(device)!r} can't be used here: {str(error).splitlines()[0]}; `semples doctor` lists the "
+            "devices of this machine"
+        ) from error
+    return torch.device(device)
+
+
 def warn_once(key: str, message: str) -> None:
-    """Warns with `message` the first time that this process meets `key`; `stacklevel` points at the caller's caller."""
+    """Warns the first time that this process meets `key`, and points at the caller of the caller's caller."""
     if key not in _warned:
         _warned.add(key)
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=4)

@@ -42,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
         "what is missing.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
+    doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
+
     labels = commands.add_parser(
         "labels",
         help="make cls_labels.npy from masks, COCO's JSON or a CSV",
@@ -69,9 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument("--check", dest="action", action="store_const", const="check", help="say how things stand")
     action.add_argument("--revert", dest="action", action="store_const", const="revert", help="take the patch out")
     patch.set_defaults(action="apply")
-
-    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
-    doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     return parser
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semples_plugin.checks import check_tensor
+from semples_plugin.checks import check_device, check_tensor
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -82,12 +82,13 @@ class FrozenClip:
             cache_dir: where open_clip keeps its downloads.
 
         Raises:
-            ValueError: for an unknown name, tag or precision (the nearest known ones are named), or a tower that
-                can't take prompt vectors.
+            ValueError: for an unknown name, tag or precision (the nearest known ones are named), a device that
+                isn't there, or a tower that can't take prompt vectors.
             FileNotFoundError: when the weights are neither cached nor to be downloaded.
         """
         from semples_plugin.clip_loading import load_open_clip
 
+        device = check_device(device)  # before the weights are read
         model, tokenizer, full_name = load_open_clip(name, pretrained, precision=precision, cache_dir=cache_dir)
         return cls(model, tokenizer, full_name).to(device)
 

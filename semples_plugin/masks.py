@@ -24,12 +24,13 @@ class ClassMasks:
         maps: `[P, h, w]`, floating point; the losses take values in [0, 1], see the methods below.
         image_index: `[P]`, int64, the image of each pair within its batch.
         class_index: `[P]`, int64, the class of each pair, 0-based, without a background class.
-        num_classes: K where it is known (from dense maps), else None.
+        num_images, num_classes: N and K where they are known (from dense maps), else None.
     """
 
     maps: Tensor
     image_index: Tensor
     class_index: Tensor
+    num_images: int | None = None
     num_classes: int | None = None
 
     @classmethod
@@ -48,13 +49,13 @@ class ClassMasks:
         if cams.shape[:2] != labels.shape:
             raise ValueError(
                 f"cams {list(cams.shape)} and labels {list(labels.shape)} disagree: expected labels of shape "
-                f"{list(cams.shape[:2])}; labels have no background class, and COCO's come with 80 or with 90 columns"
+                f"{list(cams.shape[:2])}; neither has a column for the background, and COCO's have 80 or 90"
             )
         present = labels.to(cams.device) == 1
         if not bool((present | (labels.to(cams.device) == 0)).all()):
             raise ValueError("labels: expected a multi-hot matrix of 0 and 1, got other values; pass hard image labels")
         image_index, class_index = present.nonzero(as_tuple=True)
-        return cls(cams[image_index, class_index], image_index, class_index, cams.shape[1])
+        return cls(cams[image_index, class_index], image_index, class_index, *cams.shape[:2])
 
     @classmethod
     def from_pairs(cls, maps: Tensor, image_index: Tensor, class_index: Tensor) -> ClassMasks:
@@ -101,7 +102,7 @@ class ClassMasks:
         """
         maps = self._as_float32()
         low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-        self._warn_if_flat(high - low, eps)
+        self._warn_if_flat(high - low, eps, "are constant: check that the model was trained, or is in eval mode")
         return replace(self, maps=(maps - low) / (high - low + eps))
 
     def max_normalized(self, eps: float = 1e-5) -> ClassMasks:
@@ -112,7 +113,11 @@ class ClassMasks:
         """
         maps = self._as_float32().relu()
         high = maps.amax((1, 2), keepdim=True)
-        self._warn_if_flat(high, eps)
+        self._warn_if_flat(
+            high,
+            eps,
+            "have no positive value, and max_normalized leaves them empty: logits take .sigmoid(), or .normalized()",
+        )
         return replace(self, maps=maps / (high + eps))
 
     def resized(self, height: int, width: int, align_corners: bool = False) -> ClassMasks:
@@ -138,14 +143,19 @@ class ClassMasks:
         # Half-precision CAMs underflow in the division below, so normalising happens in float32.
         return self.maps.to(torch.promote_types(self.maps.dtype, torch.float32))
 
-    def _warn_if_flat(self, spans: Tensor, eps: float) -> None:
+    def _warn_if_flat(self, spans: Tensor, eps: float, without: str) -> None:
         if not eps > 0:
             raise ValueError(f"eps: expected a positive number, got {eps}")
-        if len(self) and not torch.compiler.is_compiling() and bool(spans.detach().median() < eps):
+        if not len(self) or torch.compiler.is_compiling():
+            return
+        span = float(spans.detach().median())
+        if span == 0:
+            warn_once("empty masks", f"the CAMs of at least half of {len(self)} pairs {without}")
+        elif span < eps:
             warn_once(
                 "flat masks",
-                f"the CAMs span {float(spans.detach().median()):.2g} (median over {len(self)} pairs), less than "
-                f"eps = {eps:g}: the normalised masks stay below 0.5 and teach little; pass a smaller eps",
+                f"the CAMs span {span:.2g} (median over {len(self)} pairs), less than eps = {eps:g}: the normalised "
+                "masks stay below 0.5 and teach little; pass a smaller eps",
             )
 
 

@@ -78,16 +78,17 @@ def learn_background_prompts(
         weight_decay: AdamW's.
         seed: of the order of pairs.
         work_dir: a folder for the features and, after every epoch, the state: an interrupted call continues there
-            when it is made again with the same arguments, to the same prompts. Removed when it is done. Delete
-            it yourself if the generator has changed in between.
+            when it is made again with the same arguments, to the same prompts, and says so. Removed when it is
+            done. Delete it yourself if the generator has changed in between.
         progress: show progress bars.
 
     Returns:
         The history, per epoch and class.
 
     Warns:
-        UserWarning: of classes that were never seen; of prompts that drift onto their object (they come nearest to
-            their own label, and nearer than they began), a quarter of the way in and at the end.
+        UserWarning: of a run that is continued; of classes that were never seen; of prompts that drift onto their
+            object (they come nearest to their own label, and nearer than they began), a quarter of the way in and
+            at the end.
 
     An exception, Ctrl-C among them, leaves the prompts as they were before the call.
 
@@ -117,8 +118,16 @@ def learn_background_prompts(
         "start of the prompts": hashlib.sha256(prompts.vectors.detach().cpu().numpy().tobytes()).hexdigest()[:12],
     }
     folder = _WorkDir(work_dir, settings, prompts.signature)
-    kept = folder.read_features()
-    if kept is None:
+    kept, state = folder.read_features(), folder.read_state()
+    if kept is not None:
+        done = len(state["history"][0]) if state else 0
+        warnings.warn(
+            f"{work_dir} holds an interrupted run, which is continued: the backgrounds of {len(kept[1])} pairs, "
+            f"{done} of {epochs} epochs; if the model has changed since, delete the folder and call again",
+            UserWarning,
+            stacklevel=2,
+        )
+    else:
         kept = _walk(regularizer, batches, progress)
         folder.write_features(kept)
     features, class_index = (tensor.to(regularizer.clip.device) for tensor in kept)
@@ -140,7 +149,6 @@ def learn_background_prompts(
         steps = math.ceil(len(features) / batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * steps)
         at_start = _label_similarities(regularizer)
-        state = folder.read_state()
         if state is not None:
             prompts.vectors.data.copy_(state["vectors"])
             optimizer.load_state_dict(state["optimizer"])
@@ -192,8 +200,14 @@ def _walk(
 ) -> tuple[Tensor, Tensor]:
     """Background features `[P, D]` and their classes `[P]`, on the CPU."""
     features, classes = [], []
+    width = regularizer.label_features.shape[1]
     for images, masks in tqdm(batches, "background features", disable=not progress):
         given = isinstance(masks, Tensor)
+        if given and (images.shape != (len(masks), width) or masks.ndim != 1 or masks.is_floating_point()):
+            raise TypeError(
+                f"batches: expected (images, ClassMasks), see ClassMasks.from_dense, or features [P, {width}] with "
+                f"their classes [P]; got tensors {list(images.shape)} and {list(masks.shape)}"
+            )
         features.append((images if given else regularizer.background_features(images, masks)).cpu())
         classes.append((masks if given else masks.class_index).cpu())
     if not sum(len(part) for part in classes):
@@ -210,7 +224,7 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 @contextmanager
 def _learning(prompts: BackgroundPrompts) -> Iterator[None]:
     # A host may have frozen the prompts; they are handed back as they came.
-    wanted, start = prompts.vectors.requires_grad, prompts.vectors.detach().clone()
+    wanted, start, learned = prompts.vectors.requires_grad, prompts.vectors.detach().clone(), prompts.learned
     prompts.vectors.requires_grad_(True)
     try:
         # The caller may stand under no_grad, where its generator makes the masks, or under its autocast.
@@ -218,6 +232,7 @@ def _learning(prompts: BackgroundPrompts) -> Iterator[None]:
             yield
     except BaseException:
         prompts.vectors.data.copy_(start)  # half-learned prompts would be the start of the next call
+        prompts.learned = learned
         raise
     finally:
         prompts.vectors.requires_grad_(wanted)

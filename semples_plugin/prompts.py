@@ -37,6 +37,7 @@ class BackgroundPrompts(nn.Module):
         vectors: the parameter `[K, L, W]`, float32.
         class_names, clip_name, signature: what the prompts belong to, None until a regularizer takes them.
         seed: of the start, then of the learning.
+        learned: whether equation (2) has seen them, or they were read from a file.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class BackgroundPrompts(nn.Module):
         self.template = template
         self.suffix_ids = suffix_ids
         self.seed = seed
+        self.learned = False
+        self.register_load_state_dict_post_hook(_mark_learned)
         self.class_names: tuple[str, ...] | None = None
         self.clip_name: str | None = None
         self.signature: Tensor | None = None
@@ -129,6 +132,7 @@ class BackgroundPrompts(nn.Module):
             "template": self.template,
             "suffix_ids": self.suffix_ids,
             "seed": self.seed,
+            "learned": self.learned,
             "versions": {name: version(name) for name in ("semples-plugin", "torch", "open_clip_torch")},
         }
         with replacing(path) as temporary:
@@ -159,11 +163,16 @@ class BackgroundPrompts(nn.Module):
             raise ValueError(f"{path}: the prompts hold NaN or infinite values; learn them again")
         prompts = cls(*vectors.shape, template=about.get("template", PROMPT_TEMPLATE), seed=about.get("seed", 0))
         prompts.vectors.data.copy_(vectors)
+        prompts.learned = about.get("learned", True)
         prompts.suffix_ids = tuple(about["suffix_ids"]) if about.get("suffix_ids") else None
         prompts.class_names = tuple(about["class_names"]) if about.get("class_names") else None
         prompts.clip_name = about.get("clip_name")
         prompts.signature = tensors.get("signature")
         return prompts
+
+
+def _mark_learned(prompts: BackgroundPrompts, _: Any) -> None:
+    prompts.learned = True
 
 
 def same_clip(a: Tensor | None, b: Tensor | None) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin import functional
-from semples_plugin.checks import check_tensor
+from semples_plugin.checks import check_names, check_tensor, warn_once
 from semples_plugin.clip import FrozenClip
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.prompts import BackgroundPrompts
@@ -52,7 +52,8 @@ class SemPLeSRegularizer:
 
     Args:
         clip: the frozen CLIP.
-        class_names: K names, in the order of the label columns; they are put into `template`.
+        class_names: K names, in the order of the label columns; they are put into `template`. A wrong order can't
+            be noticed here: print `dict(zip(class_names, labels[0]))` beside an image once.
         weights: of the terms.
         prompts: background prompts; without them a call gives L_match alone.
         template: of the label texts u_f.
@@ -83,8 +84,10 @@ class SemPLeSRegularizer:
             raise TypeError(
                 f"clip: expected a FrozenClip, got {type(clip).__name__}; wrap it: FrozenClip(model, tokenizer)"
             )
-        if isinstance(class_names, str) or len(class_names) == 0:
-            raise TypeError("class_names: expected a list of names, one for each label column")
+        if weights is not None and not isinstance(weights, LossWeights):
+            raise TypeError(
+                f"weights: expected LossWeights, got {type(weights).__name__}; see load_preset(...).weights"
+            )
         if template.count("{}") != 1:
             raise ValueError(f'template: expected one "{{}}" where the class name goes, got {template!r}')
         if text_term not in ("paper", "release"):
@@ -92,7 +95,7 @@ class SemPLeSRegularizer:
         if (input_mean is None) != (input_std is None):
             raise ValueError("input_mean and input_std: give both, or None for both where images are CLIP-normalised")
         self.clip = clip
-        self.class_names = tuple(class_names)
+        self.class_names = check_names(class_names)
         self.weights = weights or LossWeights()
         self.template = template
         self.text_term = text_term
@@ -113,6 +116,11 @@ class SemPLeSRegularizer:
     @prompts.setter
     def prompts(self, prompts: BackgroundPrompts | None) -> None:
         if prompts is not None:
+            if not isinstance(prompts, BackgroundPrompts):
+                raise TypeError(
+                    f"prompts: expected BackgroundPrompts, got {type(prompts).__name__}; a file is read by "
+                    "BackgroundPrompts.load(path)"
+                )
             prompts.claim(self.clip, self.class_names)
             prompts.to(self.clip.device)
         self._prompts, self._kept = prompts, None
@@ -148,6 +156,7 @@ class SemPLeSRegularizer:
         if not wanted:
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
         self._check(images, masks)
+        self._warn_of_lost_stages(masks, refine > 0)
         if len(masks) == 0:
             self.figures = {}
             return _zeros(masks.maps, wanted)
@@ -189,6 +198,7 @@ class SemPLeSRegularizer:
         wanted = {name: weight for name, weight in wanted.items() if weight}
         if not wanted:
             raise ValueError("both terms of (2) have the weight 0; there is nothing to learn the prompts with")
+        prompts.learned = True
         if len(class_index) == 0:
             return _zeros(prompts.vectors, wanted)
         with torch.autocast(self.clip.device.type, enabled=False):
@@ -251,7 +261,12 @@ class SemPLeSRegularizer:
         if images.shape[1] != 3:
             raise ValueError(f"images: expected [N, 3, H, W], got {list(images.shape)}")
         if masks.num_classes not in (None, classes):
-            raise ValueError(f"masks: made from {masks.num_classes} label columns, but there are {classes} class names")
+            hint = "; is one of the columns the background?" if masks.num_classes == classes + 1 else ""
+            raise ValueError(
+                f"masks: made from {masks.num_classes} label columns, but there are {classes} class names{hint}"
+            )
+        if masks.num_images not in (None, count):
+            raise ValueError(f"masks: made from a batch of {masks.num_images}, but there are {count} images")
         if not images.device == masks.maps.device == self.clip.device:
             raise ValueError(
                 f"images are on {images.device}, masks on {masks.maps.device}, CLIP is on {self.clip.device}; bring "
@@ -277,8 +292,8 @@ class SemPLeSRegularizer:
             raise ValueError("masks: NaN or infinite values; the CAMs diverged, or underflowed in half precision")
         if smallest < -_SLACK or largest > 1 + _SLACK:
             raise ValueError(
-                f"masks: expected values in [0, 1], got {smallest:.3g} to {largest:.3g}; apply .sigmoid(), "
-                ".normalized() or .relu().max_normalized() to the ClassMasks"
+                f"masks: expected values in [0, 1], got {smallest:.3g} to {largest:.3g}; ClassMasks of logits take "
+                ".sigmoid(), of ReLU maps or signed maps .max_normalized(), of non-negative maps .normalized(eps)"
             )
         if image >= count or klass >= classes:
             raise ValueError(
@@ -294,6 +309,22 @@ class SemPLeSRegularizer:
                 f"images: values from {lowest:.3g} to {highest:.3g} are not normalised with mean "
                 f"{_rounded(self.input_mean)} and std {_rounded(self.input_std)}; pass what the host used as "
                 "input_mean and input_std ((0, 0, 0) and (1, 1, 1) for images in [0, 1])"
+            )
+
+    def _warn_of_lost_stages(self, masks: ClassMasks, refine: bool) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if torch.is_grad_enabled() and not masks.maps.requires_grad:
+            warn_once(
+                "detached masks",
+                "the masks carry no gradient, so that these losses train nothing: were the CAMs detached, or made "
+                "under torch.no_grad()?",
+            )
+        if refine and self._prompts is not None and not self._prompts.learned:
+            warn_once(
+                "unlearned prompts",
+                "refinement with prompts that were never learned: run stage (b), learn_background_prompts, first, or "
+                "read its file with BackgroundPrompts.load(path)",
             )
 
     def _need_prompts(self) -> BackgroundPrompts:

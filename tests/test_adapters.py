@@ -16,7 +16,13 @@ from semples_plugin.regularizer import sum_of
 
 PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"
 # Six images don't show every class, and two epochs don't settle a prompt.
-pytestmark = pytest.mark.filterwarnings("ignore:no image shows", "ignore:after . of 2 epochs", "ignore:the CAMs span")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:no image shows",
+    "ignore:after . of 2 epochs",
+    "ignore:the CAMs span",
+    "ignore:refinement with prompts",
+    "ignore:the masks carry no gradient",
+)
 SHORT = {"epochs": 2, "progress": False}
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TEXT, VISION, build_clip
 from safetensors.torch import save_file
 
@@ -90,6 +91,8 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
         "CLASS_NAMES": OBJECTS,
         "images": images,
         "labels": labels,
+        "WEIGHTS_BEFORE_A": start,
+        "your_loss": lambda cams, labels: F.binary_cross_entropy_with_logits(cams.mean((2, 3)), labels),
         "torch": torch,
     }
     monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: load_tiny_clip())

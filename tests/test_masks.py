@@ -5,7 +5,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from semples_plugin import ClassMasks
+from semples_plugin import ClassMasks, checks
 from semples_plugin.masks import masked_views
 
 LABELS = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 0]])
@@ -68,6 +68,18 @@ def test_an_eps_that_flattens_the_cams_warns_once():
         masks.normalized(eps=0)
 
 
+def test_cams_without_a_positive_value_get_a_warning_of_their_own():
+    masks = ClassMasks.from_pairs(-1 - torch.rand(2, 8, 8), torch.tensor([0, 0]), torch.tensor([0, 1]))
+    with pytest.warns(UserWarning, match="no positive value.*sigmoid") as caught:
+        masks.max_normalized()
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="less than eps"):  # the other mistake is still told
+        masks.normalized(eps=9)
+    checks._warned.clear()
+    with pytest.warns(UserWarning, match="constant"):
+        ClassMasks.from_pairs(torch.ones(1, 4, 4), torch.tensor([0]), torch.tensor([0])).normalized()
+
+
 def test_resizing_is_bilinear_and_keeps_an_empty_batch_on_the_graph():
     cams = dense()
     resized = ClassMasks.from_dense(cams, LABELS).resized(8, 8, align_corners=True)
@@ -112,8 +124,8 @@ def test_views_are_the_equations_and_the_fill_shows_where_masked_out():
     [
         (dense().detach().numpy(), LABELS, TypeError, "torch.Tensor"),
         (dense()[0], LABELS, ValueError, r"\[N, K, h, w\]"),
-        (dense().detach().mul(9).to(torch.uint8), LABELS, TypeError, "floating"),
-        (dense(), LABELS[:, :2], ValueError, "80 or with 90"),
+        (dense().detach().mul(9).to(torch.uint8), LABELS, TypeError, "floating.*255"),
+        (dense(), LABELS[:, :2], ValueError, "80 or 90"),
         (dense(), LABELS * 0.5, ValueError, "multi-hot"),
         (dense(), LABELS * torch.nan, ValueError, "multi-hot"),
         (dense(), LABELS[0], ValueError, r"\[N, K\]"),

@@ -107,11 +107,23 @@ def test_an_interrupted_run_resumes_to_the_same_prompts_without_another_walk(tmp
     steps: list[int] = []
     inner = again.prompt_losses_of
     again.prompt_losses_of = lambda *a: (steps.append(1), inner(*a))[1]
-    history = learn_background_prompts(again, batches, work_dir=tmp_path, **OPTIONS)
+    with pytest.warns(UserWarning, match=f"continued: .* 24 pairs, {after // 3} of 6 epochs.*delete the folder"):
+        history = learn_background_prompts(again, batches, work_dir=tmp_path, **OPTIONS)
+    assert again.prompts.learned and not broken.prompts.learned
     assert len(steps) == 6 * 3 - after // 3 * 3  # whole epochs of three steps are kept
     assert torch.equal(again.prompts.vectors, whole.prompts.vectors) and batches.walks == 1
     assert history.loss == expected.loss and history.label == expected.label
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    "second",
+    [torch.eye(3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 3, 8, 8)],
+    ids=["labels", "indices", "CAMs"],
+)
+def test_batches_of_something_else_are_named(second):
+    with pytest.raises(TypeError, match=r"expected \(images, ClassMasks\), see ClassMasks.from_dense"):
+        learn_background_prompts(make(), [(torch.randn(6, 3, 32, 32), second)], **OPTIONS)
 
 
 def test_another_runs_folder_is_refused(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 import copy
 import math
+import warnings
 
 import pytest
 import reference
@@ -7,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import build_frozen
 
-from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer
+from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer, checks
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 
 NAMES = ["train", "boat", "tv monitor"]
 LABELS = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]])
 WEIGHTS = LossWeights(background=2.4, text=0.3, refine=0.7)
+pytestmark = pytest.mark.filterwarnings("ignore:refinement with prompts", "ignore:the masks carry no gradient")
 
 
 def pixels(seed: int = 0) -> torch.Tensor:
@@ -245,6 +247,40 @@ def test_bad_batches_are_named(arguments, error, words):
     assert "\n" not in str(raised.value)
 
 
+def test_masks_of_another_batch_or_with_a_background_column_are_refused():
+    regularizer = SemPLeSRegularizer(build_frozen(), NAMES)
+    masks = ClassMasks.from_dense(cams(), LABELS).sigmoid()
+    with pytest.raises(ValueError, match="made from a batch of 3, but there are 4 images"):
+        regularizer(host_images()[[0, 1, 2, 0]], masks)
+    four = ClassMasks.from_dense(torch.rand(3, 4, 5, 5), torch.eye(4)[:3])
+    with pytest.raises(ValueError, match=r"4 label columns, but there are 3 class names; is one .* background\?"):
+        regularizer(host_images(), four)
+
+
+def test_stages_that_would_do_nothing_are_told_once():
+    clip = build_frozen()
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    regularizer = SemPLeSRegularizer(clip, NAMES, prompts=prompts)
+    masks = ClassMasks.from_dense(cams(), LABELS).sigmoid()
+    with torch.no_grad(), pytest.warns(UserWarning, match="never learned: run stage"):
+        regularizer(host_images(), masks.detach())
+    with pytest.warns(UserWarning, match="train nothing") as caught:
+        regularizer(host_images(), masks.detach())
+        regularizer(host_images(), masks.detach())
+    assert len(caught) == 1 and caught[0].filename == __file__
+    checks._warned.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            SemPLeSRegularizer(clip, NAMES)(host_images(), masks.detach())  # validation
+        regularizer.prompt_losses(host_images(), masks)  # a loop of one's own learns
+        regularizer(host_images(), masks)
+        other = BackgroundPrompts(3, 4, clip.text_width)
+        other.load_state_dict(prompts.state_dict())
+        regularizer.prompts = copy.deepcopy(other)
+        regularizer(host_images(), masks)
+
+
 def test_a_foggy_photograph_is_no_raw_one():
     fog = 0.5 + 0.12 * torch.rand(1, 1, 40, 48).expand(1, 3, 40, 48)
     mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 3, 1, 1)
@@ -274,8 +310,16 @@ def test_bad_settings_are_named(clip):
         SemPLeSRegularizer(clip, NAMES, template="a photo of a thing.")
     with pytest.raises(TypeError, match="FrozenClip"):
         SemPLeSRegularizer(clip.model, NAMES)
-    with pytest.raises(TypeError, match="class_names"):
-        SemPLeSRegularizer(clip, "train")
+    for names in ("train", {"train": 0, "boat": 1}, [1, 2, 3], None):
+        with pytest.raises(TypeError, match="class_names: expected a list of strings"):
+            SemPLeSRegularizer(clip, names)
+    for names, words in (([], "none"), (["train", ""], "an empty one"), (["train", "Train "], "'train' twice")):
+        with pytest.raises(ValueError, match=f"different names, got {words}"):
+            SemPLeSRegularizer(clip, names)
+    with pytest.raises(TypeError, match=r"weights: expected LossWeights, got dict"):
+        SemPLeSRegularizer(clip, NAMES, weights={"refine": 0.1})
+    with pytest.raises(TypeError, match=r"got str; a file is read by BackgroundPrompts.load"):
+        SemPLeSRegularizer(clip, NAMES, prompts="prompts.safetensors")
     with pytest.raises(ValueError, match="give both"):
         SemPLeSRegularizer(clip, NAMES, input_mean=None)
     with pytest.raises(ValueError, match="fill"):

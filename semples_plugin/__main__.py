@@ -1,0 +1,7 @@
+"""`python -m semples_plugin` is `semples`."""
+
+import sys
+
+from semples_plugin.cli import main
+
+sys.exit(main())
