@@ -89,6 +89,13 @@ class CamAdapter:
             options: of `learn_background_prompts`.
         """
 
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "stage (b) runs in one process, which walks the data once: start this stage without the distributed "
+                "launcher; stages (a) and (c) may use it"
+            )
+
         def pairs() -> Iterator[tuple[Tensor, ClassMasks]]:
             for images, cams, labels in batches:
                 yield self.images(images), self.masks(cams, labels).detach()

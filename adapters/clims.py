@@ -72,6 +72,7 @@ class Training:
             args.semples_foreground_weight = args.semples_background_weight = 0.0
         device = next(model.parameters()).device
         scale = float(args.hyper.split(",")[0]) or 1.0
+        self.log = options.LossLog()
         self.adapter = ClimsAdapter(options.build_regularizer(args, num_classes, device), scale=scale)
 
     @property
@@ -81,7 +82,11 @@ class Training:
 
     def __call__(self, images: Tensor, cams: Tensor, labels: Tensor) -> Tensor | float:
         """The number to add to CLIMS's loss; 0 without `--semples`."""
-        return 0.0 if self.adapter is None else self.adapter.loss(images, cams, labels)
+        if self.adapter is None:
+            return 0.0
+        loss = self.adapter.loss(images, cams, labels)
+        self.log(self.adapter.losses)
+        return loss
 
     def learn_prompts(self, model: nn.Module, loader: Iterable[dict[str, Any]]) -> None:
         """Stage (b): walks CLIMS's loader once, learns the prompts and writes `--semples-prompts`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
@@ -96,6 +97,23 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
     elif args.semples == "refine":
         regularizer.prompts = BackgroundPrompts.load(args.semples_prompts)
     return regularizer
+
+
+class LossLog:
+    """Prints the mean parts of the objectives after the first step and then after every `every` steps."""
+
+    def __init__(self, every: int = 100) -> None:
+        self.every, self.step = every, 0
+        self._kept: list[dict[str, Tensor]] = []
+
+    def __call__(self, losses: dict[str, Tensor]) -> None:
+        """Takes the `losses` of an adapter, and waits for the device only when it prints."""
+        self.step += 1
+        self._kept.append(losses)
+        if self.step == 1 or self.step % self.every == 0:
+            means = {name: torch.stack([kept[name] for kept in self._kept]).mean() for name in losses}
+            print(f"SemPLeS step {self.step}", *(f"{name}: {float(value):.4f}" for name, value in means.items()))
+            self._kept = []
 
 
 def learning_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Training:
         eps = preset.prompt_mask_eps if args.semples == "prompts" else preset.mask_eps
         regularizer = options.build_regularizer(args, args.nb_classes, device)
         self.adapter = WeakTrAdapter(regularizer, eps=eps, align_corners=preset.align_corners)
-        self.fine = FineCam(model, args.semples_reach)
+        self.fine, self.log = FineCam(model, args.semples_reach), options.LossLog()
 
     @property
     def learns_prompts(self) -> bool:
@@ -145,6 +145,7 @@ class Training:
             return loss
         with self.fine:
             added = self.adapter.loss(images, self.fine(), labels)
+        self.log(self.adapter.losses)
         return added if self.args.semples_alone else loss + added
 
     def learn_prompts(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:

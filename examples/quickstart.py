@@ -15,7 +15,7 @@ from semples_plugin.demo.run import judge, load_tiny_clip, normalize_images
 
 # Yours: images, multi-hot labels [N, K], a model that returns CAMs [N, K, h, w], and its classification training.
 torch.manual_seed(0)
-scenes = make_scenes(600, seed=0)
+scenes, test = make_scenes(600, seed=0), make_scenes(200, seed=10_000)
 data = torch.utils.data.TensorDataset(normalize_images(scenes.images), torch.from_numpy(scenes.labels).float())
 loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
 baseline = CamNet(len(OBJECTS))
@@ -56,4 +56,4 @@ with torch.no_grad():  # (b) prompts from the matched model's backgrounds, the m
 regularizer.prompts.save("prompts.safetensors")
 refined = train(copy.deepcopy(baseline), epochs=3)  # (c) matching and refinement, from the start again
 for name, model in {"baseline": baseline, "matched": matched, "refined": refined}.items():
-    print(name, judge(model, make_scenes(200, seed=10_000), "cpu"))
+    print(name, judge(lambda part: model(normalize_images(test.images[part])), test))  # noqa: B023, called at once

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from semples_plugin import FrozenClip, checks
 
@@ -54,6 +58,16 @@ def build_frozen(kind: str = "CLIP", seed: int = 0, double: bool = False) -> Fro
     model = build_clip(kind, seed)
     tokenizer = StickyTokenizer() if kind == "SigLIP" else open_clip.get_tokenizer("ViT-B-32")
     return FrozenClip(model.double() if double else model, tokenizer, f"{kind} {seed}")
+
+
+def save_clip(folder: Path) -> None:
+    """Writes a small CLIP as open_clip's `local-dir:` reads it."""
+    folder.mkdir()
+    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+    config = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = {name: tensor.contiguous() for name, tensor in build_clip().state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosts import ClimsLike, FmaLike, WeakTrLike
+from host_heads import ClimsHead, FmaHead, WeakTrHead
 
 from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
 from semples_plugin.adapters import clims, fma_wsss, options, weaktr
@@ -40,6 +40,10 @@ def batch():
 @pytest.fixture(scope="module")
 def clip():
     return load_tiny_clip()
+
+
+def clims_head() -> ClimsHead:
+    return ClimsHead(8).freeze_stem()
 
 
 def regularizer_with_prompts(clip, **settings) -> SemPLeSRegularizer:
@@ -79,14 +83,13 @@ def test_a_kind_of_cams_becomes_masks(clip, batch, kind):
 
 def test_wrap_serves_a_model_of_ones_own(clip, batch, tmp_path):
     images, labels = batch
-    model = ClimsLike()
-    model.body.eval()  # a user may have frozen a part: every mode comes back
+    model = clims_head()
+    model.features[0].eval()  # a user may have frozen a part: every mode comes back
     modes = [module.training for module in model.modules()]
     semples = wrap(model, regularizer_with_prompts(clip), "sigmoid")
     cams, loss = semples(images, labels)
-    assert cams.shape == (6, 8, 16, 16) and moved(model, loss) == {
-        "body.1.weight", "body.1.bias", "classifier.weight",
-    }  # fmt: skip
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert cams.shape == (6, 8, 16, 16) and moved(model, loss) == trained != set(dict(model.named_parameters()))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     history = semples.learn_prompts([(images, labels)], tmp_path / "prompts.safetensors", **SHORT)
     assert sum(history.pairs) == labels.sum() and [module.training for module in model.modules()] == modes
@@ -98,7 +101,7 @@ def test_wrap_serves_a_model_of_ones_own(clip, batch, tmp_path):
 
 
 def test_an_exception_gives_the_modes_and_gradients_back():
-    model = ClimsLike().train()
+    model = clims_head().train()
     with pytest.raises(KeyError), evaluating(model):
         assert not model.training and not torch.is_grad_enabled()
         raise KeyError
@@ -108,7 +111,7 @@ def test_an_exception_gives_the_modes_and_gradients_back():
 class TestClims:
     def test_the_mask_is_the_hosts_cam(self, clip, batch):
         images, labels = batch
-        cams = ClimsLike()(images)
+        cams = clims_head()(images)
         masks = clims.ClimsAdapter(regularizer_with_prompts(clip)).masks(cams, labels)
         assert torch.equal(masks.maps, cams[labels == 1])
 
@@ -130,14 +133,14 @@ class TestClims:
 
     def test_it_reaches_what_the_host_trains(self, clip, batch):
         images, labels = batch
-        model = ClimsLike()
+        model = clims_head()
         reached = moved(model, clims.ClimsAdapter(regularizer_with_prompts(clip)).loss(images, model(images), labels))
         assert reached == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class TestWeakTr:
     def test_the_hooked_cam_is_the_hosts(self, batch):
-        model = WeakTrLike().eval()
+        model = WeakTrHead(8).eval()
         with weaktr.FineCam(model) as fine:
             _, cams, attention = model(batch[0], return_att=True)
             found = fine()
@@ -145,7 +148,7 @@ class TestWeakTr:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
     def test_in_training_it_is_the_same_pass(self, batch):
-        model = WeakTrLike().train()
+        model = WeakTrHead(8).train()
         with weaktr.FineCam(model) as fine:
             _, _, logits = model(batch[0])
             torch.testing.assert_close(fine().mean((2, 3)), logits, atol=1e-6, rtol=0)
@@ -154,7 +157,7 @@ class TestWeakTr:
     @pytest.mark.parametrize("reach", weaktr.REACH)
     def test_gradients_reach_what_was_asked_for(self, clip, batch, reach):
         images, labels = batch
-        model = WeakTrLike().train()
+        model = WeakTrHead(8).train()
         adapter = weaktr.WeakTrAdapter(regularizer_with_prompts(clip), eps=1e-4)
         with weaktr.FineCam(model, reach) as fine:
             model(images)
@@ -163,7 +166,7 @@ class TestWeakTr:
         assert parts == ({"head", "adaptive_attention_fusion"} if "head" in reach else {"adaptive_attention_fusion"})
 
     def test_nothing_is_left_behind(self, batch):
-        model = WeakTrLike()
+        model = WeakTrHead(8)
         with pytest.raises(KeyError), weaktr.FineCam(model) as fine:
             model(batch[0])
             raise KeyError
@@ -180,7 +183,7 @@ class TestWeakTr:
         with pytest.raises(TypeError, match="expected WeakTr's, with head; got ReLU"):
             weaktr.FineCam(torch.nn.ReLU())
         with pytest.raises(ValueError, match=r"head\+fusion, fusion"):
-            weaktr.FineCam(WeakTrLike(), "all")
+            weaktr.FineCam(WeakTrHead(8), "all")
 
     def test_masks_are_upsampled_before_they_are_normalised(self, clip, batch):
         cams = torch.rand(6, 8, 8, 8)
@@ -195,9 +198,9 @@ class TestWeakTr:
 class TestFma:
     def test_second_order_gradients_reach_the_context_alone(self, clip, batch):
         images, labels = batch
-        model = FmaLike()
+        model = FmaHead(load_tiny_clip(), OBJECTS)
         adapter = fma_wsss.FmaAdapter(regularizer_with_prompts(clip, input_mean=None, input_std=None))
-        cams = model(images, labels)
+        cams = model(images, labels)[0]
         assert cams.min() < 0 and cams.abs().max() < 0.1
         masks = adapter.masks(cams, labels)
         positive = cams.relu()
@@ -219,19 +222,19 @@ class TestFma:
     def test_the_loss_item_goes_through_the_stages(self, clip, batch, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
         images, labels = batch
-        model, path = FmaLike(), tmp_path / "prompts.safetensors"
+        model, path = FmaHead(load_tiny_clip(), OBJECTS), tmp_path / "prompts.safetensors"
         common = {"class_names": OBJECTS, "prompts": path, "learning": {"epochs": 2}}
         item = fma_wsss.LossItem("match", **common)
-        assert moved(model, item(images, model(images, labels), labels)) == {"ctx"}
+        assert moved(model, item(images, model(images, labels)[0], labels)) == {"ctx"}
         assert item.get_named_param_groups() == {}
         with pytest.raises(FileNotFoundError, match=r"needs the prompts of stage \(b\)"):
             fma_wsss.LossItem("refine", **common)
         with pytest.raises(ValueError, match="number of calls"):
             fma_wsss.LossItem("prompts", **common)
         item = fma_wsss.LossItem("prompts", batches=2, **common)
-        assert moved(model, item(images, model(images, labels), labels)) == set()
+        assert moved(model, item(images, model(images, labels)[0], labels)) == set()
         with pytest.raises(SystemExit) as end:
-            item(images, model(images, labels), labels)
+            item(images, model(images, labels)[0], labels)
         assert end.value.code == 0 and f"wrote {path}" in capsys.readouterr().out
 
         class Writer(dict):
@@ -239,7 +242,7 @@ class TestFma:
                 self[name] = value
 
         item, writer = fma_wsss.LossItem("refine", **common), Writer()
-        item(images, model(images, labels), labels)
+        item(images, model(images, labels)[0], labels)
         item.display(0, writer)
         assert set(writer) == {f"semples/loss_{n}" for n in ("match_foreground", "match_background", "refine")}
 
@@ -262,18 +265,18 @@ def names(tmp_path, clip, monkeypatch):
 
 def test_clims_trains_through_its_patch(names, batch, tmp_path):
     images, labels = batch
-    model = ClimsLike()
+    model = clims_head()
     semples = clims.Training(parse(clims.add_arguments), model, 8)
     assert semples(images, model(images), labels) == 0.0 and not semples.learns_prompts
     with pytest.raises(ValueError, match="CLIMS's own training"):
         clims.Training(parse(clims.add_arguments, *names, "--semples", "match"), model, 8)
     with pytest.raises(FileNotFoundError, match=r"stage \(c\) needs the prompts"):
         clims.Training(parse(clims.add_arguments, *names, "--semples", "refine"), model, 8)
-    torch.save(ClimsLike().state_dict(), tmp_path / "start.pth")
+    torch.save(clims_head().state_dict(), tmp_path / "start.pth")
     start = ["--semples-start", str(tmp_path / "start.pth")]
     semples = clims.Training(parse(clims.add_arguments, *names, *start, "--semples", "prompts"), model, 8)
     assert semples.learns_prompts and torch.equal(
-        model.stem.weight, torch.load(tmp_path / "start.pth", weights_only=True)["stem.weight"]
+        model.classifier.weight, torch.load(tmp_path / "start.pth", weights_only=True)["classifier.weight"]
     )
     semples.learn_prompts(model, [{"img": images, "label": labels}])
     for terms, parts in {"refine": {"loss_refine"}, "all": None}.items():
@@ -286,7 +289,7 @@ def test_clims_trains_through_its_patch(names, batch, tmp_path):
 
 def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
     images, labels = batch
-    model = WeakTrLike().train()
+    model = WeakTrHead(8).train()
     host = torch.ones((), requires_grad=True)
 
     def training(*arguments: str) -> weaktr.Training:
@@ -299,7 +302,7 @@ def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
     assert semples(host, images, labels) is host
     import numpy as np
 
-    torch.save({"model": WeakTrLike().state_dict(), "miou": np.float64(70.1), "epoch": 3}, tmp_path / "start.pth")
+    torch.save({"model": WeakTrHead(8).state_dict(), "miou": np.float64(70.1), "epoch": 3}, tmp_path / "start.pth")
     semples = training(*names, "--semples", "prompts", "--semples-start", str(tmp_path / "start.pth"))
     semples.learn_prompts([(images, labels)])
     assert model.training and not any(module._forward_hooks for module in model.modules())

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TEXT, VISION, build_clip
-from safetensors.torch import save_file
+from conftest import save_clip
 
 from semples_plugin.demo.data import make_scenes
 
@@ -42,7 +41,7 @@ def test_wrap_your_model_goes_through_the_stages(tmp_path):
 @pytest.fixture
 def voc(tmp_path):
     """Four scenes of the demo in VOC's layout, and a small CLIP in open_clip's."""
-    for folder in ("JPEGImages", "ImageSets/Segmentation", "clip"):
+    for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (tmp_path / folder).mkdir(parents=True)
     scenes, labels = make_scenes(4, seed=0), {}
     for i, image in enumerate(scenes.images):
@@ -51,13 +50,7 @@ def voc(tmp_path):
         labels[name] = np.eye(20, dtype=np.float32)[int(scenes.labels[i].argmax())]
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("\n".join(labels))
     np.save(tmp_path / "cls_labels.npy", labels)
-    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    (tmp_path / "clip/open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
-    )
-    weights = {name: tensor.contiguous() for name, tensor in build_clip().state_dict().items()}
-    save_file(weights, tmp_path / "clip/open_clip_model.safetensors")
+    save_clip(tmp_path / "clip")
     return tmp_path
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from semples_plugin.demo.tiny_clip import TinyTokenizer, load_tiny_clip_model
 from semples_plugin.files import replacing
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 
+CamsOf = Callable[[slice], Tensor]
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
 ROWS = ("baseline", "match", "unlearned", "full")
 ABLATION = ("text only", "image only")
@@ -135,10 +136,15 @@ def load_tiny_clip(device: str | torch.device = "cpu") -> FrozenClip:
     return FrozenClip(load_tiny_clip_model(), TinyTokenizer(), "the demo's tiny CLIP").to(device)
 
 
-def normalize_images(images: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """uint8 RGB `[N, H, W, 3]` to ImageNet-normalised floats `[N, 3, H, W]`."""
-    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).view(2, 1, 3, 1, 1)
-    return (torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 255 - mean) / std
+def normalize_images(
+    images: np.ndarray,
+    device: str | torch.device = "cpu",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """uint8 RGB `[N, H, W, 3]` to normalised floats `[N, 3, H, W]`."""
+    shift, scale = torch.tensor([mean, std], device=device).view(2, 1, 3, 1, 1)
+    return (torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 255 - shift) / scale
 
 
 def format_table(rows: dict[str, list[Judgement]]) -> str:
@@ -219,20 +225,15 @@ class _World:
                 self._learn_prompts(regularizer, matched)
             self.nets[name] = self._train(baseline, regularizer, name)
             self.regularizer = regularizer
-        return {name: judge(self.nets[name], self.test, self.clip.device) for name in names}
+        return {name: judge(self._cams_of(name), self.test) for name in names}
 
     def draw(self) -> np.ndarray:
-        """Image, mask, and the CAMs of baseline, matching and full, for test scenes with one object of each class."""
-        single = np.flatnonzero(self.test.labels.sum(1) == 1)
-        first = [next((i for i in single if self.test.labels[i, k]), None) for k in range(len(OBJECTS))]
-        chosen = [i for i in first if i is not None][:6]
-        shown = ("baseline", "match", "full")
-        grid = []
-        for i in chosen:
-            image, k = self.test.images[i], int(self.test.labels[i].argmax())
-            cams = [_cams(self.nets[name], self.test.images[i : i + 1], self.clip.device)[0, k] for name in shown]
-            grid.append([image, overlay_mask(image, self.test.objects[i]), *(overlay_cam(image, cam) for cam in cams)])
-        return draw_grid(grid, ["image", "mask", "baseline", "+ matching", "+ SemPLeS"])
+        """The CAMs of baseline, matching and full on test scenes."""
+        titles = {"baseline": "baseline", "match": "+ matching", "full": "+ SemPLeS"}
+        return draw_cams(self.test, {title: self._cams_of(name) for name, title in titles.items()})
+
+    def _cams_of(self, name: str) -> CamsOf:
+        return lambda part: self.nets[name](normalize_images(self.test.images[part], self.clip.device))
 
     def _regularizer(self, weights: LossWeights) -> SemPLeSRegularizer:
         return SemPLeSRegularizer(self.clip, OBJECTS, weights=weights)
@@ -298,14 +299,17 @@ class _World:
         return iter(tqdm(batches, f"seed {self.seed} {name}", steps, disable=not self.progress))
 
 
-@torch.no_grad()
-def judge(net: CamNet, scenes: Scenes, device: str | torch.device) -> Judgement:
-    """Compares the CAMs of the present classes with the exact masks of objects and contexts."""
+def judge(cams_of: CamsOf, scenes: Scenes) -> Judgement:
+    """Compares the CAMs of the present classes with the exact masks of objects and contexts.
+
+    Args:
+        cams_of: gives the raw CAMs `[n, K, h, w]` of the scenes in a slice.
+        scenes: N of them.
+    """
     evaluation = CamEvaluation(len(OBJECTS), THRESHOLDS)
     on_object, on_context = [], []
     for start in range(0, len(scenes), 100):
-        part = slice(start, start + 100)
-        for i, cams in enumerate(_cams(net, scenes.images[part], device), start):
+        for i, cams in enumerate(_judged(cams_of, scenes, slice(start, start + 100)), start):
             present = np.flatnonzero(scenes.labels[i])
             evaluation.update(cams[present], present.tolist(), scenes.objects[i])
             for k in present:
@@ -320,9 +324,20 @@ def judge(net: CamNet, scenes: Scenes, device: str | torch.device) -> Judgement:
     )
 
 
+def draw_cams(scenes: Scenes, stages: Mapping[str, CamsOf]) -> np.ndarray:
+    """Image, mask and the CAMs of every stage, for scenes with one object, each of another class."""
+    single = np.flatnonzero(scenes.labels.sum(1) == 1)
+    first = [next((i for i in single if scenes.labels[i, k]), None) for k in range(len(OBJECTS))]
+    grid = []
+    for i in [i for i in first if i is not None][:6]:
+        image, k = scenes.images[i], int(scenes.labels[i].argmax())
+        cams = [_judged(cams_of, scenes, slice(i, i + 1))[0, k] for cams_of in stages.values()]
+        grid.append([image, overlay_mask(image, scenes.objects[i]), *(overlay_cam(image, cam) for cam in cams)])
+    return draw_grid(grid, ["image", "mask", *stages])
+
+
 @torch.no_grad()
-def _cams(net: CamNet, images: np.ndarray, device: str | torch.device) -> np.ndarray:
-    """ReLU CAMs divided by their maxima, at the images' resolution: `[N, K, H, W]` in [0, 1]."""
-    cams = net(normalize_images(images, device)).relu()
-    cams = F.interpolate(cams, images.shape[1:3], mode="bilinear", align_corners=False)
-    return (cams / cams.amax((2, 3), keepdim=True).clamp(min=1e-5)).cpu().numpy()
+def _judged(cams_of: CamsOf, scenes: Scenes, part: slice) -> np.ndarray:
+    """ReLU CAMs divided by their maxima, at the images' resolution: `[n, K, H, W]` in [0, 1]."""
+    cams = F.interpolate(cams_of(part).relu(), scenes.images.shape[1:3], mode="bilinear", align_corners=False)
+    return (cams / cams.amax((2, 3), keepdim=True).clamp(min=1e-12)).cpu().numpy()
