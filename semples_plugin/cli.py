@@ -62,11 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     patch = commands.add_parser(
         "patch",
-        help="put SemPLeS into a checkout of CLIMS or WeakTr, or take it out",
-        description="Applies the host's patch with git. Pure insertions, at the pinned commit only; a checkout with "
-        "local changes in the files that it touches is refused. FMA-WSSS needs no patch, only a config entry.",
+        help="put SemPLeS into a checkout of CLIMS, WeakTr or FMA-WSSS, or take it out",
+        description="CLIMS and WeakTr: applies a patch with git, pure insertions, at the pinned commit only; where "
+        "files that it touches have local changes it refuses. FMA-WSSS: writes a config for each stage.",
     )
-    patch.add_argument("host", choices=("clims", "weaktr"), help="which code base")
+    patch.add_argument("host", choices=("clims", "weaktr", "fma-wsss"), help="which code base")
     patch.add_argument("path", help="its git checkout")
     action = patch.add_mutually_exclusive_group()
     action.add_argument("--check", dest="action", action="store_const", const="check", help="say how things stand")

@@ -1,15 +1,22 @@
-"""`semples patch`: puts a host's patch in, says whether it is in, takes it out; by git, and only where that is safe."""
+"""`semples patch`: puts SemPLeS into a host, says whether it is in, takes it out; only where that is safe.
+
+CLIMS and WeakTr get a patch, by git; FMA-WSSS gets three config files, one per stage, and nothing of its own changes.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+
+from semples_plugin.adapters.options import STAGES
 
 PATCHES = Path(__file__).parent / "patches"
 COMMITS = {
     "clims": "f9546d32ad9b4545577eebdc9e4d879aff3366d7",
     "weaktr": "3457ad3d052a2f65320671cd9fc801b5c9dcb5c6",
+    "fma-wsss": "112437ec2026cf93a79690d2a2b8b0541407178b",
 }
 
 
@@ -17,7 +24,7 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
     """Applies, checks or reverts a host's patch.
 
     Args:
-        host: "clims" or "weaktr".
+        host: "clims", "weaktr" or "fma-wsss".
         checkout: the host's git checkout.
         action: "apply", "check" or "revert".
 
@@ -28,7 +35,7 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
         ValueError: where the checkout is another project, at another commit or changed in the files that the patch
             touches, or is patched (not patched) already; nothing has been changed then.
     """
-    checkout, file = Path(checkout), PATCHES / f"{host}.patch"
+    checkout = Path(checkout)
     head = _git(checkout, "rev-parse", "HEAD")
     if head is None or _git(checkout, "cat-file", "-e", COMMITS[host]) is None:
         raise ValueError(f"{checkout} is no git checkout of {host} with its commit {COMMITS[host][:12]}")
@@ -37,7 +44,11 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
             f"{checkout} is at commit {head[:12]}; the patch is for {COMMITS[host][:12]}: git -C {checkout} checkout "
             f"{COMMITS[host][:12]}"
         )
-    touched = touched_files(host)
+    return _configs(checkout, action) if host == "fma-wsss" else _patch(host, checkout, action)
+
+
+def _patch(host: str, checkout: Path, action: str) -> str:
+    file, touched = PATCHES / f"{host}.patch", touched_files(host)
     if _git(checkout, "apply", "--unidiff-zero", "--reverse", "--check", str(file)) is not None:
         if action == "apply":
             raise ValueError(f"{checkout} is patched already; semples patch {host} {checkout} --revert takes it out")
@@ -62,8 +73,35 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
     )
 
 
+def _configs(checkout: Path, action: str) -> str:
+    text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
+    files = [checkout / "configs/semples" / stage / "cfg.py" for stage in STAGES]
+    there = [file for file in files if file.exists()]
+    edited = [str(file) for file in there if file.read_text(encoding="utf-8") != text]
+    names = ", ".join(map(str, there))
+    if action == "check":
+        return f"{checkout} has {names}" if there else f"{checkout} has no config of SemPLeS's yet; it fits"
+    if action == "apply":
+        if there:
+            raise ValueError(f"{names}: there already; semples patch fma-wsss {checkout} --revert takes them out")
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        return f"wrote {', '.join(map(str, files))}, which build on configs/VOC/cls/cfg.py; see {PATCHES}/README.md"
+    if not there:
+        raise ValueError(f"{checkout} has no config of SemPLeS's; there is nothing to take out")
+    if edited:
+        raise ValueError(f"{', '.join(edited)}: edited since it was written; delete it yourself")
+    for file in there:
+        file.unlink()
+        with suppress(OSError):  # what else a user keeps there stays
+            file.parent.rmdir()
+            file.parent.parent.rmdir()
+    return f"took out {names}"
+
+
 def touched_files(host: str) -> list[str]:
-    """Files of the host that its patch changes, relative to the checkout."""
+    """Files of CLIMS or WeakTr that its patch changes, relative to the checkout."""
     return re.findall(r"^\+\+\+ b/(.+)$", (PATCHES / f"{host}.patch").read_text(), re.MULTILINE)
 
 

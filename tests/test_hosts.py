@@ -30,25 +30,30 @@ PATCHED = ("clims", "weaktr")
 
 
 def need(what: str) -> str:
-    name = f"SEMPLES_{what.upper()}"
+    name = f"SEMPLES_{what.upper().split('-')[0]}"
     if not os.environ.get(name):
         pytest.skip(f"{name} isn't set")
     return os.environ[name]
 
 
-@pytest.mark.parametrize("host", PATCHED)
+def status(checkout: str | Path, *options: str) -> str:
+    command = ["git", "-C", checkout, "status", "--porcelain", *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("host", [*PATCHED, "fma-wsss"])
 def test_the_patch_goes_in_and_out(host):
     checkout = need(host)
-    assert "the patch fits" in patching.patch(host, checkout, "check")
+    before = status(checkout)
+    assert "fits" in patching.patch(host, checkout, "check")
     patching.patch(host, checkout)
     try:
-        assert "is patched" in patching.patch(host, checkout, "check")
-        for name in patching.touched_files(host):
+        assert "fits" not in patching.patch(host, checkout, "check") and status(checkout) != before
+        for name in patching.touched_files(host) if host in PATCHED else []:
             compile((Path(checkout) / name).read_text(), name, "exec")
     finally:
         patching.patch(host, checkout, "revert")
-    status = ["git", "-C", checkout, "status", "--porcelain", "--untracked-files=no"]
-    assert subprocess.run(status, check=True, capture_output=True, text=True).stdout == ""
+    assert status(checkout) == before
 
 
 @pytest.fixture
@@ -95,17 +100,13 @@ class Host:
         self.names = (self.voc / "ImageSets/Segmentation/train.txt").read_text().split()[:8]
 
     def patch(self) -> None:
-        self.before = self.status()
-        assert "the patch fits" in patching.patch(self.host, self.path, "check")
+        self.before = status(self.path, "--untracked-files=no")
+        assert "fits" in patching.patch(self.host, self.path, "check")
         patching.patch(self.host, self.path)
-
-    def status(self) -> str:
-        command = ["git", "-C", self.path, "status", "--porcelain", "--untracked-files=no"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def run(self, *arguments: str, stage: str | None = None, fails_with: str | None = None) -> dict[str, list[float]]:
         """The printed parts of the losses; all of them are finite."""
-        start = shlex.split(os.environ.get(f"SEMPLES_{self.host.upper()}_START", sys.executable))
+        start = shlex.split(os.environ.get(f"SEMPLES_{self.host.upper().split('-')[0]}_START", sys.executable))
         semples = [f"--semples={stage}", f"--semples-clip={self.clip}", f"--semples-prompts={self.prompts}",
                    "--semples-prompt-length=4", "--semples-prompt-epochs=2"]  # fmt: skip
         command = [*start, *arguments, *(semples if stage and self.host in PATCHED else [])]
@@ -125,7 +126,7 @@ class Host:
 
     def revert(self) -> None:
         patching.patch(self.host, self.path, "revert")
-        assert self.status() == self.before
+        assert status(self.path, "--untracked-files=no") == self.before
 
 
 def moved(before: dict, after: dict) -> set[str]:
@@ -199,27 +200,20 @@ def test_weaktr_trains_through_the_stages(tmp_path):
     host.revert()
 
 
-CONFIG = """
-from alchemy_cat.py_tools import Config, IL
-from semples_plugin.adapters.fma_wsss import LossItem
-
-cfg = config = Config("configs/clip_cam/base.py")
-cfg.rslt_dir = ...
+SMALL = """
 cfg.model.ini.clip_name, cfg.model.ini.fp32, cfg.amp.enabled = "pretrains/CLIP/16.pt", True, False
 cfg.loader.num_workers, cfg.loader.train.batch_size = 1, 4
 cfg.solver.max_iter, cfg.solver.display_step, cfg.sched.warm.warm_iters = 3, 1, 1
-cfg.opt.get_pg.ini.weight_decay = 0.
 cfg.loss.loss_items.multi_cls.weights = 0.
-cfg.loss.loss_items.cam_lb.weights = (0., 0.)
-semples = cfg.loss.loss_items.semples
-semples.cri = IL(lambda c: LossItem({stage!r}, clip={clip!r}, prompts={prompts!r}, batches=2, learning={{"epochs": 2}}))
-semples.cal = lambda cri, inp, out: cri(inp.img, out.pos_cam, inp.fg_cls_lb)
-semples.weights = 1.0
+cfg.opt.get_pg.ini.weight_decay = 0.  # so that SemPLeS alone can move anything
+options = dict(clip={clip!r}, learning={{"epochs": 2}})
+semples.cri = IL(lambda c: LossItem(STAGE, prompts=PROMPTS, batches=c.dt.few_shot.epoch_len, **options))
 """
 
 
 def test_fma_wsss_trains_through_the_stages(tmp_path):
-    host = Host("fma", tmp_path)
+    host = Host("fma-wsss", tmp_path)
+    host.patch()
     voc = host.path / "datasets/VOC2012"
     for folder in (voc / "ImageSets/SegmentationAug", voc / "third_party", host.path / "pretrains/CLIP"):
         folder.mkdir(parents=True)
@@ -239,17 +233,19 @@ def test_fma_wsss_trains_through_the_stages(tmp_path):
     example = (torch.zeros(1, 3, 224, 224), torch.ones(1, 77, dtype=torch.int64))
     torch.jit.trace(own, example, check_trace=False).save(host.path / "pretrains/CLIP/16.pt")
     for stage, parts in {"match": MATCH, "prompts": set(), "refine": MATCH | {"loss_refine"}}.items():
-        folder = host.path / "configs/semples" / stage
-        folder.mkdir(parents=True)
-        text = CONFIG.format(stage=stage, clip=host.clip, prompts=str(host.prompts))
-        (folder / "cfg.py").write_text(text)
+        with (host.path / "configs/semples" / stage / "cfg.py").open("a") as file:
+            file.write(SMALL.format(clip=host.clip))
         # After training FMA-WSSS pickles its configuration, whose own lambdas can't be, with or without our entry.
         ends = "SemPLeS: wrote" if stage == "prompts" else "Can't pickle <function <lambda>"
         script = "src/tasks/train_coop/run.py"
         found = host.run(script, "-c", f"configs/semples/{stage}/cfg.py", fails_with=ends)
         assert set(found) == parts
         if stage == "prompts":
+            host.prompts = host.path / "experiment/semples/prompts.safetensors"
             host.check_prompts(length=30)
+            folder = host.path / "experiment/semples"
+            start = folder / "prompts/checkpoints/start.pth"
+            assert start.resolve() == (folder / "match/checkpoints/final.pth").resolve()
             continue
         saved = [
             torch.load(host.path / f"experiment/semples/{stage}/checkpoints/{name}.pth", weights_only=True)

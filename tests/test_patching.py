@@ -56,3 +56,27 @@ def test_what_is_not_safe_is_refused_and_nothing_changes(checkout, tmp_path, mon
     with pytest.raises(ValueError, match="no git checkout of clims"):
         patching.patch("clims", tmp_path / "empty")
     assert git(checkout, "status", "--porcelain") == ""
+
+
+def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
+    monkeypatch.setitem(patching.COMMITS, "fma-wsss", patching.COMMITS["clims"])
+    assert "fits" in patching.patch("fma-wsss", checkout, "check")
+    assert "configs/VOC/cls/cfg.py" in patching.patch("fma-wsss", checkout)
+    files = sorted(path.relative_to(checkout).as_posix() for path in checkout.glob("configs/**/*.py"))
+    assert files == [f"configs/semples/{stage}/cfg.py" for stage in ("match", "prompts", "refine")]
+    assert "refine/cfg.py" in patching.patch("fma-wsss", checkout, "check")
+    with pytest.raises(ValueError, match="there already"):
+        patching.patch("fma-wsss", checkout)
+    mine = checkout / files[0]
+    mine.write_text(mine.read_text() + "# mine\n")
+    with pytest.raises(ValueError, match=r"match/cfg.py: edited since .*; delete it yourself"):
+        patching.patch("fma-wsss", checkout, "revert")
+    assert mine.read_text().endswith("# mine\n") and len(list(checkout.glob("configs/**/*.py"))) == 3
+    mine.unlink()
+    patching.patch("fma-wsss", checkout, "revert")
+    with pytest.raises(ValueError, match="nothing to take out"):
+        patching.patch("fma-wsss", checkout, "revert")
+    mine.parent.rmdir()
+    (checkout / "configs/semples").rmdir()
+    (checkout / "configs").rmdir()
+    assert git(checkout, "status", "--porcelain") == ""
