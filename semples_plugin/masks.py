@@ -85,6 +85,12 @@ class ClassMasks:
     def __len__(self) -> int:
         return self.maps.shape[0]
 
+    def __getitem__(self, part: slice) -> ClassMasks:
+        """Some of the pairs."""
+        return replace(
+            self, maps=self.maps[part], image_index=self.image_index[part], class_index=self.class_index[part]
+        )
+
     def relu(self) -> ClassMasks:
         """max(map, 0): for signed CAMs, before a normalisation."""
         return replace(self, maps=self.maps.relu())

@@ -78,9 +78,10 @@ class BackgroundPrompts(nn.Module):
         """K."""
         return self.vectors.shape[0]
 
-    def encode(self, clip: FrozenClip) -> Tensor:
-        """u_b = E_T(p_k): `[K, D]`, unit length, differentiable in the vectors."""
-        return clip.encode_prompts(self.vectors, self.template, self.suffix_ids)
+    def encode(self, clip: FrozenClip, classes: Tensor | None = None) -> Tensor:
+        """u_b = E_T(p_k): `[K, D]`, unit length, differentiable in the vectors; or of some `classes` `[C]` alone."""
+        vectors = self.vectors if classes is None else self.vectors[classes]
+        return clip.encode_prompts(vectors, self.template, self.suffix_ids)
 
     def claim(self, clip: FrozenClip, class_names: Sequence[str]) -> None:
         """Ties the prompts to a CLIP and a class list, or checks that they belong to these.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from semples_plugin import functional
 from semples_plugin.checks import check_names, check_tensor, warn_once
@@ -62,6 +63,8 @@ class SemPLeSRegularizer:
         fill: what masked-out pixels become: "mean", CLIP's mean colour, zero in its normalised space, as the
             equations M X read; "black"; or an RGB triple in [0, 1].
         text_term: of (2), "paper" or "release", see `functional.prompt_loss`.
+        max_pairs: pairs that CLIP sees at once; more of them are encoded part by part, and again in the backward
+            pass, so that memory does not grow with them. Same losses and gradients, half as long again.
 
     Attributes:
         figures: detached scalars of the last call, to look at: mean similarities and mask area.
@@ -79,6 +82,7 @@ class SemPLeSRegularizer:
         input_std: Sequence[float] | None = IMAGENET_STD,
         fill: str | Sequence[float] = "mean",
         text_term: str = "paper",
+        max_pairs: int | None = None,
     ) -> None:
         if not isinstance(clip, FrozenClip):
             raise TypeError(
@@ -94,6 +98,9 @@ class SemPLeSRegularizer:
             raise ValueError(f'text_term: expected "paper" or "release", got {text_term!r}')
         if (input_mean is None) != (input_std is None):
             raise ValueError("input_mean and input_std: give both, or None for both where images are CLIP-normalised")
+        if max_pairs is not None and not (isinstance(max_pairs, int) and max_pairs > 0):
+            raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
+        self.max_pairs = max_pairs
         self.clip = clip
         self.class_names = check_names(class_names)
         self.weights = weights or LossWeights()
@@ -161,12 +168,10 @@ class SemPLeSRegularizer:
             self.figures = {}
             return _zeros(masks.maps, wanted)
         with torch.autocast(self.clip.device.type, enabled=False):
-            views = self.views(images, masks)
-            # One batch for the image encoder; a view that no term looks at isn't encoded.
-            first = 0 if weights.foreground or refine else len(masks)
-            last = 2 * len(masks) if weights.background else len(masks)
-            features = self.clip.encode_images(views[first:last])
-            foreground, background = features[: len(masks) - first], features[len(masks) - first :]
+            # A view that no term looks at isn't encoded.
+            foreground, background = self._features(
+                self._for_clip(images), masks, bool(weights.foreground or refine), bool(weights.background)
+            )
             labels = self._label_features[masks.class_index]
             seen: dict[str, Tensor] = {}
             losses: dict[str, Tensor] = {}
@@ -202,7 +207,8 @@ class SemPLeSRegularizer:
         if len(class_index) == 0:
             return _zeros(prompts.vectors, wanted)
         with torch.autocast(self.clip.device.type, enabled=False):
-            described = prompts.encode(self.clip)[class_index]
+            present, places = class_index.unique(return_inverse=True)
+            described = prompts.encode(self.clip, present)[places]
             seen = {
                 "prompt_background": functional.similarity(described, backgrounds),
                 "prompt_label": functional.similarity(described, self._label_features[class_index]),
@@ -219,7 +225,7 @@ class SemPLeSRegularizer:
         if len(masks) == 0:
             return self._label_features.new_zeros(0, self._label_features.shape[1])
         with torch.autocast(self.clip.device.type, enabled=False):
-            return self.clip.encode_images(self.views(images, masks.detach())[len(masks) :])
+            return self._features(self._for_clip(images), masks.detach(), False, True)[1]
 
     @property
     def label_features(self) -> Tensor:
@@ -241,6 +247,11 @@ class SemPLeSRegularizer:
         Images (with antialiasing) and masks are resampled bilinearly to CLIP's square; other aspect ratios are
         squeezed, so that masks and images stay aligned and no object is cut off.
         """
+        images, (height, width) = self._for_clip(images), self.clip.image_size
+        return masked_views(images, masks.resized(height, width), self.fill.to(images))
+
+    def _for_clip(self, images: Tensor) -> Tensor:
+        """The host's images at CLIP's resolution and in its normalised space."""
         dtype = torch.promote_types(images.dtype, torch.float32)
         images = images.detach().to(dtype)
         height, width = self.clip.image_size
@@ -248,8 +259,29 @@ class SemPLeSRegularizer:
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)
         channel = images.new_tensor([self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std])
         host_mean, host_std, clip_mean, clip_std = channel.view(4, 1, 3, 1, 1)
-        images = (images * host_std + host_mean - clip_mean) / clip_std
-        return masked_views(images, masks.resized(height, width), self.fill.to(images))
+        normalised: Tensor = (images * host_std + host_mean - clip_mean) / clip_std
+        return normalised
+
+    def _features(self, images: Tensor, masks: ClassMasks, foreground: bool, background: bool) -> tuple[Tensor, Tensor]:
+        """v_f and v_b, each `[P, D]`, or `[0, D]` where they aren't wanted; both in one batch for CLIP."""
+
+        def encode(part: ClassMasks) -> Tensor:
+            views = masked_views(images, part.resized(*self.clip.image_size), self.fill.to(images))
+            views = views[0 if foreground else len(part) : 2 * len(part) if background else len(part)]
+            return self.clip.encode_images(views)
+
+        pairs = self.max_pairs or len(masks)
+        if len(masks) <= pairs:
+            features = [encode(masks)]
+        else:
+            parts = [masks[start : start + pairs] for start in range(0, len(masks), pairs)]
+            features = [checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        if not background:
+            return torch.cat(features), features[0][:0]
+        if not foreground:
+            return features[0][:0], torch.cat(features)
+        halves = [part.chunk(2) for part in features]
+        return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
 
     def _check(self, images: Tensor, masks: ClassMasks) -> None:
         if torch.compiler.is_compiling():

@@ -54,6 +54,24 @@ def voc(tmp_path):
     return tmp_path
 
 
+def test_a_hosts_head_gains_in_the_demo(tmp_path):
+    from hosts_in_the_demo import Run
+
+    judged = Run("CLIMS", seed=0, images=200, shorten=3, out=tmp_path).judge()
+    assert judged["(a) matching"].miou > judged["baseline"].miou + 5
+    assert judged["(c) refinement"].context < judged["baseline"].context - 0.1
+
+
+def test_the_hosts_heads_make_a_table_and_pictures(tmp_path):
+    text = run_script("hosts_in_the_demo.py", "--shorten=100", "--images=24", "--seeds", "0", "1", cwd=tmp_path)
+    assert re.findall(r"^\| ([\w-]+) \|", text, re.MULTILINE)[1:] == ["CLIMS"] * 3 + ["WeakTr"] * 3 + ["FMA-WSSS"] * 3
+    rows = json.loads((tmp_path / "hosts-out/hosts.json").read_text())["rows"]
+    for host, stages in rows.items():
+        assert list(stages) == ["baseline", "(a) matching", "(c) refinement"] and len(stages["baseline"]) == 2
+        assert len({json.dumps(stage) for stage in stages.values()}) == 3  # every stage moved something
+        assert (tmp_path / f"hosts-out/{host}.png").is_file()
+
+
 def test_train_voc_runs_all_stages(voc):
     options = "--clip local-dir:clip --baseline-epochs 1 --epochs 1 --prompt-length 4 --prompt-epochs 3 --size 64"
     text = run_script("train_voc.py", "--data", ".", "--labels", "cls_labels.npy", *options.split(), cwd=voc)

@@ -140,6 +140,64 @@ def test_terms_can_be_switched_off_and_cost_nothing_then(monkeypatch):
     assert list(only_text.prompt_losses(images, masks)) == ["loss_prompt_text"]
 
 
+@pytest.mark.parametrize("weights", [WEIGHTS, LossWeights(0, 2.4, 0), LossWeights(1, 0, 0.7)])
+@pytest.mark.parametrize("max_pairs", [1, 2])
+def test_pairs_in_parts_give_the_same_losses_and_gradients(max_pairs, weights):
+    found = []
+    for regularizer in (double_regularizer(), double_regularizer(max_pairs=max_pairs)):
+        regularizer.weights, maps = weights, cams(torch.float64)
+        masks = ClassMasks.from_dense(maps, LABELS).sigmoid()
+        losses = regularizer(host_images(torch.float64), masks)
+        (gradient,) = torch.autograd.grad(sum(losses.values()), maps)
+        features = regularizer.background_features(host_images(torch.float64), masks)
+        found.append([*losses.values(), gradient, features])
+    assert len(found[0]) == len(found[1])
+    for whole, parts in zip(*found):
+        torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
+
+
+def test_pairs_in_parts_keep_no_more_for_more_pairs():
+    def kept(pairs: int, **options) -> int:
+        """Bytes that the graph of a step holds on to, the masks' own aside."""
+        regularizer = SemPLeSRegularizer(build_frozen(), NAMES, weights=WEIGHTS, **options)
+        maps = torch.rand(pairs, 8, 8, requires_grad=True)
+        masks = ClassMasks.from_pairs(maps, torch.zeros(pairs).long(), torch.arange(pairs) % 3)
+        seen = {}
+
+        def note(tensor):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            losses = regularizer(host_images()[:1], masks)
+        assert all(loss.requires_grad for loss in losses.values())
+        return sum(seen.values())
+
+    features = 4 * 2 * 32 * 8 * 4  # 8 pairs more, two features each of 32 floats, in a handful of similarities
+    assert kept(12) - kept(4) > 50 * features
+    assert kept(12, max_pairs=2) - kept(4, max_pairs=2) <= features
+
+
+def test_compiled_it_is_one_graph_in_a_and_the_same_in_c():
+    prompts = BackgroundPrompts(3, 4, build_frozen().text_width, std=1.0)
+    for regularizer, whole in (
+        (SemPLeSRegularizer(build_frozen(), NAMES, weights=WEIGHTS), True),
+        (SemPLeSRegularizer(build_frozen(), NAMES, weights=WEIGHTS, prompts=prompts), False),
+    ):
+        maps = cams()
+        masks = ClassMasks.from_dense(maps, LABELS).sigmoid()
+        expected = regularizer(host_images(), masks)
+        torch.compiler.reset()
+        compiled = torch.compile(regularizer.__call__, backend="aot_eager", fullgraph=whole)
+        got = compiled(host_images(), masks)
+        for name in expected:
+            torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=1e-6)
+        gradients = [
+            torch.autograd.grad(sum(losses.values()), maps, retain_graph=True)[0] for losses in (got, expected)
+        ]
+        torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-5)
+
+
 @pytest.mark.parametrize("images", [host_images(), torch.zeros(0, 3, 40, 48)], ids=["no label", "no image"])
 def test_a_batch_without_pairs_gives_zeros_on_the_graph(images):
     regularizer = double_regularizer()
@@ -326,6 +384,9 @@ def test_bad_settings_are_named(clip):
         SemPLeSRegularizer(clip, NAMES, fill="grey")
     with pytest.raises(ValueError, match="fill"):
         SemPLeSRegularizer(clip, NAMES, fill=(0, 0, 200))
+    for pairs in (0, 2.5):
+        with pytest.raises(ValueError, match="max_pairs: expected a positive integer"):
+            SemPLeSRegularizer(clip, NAMES, max_pairs=pairs)
     with pytest.raises(ValueError, match="text_term"):
         SemPLeSRegularizer(clip, NAMES, text_term="none")
     with pytest.raises(ValueError, match=r"LossWeights.refine.*-1"):

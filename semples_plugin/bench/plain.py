@@ -1,0 +1,106 @@
+"""Straightforward steps, with the encoder passes that the authors' public code makes; each waste can be left out.
+
+They are written from a count of those passes, in batches of all pairs, and compute the same losses as the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semples_plugin import functional
+from semples_plugin.masks import ClassMasks
+from semples_plugin.regularizer import SemPLeSRegularizer
+
+REFINEMENT_WASTE = {
+    "weight gradients": "gradients for CLIP's weights, which nobody uses",
+    "label texts": "each pair's label text encoded three times, instead of K once and for all",
+    "prompt texts": "all K prompts encoded in every step, over 77 tokens, with gradients",
+    "foreground twice": "each foreground view encoded for matching and again for refinement",
+    "separate batches": "foregrounds and backgrounds encoded one after the other",
+}
+PROMPT_WASTE = {
+    "weight gradients": REFINEMENT_WASTE["weight gradients"],
+    "label texts": "each pair's label text encoded in every step, with gradients",
+    "backgrounds": "each background encoded in every epoch",
+    "padding": "prompts of 77 tokens, of which all behind the end of text can't be seen",
+    "absent classes": "prompts of classes encoded that are not in the batch",
+}
+
+
+class PlainSteps:
+    """Losses of stages (c) and (b) with as much waste as is asked for.
+
+    Args:
+        regularizer: with prompts and a native `open_clip.CLIP`.
+        waste: names of `REFINEMENT_WASTE` or `PROMPT_WASTE`.
+    """
+
+    def __init__(self, regularizer: SemPLeSRegularizer, waste: Collection[str]) -> None:
+        self.regularizer, self.waste = regularizer, frozenset(waste)
+        self.model: Any = regularizer.clip.model
+        self.model.requires_grad_("weight gradients" in self.waste)
+        texts = [regularizer.template.format(name) for name in regularizer.class_names]
+        self.label_ids = regularizer.clip.tokenizer(texts).to(regularizer.clip.device)
+
+    def refinement(self, images: Tensor, masks: ClassMasks) -> Tensor:
+        """L_match + L_refine of a batch."""
+        regularizer, weights, pairs = self.regularizer, self.regularizer.weights, len(masks)
+        views = regularizer.views(images, masks)
+        if "separate batches" in self.waste or "foreground twice" in self.waste:
+            foreground, background = self._images(views[:pairs]), self._images(views[pairs:])
+        else:
+            foreground, background = self._images(views).chunk(2)
+        again = self._images(views[:pairs]) if "foreground twice" in self.waste else foreground
+        match, repel = functional.matching_loss(
+            functional.similarity(foreground, self._labels(masks.class_index)),
+            functional.similarity(background, self._labels(masks.class_index)),
+        )
+        if "label texts" in self.waste:
+            with torch.no_grad():
+                self._labels(masks.class_index)
+        prompts = self._prompts() if "prompt texts" in self.waste else regularizer.prompt_features()
+        refine = functional.refinement_loss(functional.similarity(again, prompts[masks.class_index]))
+        return weights.foreground * match + weights.background * repel + weights.refine * refine
+
+    def prompts(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
+        """L_prompt of a batch, whose background features are at hand unless that is among the waste."""
+        regularizer, weights, classes = self.regularizer, self.regularizer.weights, masks.class_index
+        if "backgrounds" in self.waste:
+            features = self._images(regularizer.views(images, masks.detach())[len(masks) :])
+        if "padding" in self.waste:
+            described = self._prompts()[classes]
+        elif "absent classes" in self.waste:
+            described = regularizer._need_prompts().encode(regularizer.clip)[classes]
+        else:
+            present, places = classes.unique(return_inverse=True)
+            described = regularizer._need_prompts().encode(regularizer.clip, present)[places]
+        image, text = functional.prompt_loss(
+            functional.similarity(described, features), functional.similarity(described, self._labels(classes))
+        )
+        return weights.image * image + weights.text * text
+
+    def _images(self, views: Tensor) -> Tensor:
+        dtype = next(self.model.visual.parameters()).dtype
+        return F.normalize(self.model.visual(views.to(dtype)).float(), dim=-1)
+
+    def _labels(self, classes: Tensor) -> Tensor:
+        if "label texts" not in self.waste:
+            return self.regularizer.label_features[classes]
+        return F.normalize(self.model.encode_text(self.label_ids[classes]).float(), dim=-1)
+
+    def _prompts(self) -> Tensor:
+        """All K prompts, over the whole context."""
+        model, prompts = self.model, self.regularizer._need_prompts()
+        (ids,) = self.regularizer.clip.tokenizer(["a photo of " + "x " * prompts.vectors.shape[1] + "."])
+        ids = ids.to(self.label_ids).expand(prompts.num_classes, -1)
+        embedded = model.token_embedding(ids)
+        start, end = 4, 4 + prompts.vectors.shape[1]
+        embedded = torch.cat([embedded[:, :start], prompts.vectors.to(embedded), embedded[:, end:]], dim=1)
+        hidden = model.transformer(embedded + model.positional_embedding.to(embedded), attn_mask=model.attn_mask)
+        pooled = model.ln_final(hidden)[torch.arange(len(ids)), ids.argmax(-1)]
+        return F.normalize((pooled @ model.text_projection).float(), dim=-1)
