@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semples_plugin.checks import check_device, check_tensor
+from semples_plugin.towers import encode_pixels, lean_activations, read_one_token
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -90,6 +91,7 @@ class FrozenClip:
 
         device = check_device(device)  # before the weights are read
         model, tokenizer, full_name = load_open_clip(name, pretrained, precision=precision, cache_dir=cache_dir)
+        lean_activations(model)
         return cls(model, tokenizer, full_name).to(device)
 
     @property
@@ -126,7 +128,7 @@ class FrozenClip:
             height, width = self.image_size
             raise ValueError(f"images: {self.name} takes [B, 3, {height}, {width}], got {list(images.shape)}")
         with self._as_it_is():
-            return _unit(self.model.visual(images.to(self._image_dtype)))  # type: ignore[operator]
+            return _unit(encode_pixels(self.model.visual, images.to(self._image_dtype)))
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -187,9 +189,15 @@ class FrozenClip:
         dtype = text.transformer.get_cast_dtype()
         mask = text.attn_mask if text.attn_mask is None else text.attn_mask[:tokens, :tokens]
         hidden = embedded.to(dtype) + text.positional_embedding[:tokens].to(dtype)
-        hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
-        pool_type, eos_id = _pooling(text)
-        pooled = text_global_pool(hidden, ids, pool_type, eos_token_id=eos_id)
+        # A cropped prompt ends with the token that its feature is read from.
+        cropped = tokens < text.positional_embedding.shape[0]
+        read = read_one_token(text.transformer, hidden, slice(tokens - 1, tokens), mask) if cropped else None
+        if read is not None:
+            pooled = text.ln_final(read)[:, 0]
+        else:
+            pool_type, eos_id = _pooling(text)
+            hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
+            pooled = text_global_pool(hidden, ids, pool_type, eos_token_id=eos_id)
         projection = text.text_projection
         if projection is None:
             return pooled

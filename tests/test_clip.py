@@ -79,7 +79,9 @@ def test_causal_towers_see_no_padding_and_siglip_sees_all():
     seen = []
     for kind in KINDS:
         clip = build_frozen(kind)
-        handle = clip._text.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+        handle = clip._text.transformer.resblocks[0].register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].shape[1])
+        )
         clip.encode_prompts(torch.randn(1, 10, clip.text_width))
         handle.remove()
     assert seen == [16, 16, 16]  # start, "a photo of", 10 vectors, full stop, end; SigLIP: its whole context

@@ -43,7 +43,7 @@ def test_a_file_loads_the_weights_that_it_holds(tmp_path, small_names):
     path = tmp_path / "weights.safetensors"
     expected = save(path).eval()
     clip = FrozenClip.load("ViT-B-32-quickgelu", pretrained=str(path))
-    assert clip.name == f"ViT-B-32-quickgelu/{path}" and first_activation(clip) == "QuickGELU"
+    assert clip.name == f"ViT-B-32-quickgelu/{path}" and first_activation(clip) == "LeanQuickGELU"
     for name, value in expected.state_dict().items():
         assert torch.equal(clip.model.state_dict()[name], value)
 
@@ -62,7 +62,7 @@ def test_a_file_in_a_tags_folder_gets_that_tags_activation(tmp_path, small_names
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clip = FrozenClip.load("ViT-B-32", pretrained=str(folder / "open_clip_model.safetensors"))
-    assert first_activation(clip) == "QuickGELU"
+    assert first_activation(clip) == "LeanQuickGELU"
 
 
 def test_openais_archive_is_recognised(tmp_path, small_names):

@@ -22,6 +22,8 @@ REFINEMENT_WASTE = {
     "prompt texts": "all K prompts encoded in every step, over 77 tokens, with gradients",
     "foreground twice": "each foreground view encoded for matching and again for refinement",
     "separate batches": "foregrounds and backgrounds encoded one after the other",
+    "last block": "CLIP's last block computed for tokens that nobody reads",
+    "activations": "QuickGELU keeping two tensors for its gradient",
 }
 PROMPT_WASTE = {
     "weight gradients": REFINEMENT_WASTE["weight gradients"],
@@ -29,6 +31,7 @@ PROMPT_WASTE = {
     "backgrounds": "each background encoded in every epoch",
     "padding": "prompts of 77 tokens, of which all behind the end of text can't be seen",
     "absent classes": "prompts of classes encoded that are not in the batch",
+    "activations": REFINEMENT_WASTE["activations"],
 }
 
 
@@ -85,6 +88,8 @@ class PlainSteps:
         return weights.image * image + weights.text * text
 
     def _images(self, views: Tensor) -> Tensor:
+        if not self.waste & {"weight gradients", "last block"}:
+            return self.regularizer.clip.encode_images(views)  # which would freeze the weights again
         dtype = next(self.model.visual.parameters()).dtype
         return F.normalize(self.model.visual(views.to(dtype)).float(), dim=-1)
 

@@ -19,16 +19,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.bench.plain import PlainSteps
 from semples_plugin.regularizer import sum_of
+from semples_plugin.towers import lean_activations
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build(name: str, device: str, precision: str) -> FrozenClip:
+def build(name: str, device: str, precision: str, lean: bool) -> FrozenClip:
     """A CLIP of open_clip's with random weights: what a step costs doesn't depend on them."""
     import open_clip
 
     torch.manual_seed(0)
     model = open_clip.create_model(name, pretrained=None, precision=precision)
+    if lean:
+        lean_activations(model)  # as FrozenClip.load does
     return FrozenClip(model, open_clip.get_tokenizer(name), name).to(device)
 
 
@@ -41,7 +44,7 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Ten
         spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step), `pairs`,
             `classes`, `length`, `max_pairs`, `clip`, `device`, `precision`.
     """
-    clip = build(spec["clip"], spec["device"], spec["precision"])
+    clip = build(spec["clip"], spec["device"], spec["precision"], "activations" not in (spec["waste"] or ()))
     names = [f"class {k}" for k in range(spec["classes"])]
     prompts = BackgroundPrompts(len(names), spec["length"], clip.text_width)
     prompts.learned = True
