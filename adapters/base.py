@@ -5,7 +5,6 @@ statistics, and nothing else. An adapter stands between the two. It says
 
 - how the host's CAMs become masks (`masks`),
 - what of the host's images is no image at all, such as padding (`images`),
-- which image statistics the host uses (`input_mean`, `input_std`),
 - and it gives the host one scalar to add to its loss (`loss`), and stage (b) as one call (`learn_prompts`).
 
 Which parameters the objectives reach is the host's graph's to say; where a host cuts it, its adapter tells.
@@ -14,6 +13,7 @@ Which parameters the objectives reach is the host's graph's to say; where a host
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
-from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer, sum_of
+from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
 
 MASKS: dict[str, Callable[[ClassMasks, float], ClassMasks]] = {
     "logits": lambda masks, eps: masks.sigmoid(),
@@ -45,9 +45,6 @@ class CamAdapter:
     Attributes:
         losses: the named, weighted parts of the last `loss`, detached, to log.
     """
-
-    input_mean: tuple[float, ...] | None = IMAGENET_MEAN
-    input_std: tuple[float, ...] | None = IMAGENET_STD
 
     def __init__(
         self, regularizer: SemPLeSRegularizer, kind: str = "relu", *, eps: float = 1e-5, scale: float = 1.0
@@ -86,7 +83,7 @@ class CamAdapter:
             batches: (images, cams, labels) as for `loss`, made by the matched generator in eval mode.
             path: file to write. An interrupted call continues when it is made again; see `work_dir` of
                 `learn_background_prompts`.
-            options: of `learn_background_prompts`.
+            options: of `learn_background_prompts`; name the generator's checkpoint as `origin`.
         """
 
         distributed = torch.distributed
@@ -101,12 +98,9 @@ class CamAdapter:
                 yield self.images(images), self.masks(cams, labels).detach()
 
         options.setdefault("work_dir", f"{path}.unfinished")
+        options["origin"] = f"{options.get('origin', '')} {self.kind} {self.eps}"
         with torch.no_grad():
-            history = learn_background_prompts(self.regularizer, pairs(), **options)
-        prompts = self.regularizer.prompts
-        assert prompts is not None  # learned just now
-        prompts.save(path)
-        return history
+            return learn_background_prompts(self.regularizer, pairs(), save_to=path, **options)
 
 
 class WrappedCams(CamAdapter):
@@ -153,7 +147,8 @@ class evaluating:  # noqa: N801, reads as a statement
         self.model.eval()
         self.no_grad = torch.no_grad()
         self.no_grad.__enter__()
-        return next(self.model.parameters()).device
+        anything = next(chain(self.model.parameters(), self.model.buffers()), None)
+        return torch.device("cpu") if anything is None else anything.device
 
     def __exit__(self, *exception: Any) -> None:
         self.no_grad.__exit__(*exception)

@@ -19,8 +19,6 @@ from semples_plugin.adapters import options
 from semples_plugin.adapters.base import CamAdapter, evaluating, neutral_padding
 from semples_plugin.regularizer import SemPLeSRegularizer
 
-NUM_CLASSES = {"voc": 20, "coco": 80}
-
 
 class ClimsAdapter(CamAdapter):
     """The objectives for CLIMS's `x = model(img)`.
@@ -45,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
         "--semples-terms", choices=("refine", "all"), default="refine",
         help="of (c): L_refine beside CLIMS's own terms, the paper's Table 4 as we read it, or L_match too",
     )  # fmt: skip
+    parser.add_argument(
+        "--semples-scale", type=float,
+        help="factor of SemPLeS's losses (default: the first of --hyper, CLIMS's for its foreground term)",
+    )  # fmt: skip
 
 
 class Training:
@@ -52,11 +54,10 @@ class Training:
 
     Args:
         args: CLIMS's, with ours.
-        model: CLIMS's network, in `DataParallel`.
-        num_classes: label columns.
+        model: CLIMS's network, in `DataParallel` or not.
     """
 
-    def __init__(self, args: argparse.Namespace, model: nn.Module, num_classes: int) -> None:
+    def __init__(self, args: argparse.Namespace, model: nn.Module) -> None:
         self.args, self.adapter = args, None
         if args.semples is None:
             return
@@ -65,15 +66,18 @@ class Training:
                 "stage (a) is CLIMS's own training, which matches segments and labels already: run it without "
                 "--semples, or give --semples-terms all"
             )
+        if args.semples == "prompts" and not args.semples_start:
+            raise ValueError("stage (b) looks through a trained network: give --semples-start a/res50_clims.pth")
+        network: Any = getattr(model, "module", model)
         if args.semples_start:
             weights = torch.load(args.semples_start, map_location="cpu", weights_only=True)
-            getattr(model, "module", model).load_state_dict(weights)
+            network.load_state_dict(weights)
         if args.semples == "refine" and args.semples_terms == "refine":
             args.semples_foreground_weight = args.semples_background_weight = 0.0
         device = next(model.parameters()).device
-        scale = float(args.hyper.split(",")[0]) or 1.0
+        scale = args.semples_scale or float(args.hyper.split(",")[0]) or 1.0
         self.log = options.LossLog()
-        self.adapter = ClimsAdapter(options.build_regularizer(args, num_classes, device), scale=scale)
+        self.adapter = ClimsAdapter(options.build_regularizer(args, network.n_classes, device), scale=scale)
 
     @property
     def learns_prompts(self) -> bool:

@@ -40,9 +40,9 @@ class FmaAdapter(CamAdapter):
         eps: of the normalisation; raw Grad-CAMs reach 5e-4, so it is far below that.
     """
 
-    input_mean = input_std = None
-
     def __init__(self, regularizer: SemPLeSRegularizer, *, eps: float = 1e-7, scale: float = 1.0) -> None:
+        if regularizer.input_mean != regularizer.clip.image_mean or regularizer.input_std != regularizer.clip.image_std:
+            raise ValueError("regularizer: FMA-WSSS's images are CLIP-normalised; give input_mean=None, input_std=None")
         super().__init__(regularizer, "min-max", eps=eps, scale=scale)
 
     def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
@@ -50,7 +50,9 @@ class FmaAdapter(CamAdapter):
         image_index, class_index = labels.nonzero(as_tuple=True)
         if len(cams) != len(image_index):
             raise ValueError(f"cams: expected one map for each of the {len(image_index)} labels, got {len(cams)}")
-        return ClassMasks.from_pairs(cams.float(), image_index, class_index).relu().normalized(self.eps)
+        masks = ClassMasks.from_pairs(cams.float(), image_index, class_index)
+        images, classes = labels.shape  # so that labels of another data set's width are refused
+        return replace(masks, num_images=images, num_classes=classes).relu().normalized(self.eps)
 
 
 class LossItem:
@@ -117,9 +119,9 @@ class LossItem:
         masks = self.adapter.masks(cams, labels)
         self._kept.append((self.adapter.regularizer.background_features(images, masks).cpu(), masks.class_index.cpu()))
         if len(self._kept) == self.batches:
-            learn_background_prompts(self.adapter.regularizer, self._kept, seed=self.seed, **self.learning)
-            assert self.adapter.regularizer.prompts is not None  # learned just now
-            self.adapter.regularizer.prompts.save(self.prompts)
+            learn_background_prompts(
+                self.adapter.regularizer, self._kept, seed=self.seed, save_to=self.prompts, **self.learning
+            )
             print(f'SemPLeS: wrote {self.prompts}; stage (c): LossItem("refine", prompts=...)')
             sys.exit(0)
         return 0.0 * cams.float().sum()

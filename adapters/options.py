@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> None:
     add("--semples-precision", default="fp32", help="of CLIP: fp32, bf16 or fp16 (default: %(default)s)")
     add("--semples-prompts", default="prompts.safetensors", help="(b) writes this file, (c) reads it; btp.pth also")
     add("--semples-start", help="checkpoint that the stage starts from (default: the host's own)")
+    add("--semples-max-pairs", type=int, metavar="P", help="pairs that CLIP sees at once, to bound memory")
     add("--semples-seed", type=int, default=0, help="of the prompts")
     for name, meaning in {
         "foreground": "of the foreground term of (1)",
@@ -91,7 +92,7 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
     if tag is None and args.semples_clip is None:
         tag = preset.clip[1]
     clip = FrozenClip.load(name, tag, device=device, precision=args.semples_precision)
-    regularizer = SemPLeSRegularizer(clip, **preset.regularizer_options())
+    regularizer = SemPLeSRegularizer(clip, max_pairs=args.semples_max_pairs, **preset.regularizer_options())
     if args.semples == "prompts":
         regularizer.prompts = preset.new_prompts(clip.text_width, seed=args.semples_seed)
     elif args.semples == "refine":
@@ -118,4 +119,4 @@ class LossLog:
 
 def learning_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `learn_background_prompts` for stage (b)."""
-    return {**preset_of(args).learning_options(), "seed": args.semples_seed}
+    return {**preset_of(args).learning_options(), "seed": args.semples_seed, "origin": str(args.semples_start)}

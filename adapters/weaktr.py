@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     options.add_arguments(parser, preset)
     add = parser.add_argument
     add("--semples-reach", choices=REACH, default=REACH[0], help="what SemPLeS trains of WeakTr")
+    add("--semples-mask-eps", type=float, help="of the masks' min-max normalisation (default: the preset's)")
     add("--semples-alone", action="store_true", help="leave WeakTr's own losses out, as the authors' release does")
 
 
@@ -119,12 +120,13 @@ class Training:
         self.adapter: WeakTrAdapter | None = None
         if args.semples is None:
             return
+        _check(args)
         if args.semples_start:
             checkpoint = _read_checkpoint(args.semples_start)
-            getattr(model, "module", model).load_state_dict(checkpoint["model"])
+            getattr(model, "module", model).load_state_dict(checkpoint.get("model", checkpoint))
         preset = options.preset_of(args)
         device = next(model.parameters()).device
-        eps = preset.prompt_mask_eps if args.semples == "prompts" else preset.mask_eps
+        eps = args.semples_mask_eps or (preset.prompt_mask_eps if args.semples == "prompts" else preset.mask_eps)
         regularizer = options.build_regularizer(args, args.nb_classes, device)
         self.adapter = WeakTrAdapter(regularizer, eps=eps, align_corners=preset.align_corners)
         self.fine, self.log = FineCam(model, args.semples_reach), options.LossLog()
@@ -135,7 +137,7 @@ class Training:
         return bool(self.args.semples == "prompts")
 
     def watch(self) -> None:
-        """Sets the hooks for the next forward pass; outside of it, and in evaluation, the model has none."""
+        """Sets the hooks for the next forward pass; the call after it takes them off again."""
         if self.adapter is not None:
             self.fine.__enter__()
 
@@ -163,12 +165,22 @@ class Training:
         print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")
 
 
+def _check(args: argparse.Namespace) -> None:
+    if (args.semples == "prompts" or args.semples_alone) and not (args.semples_start or args.resume):
+        raise ValueError("head and fusion must have been trained: give --semples-start CHECKPOINT, WeakTr's or (a)'s")
+    paints = {"--aa=": args.aa, "--color-jitter 0": args.color_jitter, "--reprob 0": args.reprob}
+    if args.semples == "prompts" and any(paints.values()):
+        needed = " ".join(option for option, value in paints.items() if value)
+        raise ValueError(f"stage (b) describes photographs, and augmentations would paint over them: give {needed}")
+
+
 def _read_checkpoint(path: str) -> dict[str, Any]:
     # WeakTr saves a numpy number beside the weights; it is allowed by name, anything else is refused.
     import numpy as np
 
-    core = getattr(np, "_core", None) or np.core
-    allowed = [core.multiarray.scalar, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
+    scalar = (getattr(np, "_core", None) or np.core).multiarray.scalar
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
+    allowed: list[Any] = [*names, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
     with torch.serialization.safe_globals(allowed):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint

@@ -19,6 +19,10 @@ from semples_plugin.demo.generator import CamNet
 class ClimsHead(CamNet):
     """CLIMS: sigmoid CAMs [N, K, h, w]; the first convolution and its batch norm are not trained."""
 
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.n_classes = num_classes
+
     def forward(self, images: Tensor) -> Tensor:
         """Sigmoid CAMs [N, K, h, w]."""
         return self.logits(images).sigmoid()

@@ -54,7 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     labels.add_argument("source", help="masks, .json or .csv")
-    labels.add_argument("--classes", help="text file with one class name a line, in label order; not needed for JSON")
+    labels.add_argument(
+        "--classes",
+        help="text file with one class name a line, in label order, or a preset (voc, coco, "
+        "release-voc, release-coco with WeakTr's 90 columns); JSON brings its own",
+    )
     labels.add_argument("--out", default="cls_labels.npy", help="file to write")
     labels.add_argument(
         "--keys", choices=("name", "integer"), default="name", help="2007_000032 for WeakTr, 2007000032 for CLIMS"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semples_plugin.presets import PRESETS, load_preset
+
 _NUMBERS = re.compile(r"[<>|=]?[fiub][1248]")
 
 
@@ -96,7 +98,9 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, in label order; empty lines don't count."""
+    """Class names from a text file, one a line, in label order; empty lines don't count. Or a preset's, by its name."""
+    if not Path(path).exists() and str(path) in PRESETS:
+        return load_preset(str(path)).class_names
     names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path}: expected different class names, one a line, got {len(names)} lines")

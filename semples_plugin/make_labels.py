@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def make_labels(
 
     Args:
         source: a folder of masks (PNG: 0 background, k + 1 class k, 255 ignored), an `instances_*.json` of COCO's
-            layout, or a CSV of `image,class[,class...]` rows, where an image may come again.
+            layout, or a CSV of `image,class[,class...]` rows, where an image may come again. Folders, endings of
+            pictures and `COCO_train2014_` are no part of an image's name.
         out: the `.npy` to write: a pickled dictionary of float32 multi-hot arrays `[K]`.
         class_names: K names in label order. COCO's JSON brings its own, in the order of its ids, unless given.
         keys: "name" ("2007_000032", WeakTr's) or "integer" (2007000032, CLIMS's and IRNet's; names of digits alone).
@@ -35,8 +37,8 @@ def make_labels(
 
     Raises:
         FileNotFoundError: where there is no source.
-        ValueError: for a class that is not among the names, a mask value above K, an image name that is no number
-            where integers are wanted, or a source without images; nothing is written then.
+        ValueError: for a class that is not among the names, a mask value above K, two files of one name, an image
+            name that is no number where integers are wanted, or a source without images; nothing is written then.
     """
     source = Path(source)
     if keys not in ("name", "integer"):
@@ -98,31 +100,57 @@ def _read_coco(path: Path, class_names: Sequence[str] | None) -> tuple[Present, 
         raise ValueError(f"{path}: expected COCO's images, annotations and categories; {error!r}") from error
     by_id = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
     names = tuple(class_names or by_id.values())
-    stems = {image["id"]: Path(image["file_name"]).stem for image in images}
-    present: Present = {stem: set() for stem in stems.values()}
-    for annotation in tqdm(annotations, "annotations", unit="object"):
-        name = by_id[annotation["category_id"]]
-        if name in names:  # a chosen list may leave classes out
-            present[stems[annotation["image_id"]]].add(names.index(name))
     unknown = [name for name in names if name not in by_id.values()]
-    if unknown:
-        raise ValueError(f"{path} has no category {', '.join(unknown)}; it has {', '.join(by_id.values())}")
+    if len(unknown) == len(names):
+        raise ValueError(f"{path} has none of the categories {', '.join(names)}; it has {', '.join(by_id.values())}")
+    if unknown:  # as with the ten of COCO's 90 that were never annotated
+        warnings.warn(f"{path} has no category {', '.join(unknown)}: their columns stay 0", UserWarning, stacklevel=3)
+    files = _Names()
+    image_names = {image["id"]: files.of(image["file_name"]) for image in images}
+    present: Present = {name: set() for name in image_names.values()}
+    for annotation in tqdm(annotations, "annotations", unit="object"):
+        try:
+            image, name = image_names[annotation["image_id"]], by_id[annotation["category_id"]]
+        except KeyError as error:
+            raise ValueError(f"{path}: annotation {annotation} points to no image or no category") from error
+        if name in names:  # a chosen list may leave classes out
+            present[image].add(names.index(name))
     return present, names
 
 
 def _read_table(path: Path, class_names: Sequence[str]) -> Present:
     present: Present = {}
+    files = _Names()
     with path.open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.reader(file), 1):
             cells = [cell.strip() for cell in row]
             if not any(cells) or (number == 1 and cells[0].lower() == "image"):
                 continue
-            found = present.setdefault(Path(cells[0]).stem, set())
+            found = present.setdefault(files.of(cells[0]), set())
             for name in filter(None, cells[1:]):
                 if name not in class_names:
                     raise ValueError(f"{path}, line {number}: {name!r} is none of the {len(class_names)} class names")
                 found.add(class_names.index(name))
+    if present and not any(present.values()):
+        raise ValueError(f"{path}: no row names a class; expected image,class[,class...], separated by commas")
     return present
+
+
+class _Names:
+    """Image names as the hosts' lists have them, from files' paths; two files never share one."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+
+    def of(self, file: str) -> str:
+        path = Path(file)
+        name = path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp") else path.name
+        name = re.sub(r"^COCO_(train|val)2014_", "", name)
+        if self._files.setdefault(name, file) != file:
+            raise ValueError(
+                f"{self._files[name]} and {file} would both be called {name!r}; the hosts need unique names"
+            )
+        return name
 
 
 def _key(name: str, keys: str) -> str | int:

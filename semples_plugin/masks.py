@@ -97,7 +97,7 @@ class ClassMasks:
 
     def sigmoid(self) -> ClassMasks:
         """1 / (1 + exp(-map)): for hosts whose maps are logits per pixel; the result needs no normalisation."""
-        return replace(self, maps=self.maps.sigmoid())
+        return replace(self, maps=self._as_float32().sigmoid())  # half precision rounds a mask of 0.9999 to 1
 
     def normalized(self, eps: float = 0.1) -> ClassMasks:
         """Min-max per pair, (c - min) / (max - min + eps), with gradients through min and max.

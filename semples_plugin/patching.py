@@ -39,6 +39,9 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
     head = _git(checkout, "rev-parse", "HEAD")
     if head is None or _git(checkout, "cat-file", "-e", COMMITS[host]) is None:
         raise ValueError(f"{checkout} is no git checkout of {host} with its commit {COMMITS[host][:12]}")
+    top = _git(checkout, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != checkout.resolve():
+        raise ValueError(f"{checkout} is a folder inside of the checkout; give {top}")
     if head != COMMITS[host]:
         raise ValueError(
             f"{checkout} is at commit {head[:12]}; the patch is for {COMMITS[host][:12]}: git -C {checkout} checkout "

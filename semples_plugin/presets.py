@@ -104,9 +104,9 @@ class Preset:
 
 def load_preset(name: str) -> Preset:
     """The preset of that name: "voc", "coco", "release-voc" or "release-coco"."""
-    if name not in _PRESETS:
-        raise ValueError(f"there is no preset {name!r}; expected one of {', '.join(_PRESETS)}")
-    return _PRESETS[name]
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 _VOC = (
@@ -159,7 +159,7 @@ _RELEASE: dict[str, Any] = {
     "prompt_mask_eps": 1e-4,
     "align_corners": True,
 }
-_PRESETS = {
+PRESETS = {
     preset.name: preset
     for preset in (
         Preset(

@@ -60,6 +60,8 @@ def learn_background_prompts(
     weight_decay: float = 0.01,
     seed: int = 0,
     work_dir: str | Path | None = None,
+    save_to: str | Path | None = None,
+    origin: str = "",
     progress: bool = True,
 ) -> PromptHistory:
     """Learns `regularizer.prompts`, in place, by equation (2), with AdamW and a cosine schedule to 0.
@@ -80,6 +82,8 @@ def learn_background_prompts(
         work_dir: a folder for the features and, after every epoch, the state: an interrupted call continues there
             when it is made again with the same arguments, to the same prompts, and says so. Removed when it is
             done. Delete it yourself if the generator has changed in between.
+        save_to: file for the prompts, written before `work_dir` is removed, so that a full disk costs nothing.
+        origin: what the masks come from, a checkpoint's name, say; a run of another origin isn't continued.
         progress: show progress bars.
 
     Returns:
@@ -115,8 +119,11 @@ def learn_background_prompts(
         "templates": [regularizer.template, prompts.template, str(prompts.suffix_ids)],
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
         "fill": regularizer.fill.tolist(),
+        "origin": origin,
         "start of the prompts": hashlib.sha256(prompts.vectors.detach().cpu().numpy().tobytes()).hexdigest()[:12],
     }
+    if save_to is not None and Path(save_to).is_dir():
+        raise IsADirectoryError(f"save_to: expected a file's path, {save_to} is a folder")
     folder = _WorkDir(work_dir, settings, prompts.signature)
     kept, state = folder.read_features(), folder.read_state()
     if kept is not None:
@@ -190,7 +197,9 @@ def learn_background_prompts(
                     "history": (history.loss, history.background, history.label, history.drifted),
                 }
             )
-    prompts.seed = seed
+    prompts.seed, prompts.learned = seed, True
+    if save_to is not None:
+        prompts.save(save_to)
     folder.remove()
     return history
 

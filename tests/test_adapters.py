@@ -212,12 +212,17 @@ class TestFma:
     def test_half_precision_keeps_the_small_ones(self, clip, batch):
         labels = batch[1]
         cams = 5e-4 * torch.rand(int(labels.sum()), 8, 8)
-        adapter = fma_wsss.FmaAdapter(regularizer_with_prompts(clip))
+        adapter = fma_wsss.FmaAdapter(regularizer_with_prompts(clip, input_mean=None, input_std=None))
         half, full = adapter.masks(cams.half(), labels).maps, adapter.masks(cams, labels).maps
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, full, atol=2e-3, rtol=0)
         with pytest.raises(ValueError, match="one map for each of the"):
             adapter.masks(cams[1:], labels)
+        wide = torch.cat([labels, torch.zeros(len(labels), 2)], 1)  # another data set's: its classes come elsewhere
+        with pytest.raises(ValueError, match="made from 10 label columns, but there are 8 class names"):
+            adapter.loss(batch[0], cams, wide)
+        with pytest.raises(ValueError, match="CLIP-normalised; give input_mean=None"):
+            fma_wsss.FmaAdapter(regularizer_with_prompts(clip))
 
     def test_the_loss_item_goes_through_the_stages(self, clip, batch, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
@@ -251,6 +256,10 @@ def parse(add, *arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add(parser)
     parser.add_argument("--hyper", default="10,24,1,0.2")
+    for name in ("resume", "aa"):  # of WeakTr
+        parser.add_argument(f"--{name}", default="")
+    for name in ("color-jitter", "reprob"):
+        parser.add_argument(f"--{name}", type=float, default=0.0)
     return parser.parse_args(arguments)
 
 
@@ -266,25 +275,29 @@ def names(tmp_path, clip, monkeypatch):
 def test_clims_trains_through_its_patch(names, batch, tmp_path):
     images, labels = batch
     model = clims_head()
-    semples = clims.Training(parse(clims.add_arguments), model, 8)
+    semples = clims.Training(parse(clims.add_arguments), model)
     assert semples(images, model(images), labels) == 0.0 and not semples.learns_prompts
     with pytest.raises(ValueError, match="CLIMS's own training"):
-        clims.Training(parse(clims.add_arguments, *names, "--semples", "match"), model, 8)
+        clims.Training(parse(clims.add_arguments, *names, "--semples", "match"), model)
     with pytest.raises(FileNotFoundError, match=r"stage \(c\) needs the prompts"):
-        clims.Training(parse(clims.add_arguments, *names, "--semples", "refine"), model, 8)
+        clims.Training(parse(clims.add_arguments, *names, "--semples", "refine"), model)
+    with pytest.raises(ValueError, match="looks through a trained network: give --semples-start"):
+        clims.Training(parse(clims.add_arguments, *names, "--semples", "prompts"), model)
     torch.save(clims_head().state_dict(), tmp_path / "start.pth")
     start = ["--semples-start", str(tmp_path / "start.pth")]
-    semples = clims.Training(parse(clims.add_arguments, *names, *start, "--semples", "prompts"), model, 8)
+    semples = clims.Training(parse(clims.add_arguments, *names, *start, "--semples", "prompts"), model)
     assert semples.learns_prompts and torch.equal(
         model.classifier.weight, torch.load(tmp_path / "start.pth", weights_only=True)["classifier.weight"]
     )
     semples.learn_prompts(model, [{"img": images, "label": labels}])
     for terms, parts in {"refine": {"loss_refine"}, "all": None}.items():
         arguments = parse(clims.add_arguments, *names, "--semples", "refine", "--semples-terms", terms)
-        semples = clims.Training(arguments, model, 8)
+        semples = clims.Training(arguments, model)
         loss = semples(images, model(images), labels.double())
         assert loss.requires_grad and (parts is None or set(semples.adapter.losses) == parts)
         assert semples.adapter.scale == 10.0
+    arguments = parse(clims.add_arguments, *names, "--semples", "refine", "--semples-scale", "3", "--hyper", "0,0,1,1")
+    assert clims.Training(arguments, model).adapter.scale == 3.0
 
 
 def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
@@ -303,10 +316,19 @@ def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
     import numpy as np
 
     torch.save({"model": WeakTrHead(8).state_dict(), "miou": np.float64(70.1), "epoch": 3}, tmp_path / "start.pth")
-    semples = training(*names, "--semples", "prompts", "--semples-start", str(tmp_path / "start.pth"))
+    start = ["--semples-start", str(tmp_path / "start.pth")]
+    for wrong, words in {
+        (): "give --semples-start",
+        (*start, "--aa", "rand-m9", "--reprob", "0.25"): "would paint over them: give --aa= --reprob 0",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            training(*names, "--semples", "prompts", *wrong)
+    with pytest.raises(ValueError, match="must have been trained"):
+        training(*names, "--semples", "match", "--semples-alone")
+    semples = training(*names, "--semples", "prompts", *start)
     semples.learn_prompts([(images, labels)])
     assert model.training and not any(module._forward_hooks for module in model.modules())
-    for alone in ([], ["--semples-alone"]):
+    for alone in ([], ["--semples-alone", *start]):
         semples = training(*names, "--semples", "refine", *alone)
         semples.watch()
         logits = model(images)[2]
@@ -354,3 +376,51 @@ def test_a_nan_or_a_batch_without_labels_is_handled(clip, batch):
     one = torch.zeros_like(labels)
     one[2, 5] = 1
     assert adapter.loss(images, cams, one).item() > 0 and isinstance(adapter.masks(cams, one), ClassMasks)
+
+
+def test_a_checkpoint_of_numpy_1_is_read_and_code_is_not(tmp_path):
+    import pickle
+
+    import numpy as np
+
+    state = {"model": {"head.weight": torch.ones(2)}, "miou": np.float64(70.1)}
+    torch.save(state, tmp_path / "two.pth", pickle_protocol=2)
+    data = (tmp_path / "two.pth").read_bytes()
+    core = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
+    for other in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
+
+        class Old:
+            """Pickles as the other numpy writes its numbers."""
+
+            def __reduce__(self):
+                return np.float64(70.1).__reduce__()
+
+        path = tmp_path / "one.pth"
+        torch.save(
+            {**state, "miou": Old()}, path, pickle_module=_renaming(core.decode(), other.decode()), pickle_protocol=2
+        )
+        assert weaktr._read_checkpoint(str(path))["miou"] == 70.1
+    torch.save({"model": {}, "hook": print}, tmp_path / "code.pth")
+    with pytest.raises(pickle.UnpicklingError, match="print"):
+        weaktr._read_checkpoint(str(tmp_path / "code.pth"))
+
+
+def _renaming(old: str, new: str):
+    """A pickle module that writes one module's name for another's."""
+    import pickle
+    import types
+
+    class Pickler(pickle._Pickler):
+        def save_global(self, obj, name=None):
+            if getattr(obj, "__module__", None) == old:
+                self.write(f"c{new}\n{obj.__name__}\n".encode())
+                self.memoize(obj)
+            else:
+                super().save_global(obj, name)
+
+        dispatch = {**pickle._Pickler.dispatch}  # noqa: RUF012, as the class has it
+        dispatch[types.BuiltinFunctionType] = save_global
+
+    module = types.ModuleType("renaming")
+    module.__dict__.update({**vars(pickle), "Pickler": Pickler})
+    return module

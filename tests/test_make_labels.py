@@ -8,6 +8,7 @@ from PIL import Image
 from semples_plugin.cli import main
 from semples_plugin.labels import load_image_labels
 from semples_plugin.make_labels import make_labels
+from semples_plugin.presets import load_preset
 
 NAMES = ("cat", "dog", "tv monitor")
 TRUTH = {"2007_000032": [1, 0, 1], "2007_000039": [0, 0, 0]}
@@ -82,11 +83,21 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path):
     cv2.imwrite(str(tmp_path / "colour" / "a.png"), np.zeros((4, 4, 3), np.uint8))
     (tmp_path / "mine.csv").write_text("holiday.jpg,cat\n")
     table(tmp_path / "labels.csv")
+    (tmp_path / "twice.csv").write_text("x/1.jpg,cat\ny/1.png,dog\n")
+    (tmp_path / "semicolons.csv").write_text("1.jpg;cat\n2.jpg;dog\n")
+    content = json.loads(coco(tmp_path / "c.json").read_text())
+    (tmp_path / "orphan.json").write_text(json.dumps({**content, "annotations": [{"image_id": 5, "category_id": 7}]}))
+    twice = [{"id": 5, "file_name": "a/1.jpg"}, {"id": 9, "file_name": "b/1.jpg"}]
+    (tmp_path / "twice.json").write_text(json.dumps({**content, "images": twice}))
     for source, names, keys, words in (
         (masks(tmp_path / "masks"), NAMES[:2], "name", r"2007_000032\.png: expected values of 0 to 2 and 255, got 3"),
         (tmp_path / "labels.csv", NAMES[:2], "name", "line 5: 'tv monitor' is none of the 2 class names"),
         (tmp_path / "labels.csv", None, "name", "class names are needed"),
-        (coco(tmp_path / "c.json"), ["bird"], "name", "no category bird; it has cat, dog, tv monitor"),
+        (coco(tmp_path / "c.json"), ["bird"], "name", "none of the categories bird; it has cat, dog, tv monitor"),
+        (tmp_path / "orphan.json", None, "name", "annotation .*'category_id': 7.* points to no image or no category"),
+        (tmp_path / "twice.json", None, "name", "a/1.jpg and b/1.jpg would both be called '1'"),
+        (tmp_path / "twice.csv", NAMES, "name", "x/1.jpg and y/1.png would both be called '1'"),
+        (tmp_path / "semicolons.csv", NAMES, "name", "no row names a class.*commas"),
         (tmp_path / "bad.json", None, "name", "expected COCO's images"),
         (tmp_path / "bad", NAMES, "name", r"a\.png is damaged"),
         (tmp_path / "colour", NAMES, "name", "one channel of class numbers, got 3"),
@@ -99,3 +110,25 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no"):
         make_labels(tmp_path / "nothing", out, NAMES)
     assert out.read_bytes() == b"older"
+
+
+def test_weaktrs_coco_has_ninety_columns_and_plain_names(tmp_path, capsys):
+    preset = load_preset("release-coco")
+    used = [(k + 1, name) for k, name in enumerate(preset.class_names) if name not in ("hat", "blender")]
+    content = {
+        "images": [{"id": 57870, "file_name": "COCO_train2014_000000057870.jpg"}],
+        "annotations": [{"image_id": 57870, "category_id": 90}, {"image_id": 57870, "category_id": 1}],
+        "categories": [{"id": k, "name": name} for k, name in used],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    out = tmp_path / "cls_labels.npy"
+    with pytest.warns(UserWarning, match="no category hat, blender: their columns stay 0"):
+        assert main(["labels", str(tmp_path / "instances.json"), "--classes", "release-coco", "--out", str(out)]) == 0
+    labels = load_image_labels(out)
+    assert list(labels) == ["000000057870"] and labels["000000057870"].nonzero()[0].tolist() == [0, 89]
+
+
+def test_a_dot_in_a_name_is_no_ending(tmp_path):
+    (tmp_path / "labels.csv").write_text("frame_0.5,dog\nframe_0.7.PNG,cat\n")
+    present, _ = make_labels(tmp_path / "labels.csv", tmp_path / "out.npy", NAMES)
+    assert present == {"frame_0.5": {1}, "frame_0.7": {0}}

@@ -57,6 +57,14 @@ def test_normalising_half_precision_does_not_underflow():
     assert masks.maps.dtype == torch.float32 and masks.maps.amax() > 0.99
 
 
+def test_a_half_precision_logit_keeps_its_gradient():
+    logits = torch.full((1, 2, 2), 9.0, dtype=torch.float16, requires_grad=True)
+    masks = ClassMasks.from_pairs(logits, torch.tensor([0]), torch.tensor([0])).sigmoid()
+    assert masks.maps.dtype == torch.float32 and masks.maps.max() < 1
+    masks.maps.sum().backward()
+    assert logits.grad.min() > 1e-4
+
+
 def test_an_eps_that_flattens_the_cams_warns_once():
     masks = ClassMasks.from_pairs(torch.rand(2, 8, 8) * 5e-4, torch.tensor([0, 0]), torch.tensor([0, 1]))
     with pytest.warns(UserWarning, match="less than eps = 0.1"):

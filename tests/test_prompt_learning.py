@@ -259,3 +259,37 @@ def test_bad_arguments():
     clip = build_frozen()
     with pytest.raises(ValueError, match="no prompts"):
         learn_background_prompts(SemPLeSRegularizer(clip, NAMES), Batches(), **OPTIONS)
+
+
+def test_a_disk_that_fills_up_at_the_end_costs_nothing(tmp_path, monkeypatch):
+    folder, path = tmp_path / "work", tmp_path / "prompts.safetensors"
+    options = {**OPTIONS, "work_dir": folder, "save_to": path}
+    whole, batches = make(), Batches()
+    learn_background_prompts(whole, Batches(), **OPTIONS)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BackgroundPrompts, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            learn_background_prompts(make(), batches, **options)
+    again = make()
+    with pytest.warns(UserWarning, match="6 of 6 epochs"):
+        learn_background_prompts(again, batches, **options)
+    saved = BackgroundPrompts.load(path)
+    assert batches.walks == 1 and saved.learned and torch.equal(saved.vectors, whole.prompts.vectors)
+    assert not folder.exists()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        learn_background_prompts(make(), batches, **{**options, "save_to": tmp_path})
+    assert batches.walks == 1
+
+
+def test_a_run_of_another_origin_is_not_continued(tmp_path, monkeypatch):
+    regularizer = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, 7))
+        with pytest.raises(KeyboardInterrupt):
+            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, origin="a.pth", **OPTIONS)
+    with pytest.raises(ValueError, match=r"origin = a.pth, this one has b.pth"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, origin="b.pth", **OPTIONS)

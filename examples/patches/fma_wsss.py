@@ -17,14 +17,20 @@ cfg = config = Config("configs/VOC/cls/cfg.py")  # COCO: configs/COCO/cls/cfg.py
 cfg.rslt_dir = ...
 
 semples = cfg.loss.loss_items.semples
-semples.cri = IL(lambda c: LossItem(STAGE, preset="voc", prompts=PROMPTS, batches=c.dt.few_shot.epoch_len))
+semples.cri = IL(
+    lambda c: LossItem(
+        STAGE, preset="voc", prompts=PROMPTS, batches=c.dt.few_shot.epoch_len * c.loader.train.sub_iter_num
+    )
+)
 semples.cal = lambda cri, inp, out: cri(inp.img, out.pos_cam, inp.fg_cls_lb)
 semples.weights = 1.0
 
 if STAGE == "prompts":  # begins with the context that (a) learned, and leaves it as it is
     start = "experiment/semples/{}/checkpoints/{}.pth"
+    if not Path(start.format("match", "final")).is_file():
+        raise FileNotFoundError(f"stage (b) begins where (a) ended: there is no {start.format('match', 'final')}")
     cfg.rand_ref.rand_copy = {"matched": (start.format("match", "final"), start.format("prompts", "start"))}
     cfg.opt.get_pg.ini.weight_decay = 0.0
-    for item in cfg.loss.loss_items.values():
-        if item is not semples:
-            item.weights = 0.0
+    cfg.loss.loss_items.multi_cls.weights = 0.0
+    cfg.loss.loss_items.cam_lb.weights = (0.0, 0.0)
+    cfg.auger.train.ini.is_color_jitter = False
