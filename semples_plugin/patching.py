@@ -59,14 +59,14 @@ def _patch(host: str, checkout: Path, action: str) -> str:
             return f"{checkout} is patched: {', '.join(touched)}"
         _git(checkout, "apply", "--unidiff-zero", "--reverse", str(file))
         return f"took the patch out of {', '.join(touched)}"
+    if action == "revert":
+        raise ValueError(f"{checkout} is not patched, or lines of the patch were edited; nothing was taken out")
     changed = _git(checkout, "status", "--porcelain", "--", *touched)
     if changed:
         raise ValueError(
             f"{checkout} has local changes in files that the patch touches ({' '.join(changed.split())}); commit or "
             "stash them first"
         )
-    if action == "revert":
-        raise ValueError(f"{checkout} is not patched; there is nothing to take out")
     if action == "check":
         return f"{checkout} is not patched; the patch fits"
     if _git(checkout, "apply", "--unidiff-zero", str(file)) is None:

@@ -113,6 +113,7 @@ class Host:
         done = subprocess.run(command, cwd=self.path, capture_output=True, text=True)
         text = done.stdout + done.stderr
         assert fails_with in text if fails_with else done.returncode == 0, text[-3000:]
+        self.text = text
         found: dict[str, list[float]] = {}
         for name, value in re.findall(r"(loss_\w+): (\S+)", text):
             found.setdefault(name, []).append(float(value))
@@ -204,8 +205,9 @@ SMALL = """
 cfg.model.ini.clip_name, cfg.model.ini.fp32, cfg.amp.enabled = "pretrains/CLIP/16.pt", True, False
 cfg.loader.num_workers, cfg.loader.train.batch_size = 1, 4
 cfg.solver.max_iter, cfg.solver.display_step, cfg.sched.warm.warm_iters = 3, 1, 1
-cfg.loss.loss_items.multi_cls.weights = 0.
-cfg.opt.get_pg.ini.weight_decay = 0.  # so that SemPLeS alone can move anything
+if STAGE != "prompts":  # so that SemPLeS alone can move anything; (b) sees to it by itself
+    cfg.loss.loss_items.multi_cls.weights = 0.
+    cfg.opt.get_pg.ini.weight_decay = 0.
 options = dict(clip={clip!r}, learning={{"epochs": 2}})
 semples.cri = IL(lambda c: LossItem(STAGE, prompts=PROMPTS, batches=c.dt.few_shot.epoch_len, **options))
 """
@@ -242,6 +244,10 @@ def test_fma_wsss_trains_through_the_stages(tmp_path):
         assert set(found) == parts
         if stage == "prompts":
             host.prompts = host.path / "experiment/semples/prompts.safetensors"
+            last = {
+                name: re.findall(rf"{name}\S* = (\S+)", host.text)[-1] for name in ("multi_cls.weights", "weight_decay")
+            }
+            assert last == {"multi_cls.weights": "0.0", "weight_decay": "0.0"}
             host.check_prompts(length=30)
             folder = host.path / "experiment/semples"
             start = folder / "prompts/checkpoints/start.pth"

@@ -37,9 +37,12 @@ def test_in_and_out_again(checkout, capsys):
     assert main(["patch", "clims", str(checkout), "--check"]) == 0
     assert "is patched" in capsys.readouterr().out
     (checkout / "other.py").write_text("changed, but not by us")
+    step = checkout / "step/train_clims.py"
+    step.write_text(step.read_text().replace("# 61\n", "# 61, n_classes=5\n"))  # as for classes of one's own
     assert main(["patch", "clims", str(checkout)]) == 1 and "patched already" in capsys.readouterr().err
     assert main(["patch", "clims", str(checkout), "--revert"]) == 0
-    assert git(checkout, "status", "--porcelain").split() == ["M", "other.py"]
+    assert git(checkout, "status", "--porcelain").split() == ["M", "other.py", "M", "step/train_clims.py"]
+    assert git(checkout, "diff", "--stat", "step").split()[2] == "2"  # one line out, one in
     assert main(["patch", "clims", str(checkout), "--revert"]) == 1 and "not patched" in capsys.readouterr().err
 
 
