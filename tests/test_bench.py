@@ -16,6 +16,7 @@ SPEC = {
     "classes": 3,
     "length": 4,
     "max_pairs": None,
+    "part": None,
     "seconds": 0,
 }
 
@@ -76,6 +77,7 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
         if task["step"] == "matmul":
             return {"peak": 1e12}
         if task.get("pairs") == 96 and task["waste"]:
+            assert task["part"] == 24
             return {}  # out of memory
         waste = len(task["waste"] or [])
         return {"seconds": 1.0 + waste, "memory": 1e9 * (1 + waste), "flops": 1e11}
@@ -85,7 +87,7 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "bench.json").read_text()) == results
     text = capsys.readouterr().out
     assert "| 6 | 1 | 8 | 8 | 1 | 8 | 0.12 | 1 | 1 | 0.1 | 10 % |" in text
-    assert "| 96 | 1 | - | - | 1 | - | - |" in text
+    assert "| 96 | 1 | - | - | 1 | in parts of 24 | - |" in text
     assert f"| {REFINEMENT_WASTE['weight gradients']} | 7 | 12 % | 7 | 12 % |" in text
     assert "| minutes | 120 | 826 | 6.9 |" in text  # 118 walked steps and 60 x 118 of 1 s, beside 60 x 118 of 7 s
 
@@ -93,3 +95,14 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
 def test_an_unknown_clip_is_named():
     with pytest.raises(ValueError, match=r"ViT-Z can't be measured: .*ViT-Z"):
         run._in_a_process({**SPEC, "clip": "ViT-Z", "step": "refinement", "pairs": 1, "waste": None})
+
+
+def test_a_plain_step_in_parts_is_the_whole(monkeypatch):
+    monkeypatch.setattr(worker, "build", lambda *_: build_frozen())
+    gradients = []
+    for part in (None, 2):
+        spec = {**SPEC, "step": "refinement", "pairs": 5, "waste": list(REFINEMENT_WASTE), "part": part}
+        step, (maps, *_) = worker.prepare(spec)
+        step().backward()
+        gradients.append(maps.grad)
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-5)

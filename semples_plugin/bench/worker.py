@@ -42,7 +42,7 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Ten
 
     Args:
         spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step), `pairs`,
-            `classes`, `length`, `max_pairs`, `clip`, `device`, `precision`.
+            `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`, `device`, `precision`.
     """
     clip = build(spec["clip"], spec["device"], spec["precision"], "activations" not in (spec["waste"] or ()))
     names = [f"class {k}" for k in range(spec["classes"])]
@@ -60,10 +60,19 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Ten
     masks = ClassMasks.from_pairs(maps, torch.arange(pairs), classes)
     features = regularizer.background_features(images[:1], masks[:1]).expand(pairs, -1)
     plain = PlainSteps(regularizer, spec["waste"] or ())
+    part = min(spec["part"] or pairs, pairs)
+    rest = PlainSteps(regularizer, plain.waste - {"prompt texts"})  # parts share what is encoded once in a step
+
+    def plain_refinement() -> Tensor:
+        for start in range(part, pairs, part):
+            some = masks[start : start + part]
+            (rest.refinement(images, some) * len(some) / pairs).backward()
+        return plain.refinement(images, masks[:part]) * part / pairs
+
     steps: dict[tuple[str, bool], Callable[[], Tensor | None]] = {
         ("walk", True): lambda: (regularizer.background_features(images, masks), None)[1],
         ("refinement", True): lambda: sum_of(regularizer(images, masks)),
-        ("refinement", False): lambda: plain.refinement(images, masks),
+        ("refinement", False): plain_refinement,
         ("prompts", True): lambda: sum_of(regularizer.prompt_losses_of(features, classes)),
         ("prompts", False): lambda: plain.prompts(images, masks, features),
     }
@@ -92,7 +101,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float | None]:
     first = run()  # gradients of weights stay from here on, as an optimiser would keep them
     peak = _memory(device)
     # As many repeats as half a minute allows: a plain step with many pairs takes minutes on a CPU.
-    seconds = [run() for _ in range(max(1, min(20, int(spec["seconds"] / first))))]
+    seconds = [run() for _ in range(min(20, int(spec["seconds"] / first)))] or [first]
     return {
         "seconds": statistics.median(seconds),
         "memory": None if before is None or peak is None else float(peak - before),
