@@ -111,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             names = read_class_names(options.classes) if options.classes else None
             print(describe(*make_labels(options.source, options.out, names, options.keys)))
+            print(f"wrote {options.out}")
         elif options.command == "patch":
             from semples_plugin.patching import patch
 

@@ -46,13 +46,14 @@ class PlainSteps:
     def __init__(self, regularizer: SemPLeSRegularizer, waste: Collection[str]) -> None:
         self.regularizer, self.waste = regularizer, frozenset(waste)
         self.model: Any = regularizer.clip.model
-        self.model.requires_grad_("weight gradients" in self.waste)
         texts = [regularizer.template.format(name) for name in regularizer.class_names]
         self.label_ids = regularizer.clip.tokenizer(texts).to(regularizer.clip.device)
 
     def refinement(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """L_match + L_refine of a batch."""
         regularizer, weights, pairs = self.regularizer, self.regularizer.weights, len(masks)
+        kept = regularizer.prompt_features()
+        self._thaw()
         views = regularizer.views(images, masks)
         if "separate batches" in self.waste or "foreground twice" in self.waste:
             foreground, background = self._images(views[:pairs]), self._images(views[pairs:])
@@ -66,13 +67,14 @@ class PlainSteps:
         if "label texts" in self.waste:
             with torch.no_grad():
                 self._labels(masks.class_index)
-        prompts = self._prompts() if "prompt texts" in self.waste else regularizer.prompt_features()
+        prompts = self._prompts() if "prompt texts" in self.waste else kept
         refine = functional.refinement_loss(functional.similarity(again, prompts[masks.class_index]))
         return weights.foreground * match + weights.background * repel + weights.refine * refine
 
     def prompts(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
         """L_prompt of a batch, whose background features are at hand unless that is among the waste."""
         regularizer, weights, classes = self.regularizer, self.regularizer.weights, masks.class_index
+        self._thaw()
         if "backgrounds" in self.waste:
             features = self._images(regularizer.views(images, masks.detach())[len(masks) :])
         if "padding" in self.waste:
@@ -86,6 +88,9 @@ class PlainSteps:
             functional.similarity(described, features), functional.similarity(described, self._labels(classes))
         )
         return weights.image * image + weights.text * text
+
+    def _thaw(self) -> None:
+        self.model.requires_grad_("weight gradients" in self.waste)  # each time: the library freezes it again
 
     def _images(self, views: Tensor) -> Tensor:
         if not self.waste & {"weight gradients", "last block"}:
