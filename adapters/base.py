@@ -12,6 +12,7 @@ Which parameters the objectives reach is the host's graph's to say; where a host
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -53,10 +54,26 @@ class CamAdapter:
             raise ValueError(f"kind: expected one of {', '.join(MASKS)}, got {kind!r}")
         self.regularizer, self.kind, self.eps, self.scale = regularizer, kind, eps, scale
         self.losses: dict[str, Tensor] = {}
+        self._looked = False
 
     def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
         """Masks `[P, h, w]` in [0, 1] of the present classes, from CAMs `[N, K, h, w]` and labels `[N, K]`."""
-        return MASKS[self.kind](ClassMasks.from_dense(cams, labels), self.eps)
+        masks = ClassMasks.from_dense(cams, labels)
+        if not self._looked and len(masks):
+            self._look(masks.maps)
+        return MASKS[self.kind](masks, self.eps)
+
+    @torch.no_grad()
+    def _look(self, maps: Tensor) -> None:
+        """Warns, at the first batch, of CAMs that make masks in [0, 1] and yet are of another kind."""
+        self._looked, lowest = True, float(maps.min())
+        if self.kind == "logits" and lowest >= 0:
+            what = 'without a negative value: as logits they make masks of 0.5 and more everywhere; is it "relu"?'
+        elif self.kind == "min-max" and lowest < 0:
+            what = f'with negative values ({lowest:.2g}), whose zero min-max would move; is it "relu", or "logits"?'
+        else:
+            return
+        warnings.warn(f'kind="{self.kind}" got CAMs {what}', UserWarning, stacklevel=2)
 
     def images(self, images: Tensor) -> Tensor:
         """The images as the objectives are to see them; here as they are."""
@@ -118,12 +135,28 @@ class WrappedCams(CamAdapter):
     def learn_prompts(self, batches: Iterable[tuple[Tensor, ...]], path: str | Path, **options: Any) -> PromptHistory:
         """Stage (b) from the host's loader of (images, labels), with the model in eval mode meanwhile."""
         with evaluating(self.model) as device:
-            walk = ((x.to(device), self.model(x.to(device)), y.to(device)) for x, y in batches)
-            return super().learn_prompts(walk, path, **options)
+
+            def walk() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+                for batch in batches:
+                    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+                        raise TypeError(
+                            f"batches: expected pairs (images, labels), got {type(batch).__name__}; a loader of "
+                            'another kind is walked as ((batch["image"], batch["label"]) for batch in loader)'
+                        )
+                    images, labels = (part.to(device) for part in batch)
+                    yield images, self.model(images), labels
+
+            return super().learn_prompts(walk(), path, **options)
 
 
 def wrap(cam_model: nn.Module, regularizer: SemPLeSRegularizer, kind: str = "relu", eps: float = 1e-5) -> WrappedCams:
     """Objectives for any module that returns dense CAMs `[N, K, h, w]`.
+
+        semples = wrap(model, regularizer, kind="relu")
+        cams, loss = semples(images, labels)            # in every step; semples.losses has the named parts, to log
+        semples.learn_prompts(loader, "prompts.safetensors", **preset.learning_options())   # (b), between (a) and (c)
+
+    The result is no `nn.Module`: optimise, save and wrap in DDP your own model, as before.
 
     Args:
         cam_model: left as it is; it stays yours to train and to save.

@@ -9,7 +9,9 @@ zeros for CLIMS's own then. All that CLIMS trains is reached: everything but its
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import options
 from semples_plugin.adapters.base import CamAdapter, evaluating, neutral_padding
+from semples_plugin.prompts import same_names
 from semples_plugin.regularizer import SemPLeSRegularizer
 
 
@@ -38,15 +41,33 @@ class ClimsAdapter(CamAdapter):
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     """The options of `run_sample.py` ("voc") and `run_sample_coco.py` ("coco")."""
-    options.add_arguments(parser, preset)
-    parser.add_argument(
+    add = options.add_arguments(parser, preset).add_argument
+    add(
         "--semples-terms", choices=("refine", "all"), default="refine",
-        help="of (c): L_refine beside CLIMS's own terms, the paper's Table 4 as we read it, or L_match too",
+        help="refine: L_refine beside CLIMS's own terms in (c), the paper's Table 4 as we read it; all: L_match too, "
+        "and what --semples match needs (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--semples-scale", type=float,
         help="factor of SemPLeS's losses (default: the first of --hyper, CLIMS's for its foreground term)",
     )  # fmt: skip
+
+
+def _all_zero(hyper: str) -> bool:
+    """Whether all of CLIMS's own loss is left out by its `--hyper`."""
+    return not any(float(value) for value in hyper.split(","))
+
+
+def _warn_of_other_classes(class_names: Sequence[str]) -> None:
+    # CLIMS's own loss puts names from a list inside of the code into its texts, column by column.
+    lists = getattr(sys.modules.get("clip_utils"), "category_dict", {}).values()
+    if lists and not any(same_names(class_names, known) for known in lists):
+        warnings.warn(
+            "--semples-classes differs from category_dict in CLIMS's clip_utils.py, whose names its own loss matches "
+            "the same columns with: write your names there too, or leave that loss out (--hyper 0,0,0,0)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class Training:
@@ -74,6 +95,8 @@ class Training:
             network.load_state_dict(weights)
         if args.semples == "refine" and args.semples_terms == "refine":
             args.semples_foreground_weight = args.semples_background_weight = 0.0
+        if args.semples_classes and not _all_zero(args.hyper):
+            _warn_of_other_classes(options.preset_of(args).class_names)
         device = next(model.parameters()).device
         scale = args.semples_scale or float(args.hyper.split(",")[0]) or 1.0
         self.log = options.LossLog()

@@ -19,12 +19,15 @@ from semples_plugin.regularizer import SemPLeSRegularizer
 STAGES = ("match", "prompts", "refine")
 
 
-def add_arguments(parser: argparse.ArgumentParser, preset: str) -> None:
+def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
     """Adds `--semples` and its companions; without `--semples` the host runs as it always did.
 
     Args:
         parser: the host's.
         preset: default of `--semples-preset`.
+
+    Returns:
+        The group of our options, for those of one host alone.
     """
     group = parser.add_argument_group("SemPLeS")
     add = group.add_argument
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> None:
     add("--semples-prompt-length", type=int, help="L (default: the preset's)")
     add("--semples-prompt-epochs", type=int, help="epochs of stage (b) (default: the preset's)")
     add("--semples-prompt-lr", type=float, help="learning rate of stage (b) (default: the preset's)")
+    return group
 
 
 def preset_of(args: argparse.Namespace) -> Preset:

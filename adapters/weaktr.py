@@ -100,8 +100,7 @@ class WeakTrAdapter(CamAdapter):
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     """The options of WeakTr's `main.py`."""
-    options.add_arguments(parser, preset)
-    add = parser.add_argument
+    add = options.add_arguments(parser, preset).add_argument
     add("--semples-reach", choices=REACH, default=REACH[0], help="what SemPLeS trains of WeakTr")
     add("--semples-mask-eps", type=float, help="of the masks' min-max normalisation (default: the preset's)")
     add("--semples-alone", action="store_true", help="leave WeakTr's own losses out, as the authors' release does")

@@ -2,8 +2,9 @@
 
     python examples/train_voc.py --data VOC2012 --labels cls_labels.npy --clip ViT-B-32-quickgelu --pretrained openai
 
-Expects JPEGImages/ and ImageSets/Segmentation/train.txt under --data. A short, complete script to start from: for the
-paper's figures give it --preset voc, the augmented list, more epochs and a backbone with ImageNet weights.
+Expects JPEGImages/ and ImageSets/Segmentation/train.txt under --data; with --classes names.txt the classes are yours. A
+short, complete script to start from: for the paper's figures give it --preset voc, the augmented list, more epochs and
+a backbone with ImageNet weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import json
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -31,7 +33,7 @@ from semples_plugin import (
     learn_background_prompts,
     load_preset,
 )
-from semples_plugin.labels import load_image_labels
+from semples_plugin.labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 
 BACKGROUNDS = (
@@ -47,6 +49,8 @@ class Photographs(Dataset):
     def __init__(self, folder: Path, labels: Path, image_list: str, size: int) -> None:
         self.folder, self.size, self.labels = folder, size, load_image_labels(labels)
         self.names = (folder / "ImageSets" / "Segmentation" / f"{image_list}.txt").read_text().split()
+        if missing := [name for name in self.names if name not in self.labels]:
+            raise ValueError(f"{labels} has no labels of {len(missing)} images, {missing[0]} the first")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, required=True, help="cls_labels.npy of CLIMS, IRNet or WeakTr")
     parser.add_argument("--image-list", default="train", help="name of the list in ImageSets/Segmentation")
     parser.add_argument("--preset", default="voc", help="class names, weights and schedules")
+    parser.add_argument("--classes", type=Path, help="text file with one class name a line, instead of the preset's")
     parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, or local-dir:PATH")
     parser.add_argument("--pretrained", help="its tag, or the path of a weights file")
     parser.add_argument("--precision", default="fp32", help="of CLIP: fp32, bf16 or fp16")
@@ -104,6 +109,8 @@ def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
     device, preset = options.device, load_preset(options.preset)
+    if options.classes:
+        preset = replace(preset, class_names=read_class_names(options.classes))
     data = Photographs(options.data, options.labels, options.image_list, options.size)
     loader = DataLoader(data, options.batch_size, shuffle=True, generator=torch.Generator().manual_seed(options.seed))
     clip = FrozenClip.load(options.clip, options.pretrained, device=device, precision=options.precision)

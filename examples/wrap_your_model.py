@@ -3,6 +3,8 @@
 Here a small network and the demo's scenes and tiny CLIP; with photographs, FrozenClip.load and load_preset("voc").
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 
@@ -16,11 +18,13 @@ torch.manual_seed(0)
 scenes, clip, model = make_scenes(256, seed=0), load_tiny_clip(), CamNet(len(OBJECTS))
 data = torch.utils.data.TensorDataset(normalize_images(scenes.images), torch.from_numpy(scenes.labels).float())
 loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
-optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 weights = LossWeights(background=0.4, text=0.02, refine=0.2)  # for the tiny CLIP; the presets have ViT-B/32's
 semples = wrap(model, SemPLeSRegularizer(clip, OBJECTS, weights=weights), kind="relu")
+start = copy.deepcopy(model.state_dict())  # yours: the baseline's checkpoint
 
 for stage in ("match", "refine"):
+    model.load_state_dict(start)  # (a) and (c) begin with the same weights
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for images, labels in loader:
         cams, loss = semples(images, labels)  # (1), and with prompts (3)
         loss = loss + F.binary_cross_entropy_with_logits(cams.mean((2, 3)), labels)  # your own loss

@@ -36,7 +36,17 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     if not plain or "" in plain or len(set(plain)) < len(plain):
         found = next((repr(name) + " twice" for name in plain if plain.count(name) > 1), "an empty one")
         raise ValueError(f"class_names: expected different names, got {found if plain else 'none'}")
+    if plain[0].strip("_") in ("background", "bg"):
+        raise ValueError(
+            f"class_names: begins with {names[0]!r}, but label columns belong to object classes alone: leave it out; "
+            "with it every class takes its neighbour's column"
+        )
     return tuple(names)
+
+
+def plain_name(name: str) -> str:
+    """A class name without case, spaces, hyphens and underscores: "TV monitor" and "tvmonitor" are one."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def check_device(device: str | torch.device) -> torch.device:

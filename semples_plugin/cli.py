@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from semples_plugin.version import __version__
@@ -49,8 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         "labels",
         help="make cls_labels.npy from masks, COCO's JSON or a CSV",
         description="Writes the image labels that CLIMS, IRNet and WeakTr read, and prints how many images show each "
-        "class. SOURCE is a folder of PNG masks (0 background, k + 1 class k, 255 ignored), COCO's instances JSON, or "
-        "a CSV of image,class[,class...] rows.",
+        "class. SOURCE is a folder of PNG masks (0 background, k + 1 class k, 255 ignored), COCO's instances JSON (its "
+        "classes in the order of their ids, and COCO_train2014_ taken off the images' names), or a CSV of "
+        "image,class[,class...] rows, with or without a header that begins with `image`.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     labels.add_argument("source", help="masks, .json or .csv")
@@ -100,6 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status is 0, or 1 for bad input, which is explained in one sentence."""
     options = build_parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"semples {options.command}: {message}", file=sys.stderr)
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         if options.command == "demo":
             from semples_plugin.demo.run import run_demo
@@ -111,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             names = read_class_names(options.classes) if options.classes else None
             print(describe(*make_labels(options.source, options.out, names, options.keys)))
-            print(f"wrote {options.out}")
+            style = "integers, CLIMS's" if options.keys == "integer" else "names, WeakTr's"
+            print(f"wrote {options.out}; its keys are {style} style")
         elif options.command == "patch":
             from semples_plugin.patching import patch
 

@@ -94,6 +94,11 @@ class FrozenClip:
         lean_activations(model)
         return cls(model, tokenizer, full_name).to(device)
 
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        dtype = str(self._image_dtype).removeprefix("torch.")
+        return f"FrozenClip({self.name}, images {height} x {width}, {dtype}, on {self.device})"
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -159,7 +164,7 @@ class FrozenClip:
         check_tensor("prompts", prompts, shape="[K, L, W]")
         if prompts.shape[2] != self.text_width:
             raise ValueError(f"prompts: {self.name} takes vectors of width {self.text_width}, got {prompts.shape[2]}")
-        layout = self._layout(prompts.shape[1], template, suffix_ids)
+        layout = self.layout(prompts.shape[1], template, suffix_ids)
         ids = layout.ids.to(self.device).expand(len(prompts), -1)
         embedded = self._text.token_embedding(ids).to(prompts.dtype)
         end = layout.start + layout.length
@@ -203,7 +208,8 @@ class FrozenClip:
             return pooled
         return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
 
-    def _layout(self, length: int, template: str, suffix_ids: tuple[int, ...] | None) -> PromptLayout:
+    def layout(self, length: int, template: str, suffix_ids: tuple[int, ...] | None) -> PromptLayout:
+        """Where `length` vectors stand among the tokens of `template`; a ValueError where they don't fit."""
         key = (length, template, suffix_ids)
         if key not in self._layouts:
             self._layouts[key] = self._build_layout(*key)

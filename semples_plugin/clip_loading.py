@@ -26,26 +26,40 @@ def load_open_clip(
     name: str, pretrained: str | None, *, precision: str, cache_dir: str | None
 ) -> tuple[nn.Module, Any, str]:
     """The model with its weights, its tokenizer, and the name to call it by; see `FrozenClip.load`."""
+    import open_clip
+
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_source(name, pretrained)
     if name.startswith(LOCAL_DIR):
-        return _load_folder(name, precision)
+        return open_clip.create_model(name, precision=precision), _tokenizer(name), name
+    assert pretrained is not None
+    name = name.replace("/", "-")
+    if Path(pretrained).is_file():
+        model = _load_file(name, Path(pretrained), precision)
+    else:
+        model = _load_tag(name, pretrained, precision, cache_dir)
+    return model, _tokenizer(name), f"{name}/{pretrained}"
+
+
+def check_source(name: str, pretrained: str | None) -> None:
+    """Raises a `ValueError` or `FileNotFoundError` where a name and weights can't be loaded; loads nothing."""
+    if name.startswith(LOCAL_DIR):
+        return _check_folder(name)
+    if Path(name).is_dir():
+        raise ValueError(f"{name} is a folder; a model in open_clip's layout is called {LOCAL_DIR}{name}")
     name = name.replace("/", "-")
     _check_architecture(name)
     if pretrained is None:
         raise ValueError(f"pretrained: {name} needs the tag of its weights ({_some(_tags(name))}) or a file's path")
-    if Path(pretrained).is_file():
-        model = _load_file(name, Path(pretrained), precision)
-    elif pretrained in _tags(name):
-        model = _load_tag(name, pretrained, precision, cache_dir)
-    elif "/" in pretrained or Path(pretrained).suffix:
+    if Path(pretrained).is_file() or pretrained in _tags(name):
+        return
+    if "/" in pretrained or Path(pretrained).suffix:
         raise FileNotFoundError(f"pretrained: there is no file {pretrained}")
-    else:
-        raise ValueError(
-            f"pretrained: {name} has no weights {pretrained!r}; did you mean {_nearest(pretrained, _tags(name))}? "
-            "A file's path is taken as well"
-        )
-    return model, _tokenizer(name), f"{name}/{pretrained}"
+    raise ValueError(
+        f"pretrained: {name} has no weights {pretrained!r}; did you mean {_nearest(pretrained, _tags(name))}? "
+        "A file's path is taken as well"
+    )
 
 
 def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | None:
@@ -116,15 +130,12 @@ def _load_file(name: str, path: Path, precision: str) -> nn.Module:
     return model
 
 
-def _load_folder(name: str, precision: str) -> tuple[nn.Module, Any, str]:
-    import open_clip
-
+def _check_folder(name: str) -> None:
     folder = Path(name.removeprefix(LOCAL_DIR))
     if not (folder / "open_clip_config.json").is_file():
         raise FileNotFoundError(f"{name}: expected a folder with open_clip_config.json and the weights beside it")
     if not any(folder.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
         raise FileNotFoundError(f"{name}: there is no weights file (*.safetensors, *.bin, *.pth) beside its config")
-    return open_clip.create_model(name, precision=precision), _tokenizer(name), name
 
 
 def _tokenizer(name: str) -> Any:

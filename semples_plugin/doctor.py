@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from semples_plugin.clip_loading import find_cached, where_to_get
+from semples_plugin.clip_loading import LOCAL_DIR, check_source, find_cached, where_to_get
 
 _NEEDED = ("semples-plugin", "torch", "torchvision", "open_clip_torch", "numpy", "opencv-python", "safetensors", "tqdm")
 _OPTIONAL = {
@@ -25,13 +25,24 @@ def print_report(clip: str, pretrained: str) -> int:
     for name, use in _OPTIONAL.items():
         _print_version(name, f"optional, for {use}")
     _print_devices()
+    return int(bool(missing) + _print_clip(clip, pretrained))
+
+
+def _print_clip(clip: str, pretrained: str) -> bool:
+    """Where CLIP's weights are, or come from; returns whether they can't be had."""
+    try:
+        check_source(clip, pretrained)
+    except (OSError, ValueError) as error:
+        print(f"CLIP      {error}")
+        return True
+    if clip.startswith(LOCAL_DIR):
+        print(f"CLIP      {clip}")
+        return False
     found = Path(pretrained) if Path(pretrained).is_file() else find_cached(clip, pretrained)
-    if found is not None:
-        print(f"CLIP      {clip}/{pretrained}: {found}")
-    else:
-        print(f"CLIP      {clip}/{pretrained}: not cached; the first load downloads it")
+    print(f"CLIP      {clip}/{pretrained}: {found or 'not cached; the first load downloads it'}")
+    if found is None:
         print(f"          without a network, {where_to_get(clip, pretrained)}")
-    return int(bool(missing))
+    return False
 
 
 def _print_version(name: str, use: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semples_plugin.checks import check_names
 from semples_plugin.presets import PRESETS, load_preset
 
 _NUMBERS = re.compile(r"[<>|=]?[fiub][1248]")
@@ -99,12 +100,17 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, in label order; empty lines don't count. Or a preset's, by its name."""
-    if not Path(path).exists() and str(path) in PRESETS:
-        return load_preset(str(path)).class_names
-    names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected different class names, one a line, got {len(names)} lines")
-    return names
+    if not Path(path).exists():
+        if str(path) in PRESETS:
+            return load_preset(str(path)).class_names
+        raise FileNotFoundError(
+            f"there is no {path}: expected a text file with one class name a line, or a preset ({', '.join(PRESETS)})"
+        )
+    text = Path(path).read_text(encoding="utf-8-sig")  # spreadsheets and Windows' editors begin with a mark
+    try:
+        return check_names([line.strip() for line in text.splitlines() if line.strip()])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _multi_hot(key: Any, value: Any) -> NDArray[np.float32]:

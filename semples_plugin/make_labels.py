@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semples_plugin.cams.evaluation import IGNORED
+from semples_plugin.checks import plain_name
 from semples_plugin.files import replacing
 
 Present = dict[str, set[int]]
@@ -26,8 +27,9 @@ def make_labels(
 
     Args:
         source: a folder of masks (PNG: 0 background, k + 1 class k, 255 ignored), an `instances_*.json` of COCO's
-            layout, or a CSV of `image,class[,class...]` rows, where an image may come again. Folders, endings of
-            pictures and `COCO_train2014_` are no part of an image's name.
+            layout, or a CSV of `image,class[,class...]` rows, where an image may come again and a first row that
+            begins with `image` is a header. Folders, endings of pictures and `COCO_train2014_` are no part of an
+            image's name.
         out: the `.npy` to write: a pickled dictionary of float32 multi-hot arrays `[K]`.
         class_names: K names in label order. COCO's JSON brings its own, in the order of its ids, unless given.
         keys: "name" ("2007_000032", WeakTr's) or "integer" (2007000032, CLIMS's and IRNet's; names of digits alone).
@@ -39,6 +41,9 @@ def make_labels(
         FileNotFoundError: where there is no source.
         ValueError: for a class that is not among the names, a mask value above K, two files of one name, an image
             name that is no number where integers are wanted, or a source without images; nothing is written then.
+
+    Warns:
+        UserWarning: of categories of COCO's JSON that the names leave out, and of names without a category.
     """
     source = Path(source)
     if keys not in ("name", "integer"):
@@ -56,7 +61,8 @@ def make_labels(
     else:
         raise ValueError(f"{source}: expected a folder of masks, COCO's .json or a .csv")
     if not present:
-        raise ValueError(f"{source} holds no images")
+        what = "PNG masks (subfolders are not searched)" if source.is_dir() else "images"
+        raise ValueError(f"{source} holds no {what}")
     labels = {_key(name, keys): _multi_hot(classes, len(class_names)) for name, classes in sorted(present.items())}
     if len(labels) < len(present):
         raise ValueError(f"{source}: different image names give the same integer; use names as keys")
@@ -77,7 +83,8 @@ def _read_masks(folder: Path, num_classes: int) -> Present:
     from PIL import Image  # OpenCV would give the colours of VOC's palettes, not their numbers
 
     present: Present = {}
-    for path in tqdm(sorted(folder.glob("*.png")), "masks", unit="mask"):
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
+    for path in tqdm(files, "masks", unit="mask"):
         try:
             with Image.open(path) as image:
                 mask = np.asarray(image)
@@ -103,8 +110,13 @@ def _read_coco(path: Path, class_names: Sequence[str] | None) -> tuple[Present, 
     unknown = [name for name in names if name not in by_id.values()]
     if len(unknown) == len(names):
         raise ValueError(f"{path} has none of the categories {', '.join(names)}; it has {', '.join(by_id.values())}")
+    left_out = [name for name in by_id.values() if name not in names]
     if unknown:  # as with the ten of COCO's 90 that were never annotated
         warnings.warn(f"{path} has no category {', '.join(unknown)}: their columns stay 0", UserWarning, stacklevel=3)
+    if left_out:
+        warnings.warn(
+            f"left out, for the class list has no such names: {', '.join(left_out)}", UserWarning, stacklevel=3
+        )
     files = _Names()
     image_names = {image["id"]: files.of(image["file_name"]) for image in images}
     present: Present = {name: set() for name in image_names.values()}
@@ -120,19 +132,26 @@ def _read_coco(path: Path, class_names: Sequence[str] | None) -> tuple[Present, 
 
 def _read_table(path: Path, class_names: Sequence[str]) -> Present:
     present: Present = {}
-    files = _Names()
+    files, columns = _Names(), {plain_name(name): k for k, name in enumerate(class_names)}
     with path.open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.reader(file), 1):
             cells = [cell.strip() for cell in row]
             if not any(cells) or (number == 1 and cells[0].lower() == "image"):
                 continue
+            if len(cells) == 1 and re.search("[;\t]", cells[0]):
+                raise ValueError(
+                    f"{path}, line {number}: expected image,class[,class...] with commas, got {cells[0]!r}"
+                )
             found = present.setdefault(files.of(cells[0]), set())
             for name in filter(None, cells[1:]):
-                if name not in class_names:
-                    raise ValueError(f"{path}, line {number}: {name!r} is none of the {len(class_names)} class names")
-                found.add(class_names.index(name))
+                if plain_name(name) not in columns:
+                    hint = "; a row names the classes that its image shows, without 0 and 1" if name in "01" else ""
+                    raise ValueError(
+                        f"{path}, line {number}: {name!r} is none of the {len(class_names)} class names{hint}"
+                    )
+                found.add(columns[plain_name(name)])
     if present and not any(present.values()):
-        raise ValueError(f"{path}: no row names a class; expected image,class[,class...], separated by commas")
+        raise ValueError(f"{path}: no row names a class; expected image,class[,class...]")
     return present
 
 

@@ -35,23 +35,33 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
         ValueError: where the checkout is another project, at another commit or changed in the files that the patch
             touches, or is patched (not patched) already; nothing has been changed then.
     """
-    checkout = Path(checkout)
-    head = _git(checkout, "rev-parse", "HEAD")
-    if head is None or _git(checkout, "cat-file", "-e", COMMITS[host]) is None:
-        raise ValueError(f"{checkout} is no git checkout of {host} with its commit {COMMITS[host][:12]}")
+    checkout, commit = Path(checkout), COMMITS[host]
+    if not checkout.is_dir():
+        raise FileNotFoundError(f"there is no folder {checkout}")
+    if _git(checkout, "--version") is None:
+        raise ValueError("git is not installed, or not on the PATH")
     top = _git(checkout, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != checkout.resolve():
+    if top is None:
+        raise ValueError(f"{checkout} is no git checkout; clone {host} with git, an unpacked archive has no commits")
+    if Path(top).resolve() != checkout.resolve():
         raise ValueError(f"{checkout} is a folder inside of the checkout; give {top}")
-    if head != COMMITS[host]:
-        raise ValueError(
-            f"{checkout} is at commit {head[:12]}; the patch is for {COMMITS[host][:12]}: git -C {checkout} checkout "
-            f"{COMMITS[host][:12]}"
-        )
+    if _git(checkout, "cat-file", "-e", commit) is None:
+        raise ValueError(f"{checkout} has no commit {commit[:12]}: it is not {host}, or a shallow clone of a later one")
     return _configs(checkout, action) if host == "fma-wsss" else _patch(host, checkout, action)
+
+
+def _require_commit(host: str, checkout: Path) -> None:
+    head, commit = _git(checkout, "rev-parse", "HEAD") or "none", COMMITS[host]
+    if head != commit:
+        raise ValueError(
+            f"{checkout} is at commit {head[:12]}; the patch is for {commit[:12]}: git -C {checkout} checkout "
+            f"{commit[:12]}"
+        )
 
 
 def _patch(host: str, checkout: Path, action: str) -> str:
     file, touched = PATCHES / f"{host}.patch", touched_files(host)
+    # Whether it is in is asked of the files, so that a patch that was committed is found and comes out as well.
     if _git(checkout, "apply", "--unidiff-zero", "--reverse", "--check", str(file)) is not None:
         if action == "apply":
             raise ValueError(f"{checkout} is patched already; semples patch {host} {checkout} --revert takes it out")
@@ -59,8 +69,16 @@ def _patch(host: str, checkout: Path, action: str) -> str:
             return f"{checkout} is patched: {', '.join(touched)}"
         _git(checkout, "apply", "--unidiff-zero", "--reverse", str(file))
         return f"took the patch out of {', '.join(touched)}"
+    ours = [name for name in touched if _mentions_us(checkout / name)]
+    if ours:
+        raise ValueError(
+            f"{checkout} is half patched, or lines of the patch were edited: {', '.join(ours)}; git -C {checkout} "
+            f"checkout {COMMITS[host][:12]} -- {' '.join(ours)} gives the host's own files back, and discards all "
+            "changes in them"
+        )
     if action == "revert":
-        raise ValueError(f"{checkout} is not patched, or lines of the patch were edited; nothing was taken out")
+        raise ValueError(f"{checkout} is not patched; there is nothing to take out")
+    _require_commit(host, checkout)
     changed = _git(checkout, "status", "--porcelain", "--", *touched)
     if changed:
         raise ValueError(
@@ -80,11 +98,17 @@ def _configs(checkout: Path, action: str) -> str:
     text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
     files = [checkout / "configs/semples" / stage / "cfg.py" for stage in STAGES]
     there = [file for file in files if file.exists()]
-    edited = [str(file) for file in there if file.read_text(encoding="utf-8") != text]
-    names = ", ".join(map(str, there))
+    edited = [file for file in there if file.read_text(encoding="utf-8") != text]
+    names, kept = ", ".join(map(str, there)), ", ".join(map(str, edited))
     if action == "check":
-        return f"{checkout} has {names}" if there else f"{checkout} has no config of SemPLeS's yet; it fits"
+        if not there:
+            _require_commit("fma-wsss", checkout)
+            return f"{checkout} has no config of SemPLeS's yet; it fits"
+        missing = ", ".join(str(file) for file in files if file not in there)
+        notes = [f"edited: {kept}"] * bool(kept) + [f"missing: {missing}"] * bool(missing)
+        return "; ".join([f"{checkout} has {names}", *notes])
     if action == "apply":
+        _require_commit("fma-wsss", checkout)
         if there:
             raise ValueError(f"{names}: there already; semples patch fma-wsss {checkout} --revert takes them out")
         for file in files:
@@ -93,14 +117,14 @@ def _configs(checkout: Path, action: str) -> str:
         return f"wrote {', '.join(map(str, files))}, which build on configs/VOC/cls/cfg.py; see {PATCHES}/README.md"
     if not there:
         raise ValueError(f"{checkout} has no config of SemPLeS's; there is nothing to take out")
-    if edited:
-        raise ValueError(f"{', '.join(edited)}: edited since it was written; delete it yourself")
-    for file in there:
+    gone = [file for file in there if file not in edited]
+    for file in gone:
         file.unlink()
         with suppress(OSError):  # what else a user keeps there stays
             file.parent.rmdir()
             file.parent.parent.rmdir()
-    return f"took out {names}"
+    notes = [f"took out {', '.join(map(str, gone))}"] * bool(gone)
+    return "; ".join(notes + [f"left {kept}, edited since it was written: delete it yourself"] * bool(kept))
 
 
 def touched_files(host: str) -> list[str]:
@@ -108,8 +132,15 @@ def touched_files(host: str) -> list[str]:
     return re.findall(r"^\+\+\+ b/(.+)$", (PATCHES / f"{host}.patch").read_text(), re.MULTILINE)
 
 
+def _mentions_us(file: Path) -> bool:
+    return file.is_file() and "semples_plugin" in file.read_text(encoding="utf-8", errors="replace")
+
+
 def _git(checkout: Path, *arguments: str) -> str | None:
-    """Standard output of a git command, None where it failed."""
+    """Standard output of a git command, None where it failed or there is no git."""
     command = ["git", "-C", str(checkout), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -135,7 +135,18 @@ def learn_background_prompts(
             stacklevel=2,
         )
     else:
-        kept = _walk(regularizer, batches, progress)
+        if prompts.learned:
+            warnings.warn(
+                "these prompts were learned already, and are learned further; to begin anew give the regularizer "
+                "new BackgroundPrompts",
+                UserWarning,
+                stacklevel=2,
+            )
+        try:
+            kept = _walk(regularizer, batches, progress)
+        except BaseException:
+            folder.remove_if_empty()
+            raise
         folder.write_features(kept)
     features, class_index = (tensor.to(regularizer.clip.device) for tensor in kept)
 
@@ -210,7 +221,10 @@ def _walk(
     """Background features `[P, D]` and their classes `[P]`, on the CPU."""
     features, classes = [], []
     width = regularizer.label_features.shape[1]
-    for images, masks in tqdm(batches, "background features", disable=not progress):
+    for batch in tqdm(batches, "background features", disable=not progress):
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise TypeError(f"batches: expected pairs (images, masks), got {_kinds(batch)}")
+        images, masks = batch
         given = isinstance(masks, Tensor)
         if given and (images.shape != (len(masks), width) or masks.ndim != 1 or masks.is_floating_point()):
             raise TypeError(
@@ -224,6 +238,11 @@ def _walk(
             "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
         )
     return torch.cat(features), torch.cat(classes)
+
+
+def _kinds(batch: Any) -> str:
+    parts = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else []
+    return type(batch).__name__ + (f" of {', '.join(parts)}" if parts else "")
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -310,6 +329,10 @@ class _WorkDir:
         if self.folder is not None:
             for name in ("features.pt", "state.pt"):
                 (self.folder / name).unlink(missing_ok=True)
+            self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        if self.folder is not None:
             with suppress(OSError):  # what else a user keeps there stays
                 self.folder.rmdir()
 
@@ -327,11 +350,12 @@ class _WorkDir:
             key = differing[0]
             raise ValueError(
                 f"{self.folder} holds an unfinished run with {key} = {settings.get(key)}, this one has "
-                f"{self.settings[key]}; use another work_dir, or delete that one"
+                f"{self.settings[key]}; delete that folder to begin again, or use another work_dir"
             )
         if not same_clip(self.signature, signature):
             raise ValueError(
-                f"{self.folder} holds an unfinished run with another CLIP; use another work_dir, or delete that one"
+                f"{self.folder} holds an unfinished run with another CLIP; delete that folder to begin again, or use "
+                "another work_dir"
             )
         return dict(found)
 

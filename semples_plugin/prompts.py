@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semples_plugin.checks import plain_name
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.files import replacing
 
@@ -99,6 +100,7 @@ class BackgroundPrompts(nn.Module):
                 f"the prompts were made for {self.clip_name or 'a CLIP'} of text width {self.vectors.shape[2]}, "
                 f"{clip.name} has {clip.text_width}"
             )
+        clip.layout(self.vectors.shape[1], self.template, self.suffix_ids)  # raises where they don't fit
         if self.class_names is not None and not same_names(self.class_names, class_names):
             k = next(k for k, pair in enumerate(zip(self.class_names, class_names)) if not same_names(*zip(pair)))
             raise ValueError(
@@ -183,11 +185,7 @@ def same_clip(a: Tensor | None, b: Tensor | None) -> bool:
 
 def same_names(a: Sequence[str], b: Sequence[str]) -> bool:
     """Whether two class lists agree up to case, spaces, hyphens and underscores ("tv monitor", "tvmonitor")."""
-
-    def plain(name: str) -> str:
-        return "".join(letter for letter in name.lower() if letter.isalnum())
-
-    return [plain(name) for name in a] == [plain(name) for name in b]
+    return [plain_name(name) for name in a] == [plain_name(name) for name in b]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,6 +1,8 @@
 import argparse
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +100,24 @@ def test_wrap_serves_a_model_of_ones_own(clip, batch, tmp_path):
     BackgroundPrompts.load(tmp_path / "prompts.safetensors").claim(clip, OBJECTS)
     with pytest.raises(ValueError, match="expected one of logits, sigmoid, relu, min-max"):
         wrap(model, semples.regularizer, "softmax")
+
+
+def test_cams_of_another_kind_are_told_at_the_first_batch(clip, batch):
+    _, labels = batch
+    for kind, cams in {"logits": torch.rand(6, 8, 4, 4), "min-max": torch.randn(6, 8, 4, 4)}.items():
+        adapter = CamAdapter(regularizer_with_prompts(clip), kind)
+        with pytest.warns(UserWarning, match=f'kind="{kind}" got CAMs with.* is it "relu"'):
+            adapter.masks(cams, labels)
+        adapter.masks(cams, labels)  # once is enough
+
+
+def test_a_loader_of_another_kind_is_named(clip, batch, tmp_path):
+    images, labels = batch
+    semples = wrap(clims_head(), regularizer_with_prompts(clip), "sigmoid")
+    for wrong in ({"image": images, "label": labels}, (images, labels, labels)):
+        with pytest.raises(TypeError, match=r"expected pairs \(images, labels\), got (dict|tuple); a loader"):
+            semples.learn_prompts([wrong], tmp_path / "prompts.safetensors", **SHORT)
+    assert list(tmp_path.iterdir()) == []  # no folder of a run that never began
 
 
 def test_an_exception_gives_the_modes_and_gradients_back():
@@ -272,7 +292,7 @@ def names(tmp_path, clip, monkeypatch):
             "--semples-prompt-length", "4", "--semples-prompt-epochs", "2"]  # fmt: skip
 
 
-def test_clims_trains_through_its_patch(names, batch, tmp_path):
+def test_clims_trains_through_its_patch(names, batch, tmp_path, monkeypatch):
     images, labels = batch
     model = clims_head()
     semples = clims.Training(parse(clims.add_arguments), model)
@@ -296,6 +316,10 @@ def test_clims_trains_through_its_patch(names, batch, tmp_path):
         loss = semples(images, model(images), labels.double())
         assert loss.requires_grad and (parts is None or set(semples.adapter.losses) == parts)
         assert semples.adapter.scale == 10.0
+    monkeypatch.setitem(sys.modules, "clip_utils", SimpleNamespace(category_dict={"voc": ["cat"] * 8}))
+    with pytest.warns(UserWarning, match="differs from category_dict in CLIMS's clip_utils.py"):
+        clims.Training(arguments, model)
+    monkeypatch.delitem(sys.modules, "clip_utils")
     arguments = parse(clims.add_arguments, *names, "--semples", "refine", "--semples-scale", "3", "--hyper", "0,0,1,1")
     assert clims.Training(arguments, model).adapter.scale == 3.0
 
@@ -353,7 +377,7 @@ def test_the_command_line_replaces_the_presets_settings(tmp_path):
         0.3, 2.4, 0.1, 7,
     )  # fmt: skip
     (tmp_path / "names.txt").write_text("cat\ncat\n")
-    with pytest.raises(ValueError, match="different class names"):
+    with pytest.raises(ValueError, match=r"names\.txt: class_names: expected different names"):
         read_class_names(tmp_path / "names.txt")
 
 

@@ -19,3 +19,9 @@ def test_doctor_says_what_is_there_and_where_weights_go(capsys, tmp_path, monkey
     (tmp_path / "weights.pt").write_bytes(b"")
     main(["doctor", "--pretrained", str(tmp_path / "weights.pt")])
     assert str(tmp_path / "weights.pt") in capsys.readouterr().out
+    for wrong, words in (
+        (["--pretrained", str(tmp_path / "none.pt")], "there is no file"),
+        (["--clip", f"local-dir:{tmp_path}"], "expected a folder with open_clip_config.json"),
+        (["--clip", str(tmp_path)], f"is a folder; a model in open_clip's layout is called local-dir:{tmp_path}"),
+    ):
+        assert main(["doctor", *wrong]) == 1 and words in capsys.readouterr().out

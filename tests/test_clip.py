@@ -85,8 +85,8 @@ def test_causal_towers_see_no_padding_and_siglip_sees_all():
         clip.encode_prompts(torch.randn(1, 10, clip.text_width))
         handle.remove()
     assert seen == [16, 16, 16]  # start, "a photo of", 10 vectors, full stop, end; SigLIP: its whole context
-    assert build_frozen("CLIP")._layout(30, "a photo of {}.", None).ids.shape == (36,)
-    assert len(build_frozen("SigLIP")._layout(3, "a photo of {}.", None).ids) == 16
+    assert build_frozen("CLIP").layout(30, "a photo of {}.", None).ids.shape == (36,)
+    assert len(build_frozen("SigLIP").layout(3, "a photo of {}.", None).ids) == 16
 
 
 @pytest.mark.parametrize(("kind", "room"), [("CLIP", 71), ("CustomTextCLIP", 71), ("SigLIP", 11)])
@@ -99,7 +99,7 @@ def test_prompts_fill_the_context_and_no_more(kind, room):
 
 def test_the_releases_suffix_token_replaces_the_full_stop():
     clip = build_frozen()
-    layout = clip._layout(3, "a photo of {}.", (13,))
+    layout = clip.layout(3, "a photo of {}.", (13,))
     assert layout.ids[layout.start + 3 :].tolist() == [13, 49407]
     vectors = torch.randn(1, 3, clip.text_width)
     released = clip.encode_prompts(vectors, suffix_ids=(13,))

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from semples_plugin.labels import load_image_labels
+from semples_plugin.labels import load_image_labels, read_class_names
 
 LABELS = np.eye(20, dtype=np.float32)[3]
 
@@ -14,6 +14,18 @@ def test_every_hosts_keys(tmp_path, key):
     labels = load_image_labels(tmp_path / "labels.npy")
     assert list(labels) == ["2007_000032"]
     np.testing.assert_array_equal(labels["2007_000032"], LABELS)
+
+
+def test_class_names_come_from_a_file_or_a_preset(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes(b"\xef\xbb\xbfcat\r\n\r\n dog\r\n")  # as Windows' editors write it
+    assert read_class_names(path) == ("cat", "dog") and len(read_class_names("coco")) == 80
+    for text, words in (("background\ncat", "begins with 'background'"), ("cat\ncat", "'cat' twice"), ("", "none")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"names\.txt: class_names: .*{words}"):
+            read_class_names(path)
+    with pytest.raises(FileNotFoundError, match="one class name a line, or a preset"):
+        read_class_names(tmp_path / "nowhere.txt")
 
 
 class Attack:

@@ -58,9 +58,30 @@ def test_what_is_not_safe_is_refused_and_nothing_changes(checkout, tmp_path, mon
         patching.patch("clims", checkout)
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    with pytest.raises(ValueError, match="no git checkout of clims"):
+    with pytest.raises(ValueError, match="empty is no git checkout; clone clims"):
         patching.patch("clims", tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        patching.patch("clims", tmp_path / "nowhere")
+    monkeypatch.setitem(patching.COMMITS, "clims", "1" * 40)
+    with pytest.raises(ValueError, match="has no commit 111111111111: it is not clims"):
+        patching.patch("clims", checkout)
     assert git(checkout, "status", "--porcelain") == ""
+
+
+def test_a_committed_patch_is_found_and_edited_lines_are_named(checkout):
+    patching.patch("clims", checkout)
+    git(checkout, "commit", "--quiet", "-am", "SemPLeS")
+    assert "is patched" in patching.patch("clims", checkout, "check")
+    step = checkout / "step/train_clims.py"
+    step.write_text(step.read_text().replace("semples(img, x, label)", "semples(img, x, label) * 2"))
+    for action in ("check", "revert", "apply"):
+        with pytest.raises(
+            ValueError, match=r"edited: .*step/train_clims.py.*; git -C .* checkout \w+ -- run_sample.py"
+        ):
+            patching.patch("clims", checkout, action)
+    git(checkout, "checkout", "--", "step/train_clims.py")
+    assert "took the patch out" in patching.patch("clims", checkout, "revert")
+    assert git(checkout, "diff", "HEAD~1") == ""
 
 
 def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
@@ -74,11 +95,12 @@ def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
         patching.patch("fma-wsss", checkout)
     mine = checkout / files[0]
     mine.write_text(mine.read_text() + "# mine\n")
-    with pytest.raises(ValueError, match=r"match/cfg.py: edited since .*; delete it yourself"):
-        patching.patch("fma-wsss", checkout, "revert")
-    assert mine.read_text().endswith("# mine\n") and len(list(checkout.glob("configs/**/*.py"))) == 3
+    (checkout / files[1]).unlink()
+    found = patching.patch("fma-wsss", checkout, "check")
+    assert f"edited: {mine}" in found and f"missing: {checkout / files[1]}" in found
+    assert f"left {mine}, edited since" in patching.patch("fma-wsss", checkout, "revert")
+    assert mine.read_text().endswith("# mine\n") and list(checkout.glob("configs/**/*.py")) == [mine]
     mine.unlink()
-    patching.patch("fma-wsss", checkout, "revert")
     with pytest.raises(ValueError, match="nothing to take out"):
         patching.patch("fma-wsss", checkout, "revert")
     mine.parent.rmdir()

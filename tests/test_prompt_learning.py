@@ -126,6 +126,20 @@ def test_batches_of_something_else_are_named(second):
         learn_background_prompts(make(), [(torch.randn(6, 3, 32, 32), second)], **OPTIONS)
 
 
+def test_other_batches_are_named_and_leave_no_folder(tmp_path):
+    for batch, words in (({"image": 1}, "got dict"), ((1, 2, 3), "got tuple of int, int, int")):
+        with pytest.raises(TypeError, match=rf"expected pairs \(images, masks\), {words}"):
+            learn_background_prompts(make(), [batch], work_dir=tmp_path / "work", **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_further_is_said():
+    regularizer = make()
+    learn_background_prompts(regularizer, Batches(), **OPTIONS)
+    with pytest.warns(UserWarning, match="learned already, and are learned further"):
+        learn_background_prompts(regularizer, Batches(), **OPTIONS)
+
+
 def test_another_runs_folder_is_refused(tmp_path, monkeypatch):
     regularizer = make()
     with monkeypatch.context() as patch:

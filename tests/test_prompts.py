@@ -147,6 +147,11 @@ def _full_disk(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_prompts_that_do_not_fit_into_the_context_are_refused_at_once(clip):
+    with pytest.raises(ValueError, match=r"prompts of 73 vectors don't fit into"):
+        BackgroundPrompts(3, 73, clip.text_width).claim(clip, ["a", "b", "c"])
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="positive sizes"):
         BackgroundPrompts(0, 4, 64)
