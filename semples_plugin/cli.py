@@ -1,4 +1,4 @@
-"""The command line: `semples demo`, `doctor`, `labels`, `patch` and `bench`."""
+"""The command line: `semples demo`, `doctor`, `labels`, `patch` and `bench`; those about CAMs are in `cams.cli`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from semples_plugin.cams.cli import add_commands as add_wing_commands
 from semples_plugin.version import __version__
 
 
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo-out", help="folder for grid.png, results.json and the prompts")
     demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(run=_demo)
 
     doctor = commands.add_parser(
         "doctor",
@@ -45,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
     doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
+    doctor.set_defaults(run=_doctor)
 
     labels = commands.add_parser(
         "labels",
@@ -65,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     labels.add_argument(
         "--keys", choices=("name", "integer"), default="name", help="2007_000032 for WeakTr, 2007000032 for CLIMS"
     )
+    labels.set_defaults(run=_labels)
 
     patch = commands.add_parser(
         "patch",
@@ -77,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     action = patch.add_mutually_exclusive_group()
     action.add_argument("--check", dest="action", action="store_const", const="check", help="say how things stand")
     action.add_argument("--revert", dest="action", action="store_const", const="revert", help="take the patch out")
-    patch.set_defaults(action="apply")
+    patch.set_defaults(run=_patch, action="apply")
 
     bench = commands.add_parser(
         "bench",
@@ -96,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, default=30.0, help="for the repeats of each measurement")
     bench.add_argument("--out", default="bench.json", help="file for the figures")
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
+    bench.set_defaults(run=_bench)
+    add_wing_commands(commands)
     return parser
 
 
@@ -110,38 +116,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        if options.command == "demo":
-            from semples_plugin.demo.run import run_demo
-
-            run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
-        elif options.command == "labels":
-            from semples_plugin.labels import read_class_names
-            from semples_plugin.make_labels import describe, make_labels
-
-            names = read_class_names(options.classes) if options.classes else None
-            print(describe(*make_labels(options.source, options.out, names, options.keys)))
-            style = "integers, CLIMS's" if options.keys == "integer" else "names, WeakTr's"
-            print(f"wrote {options.out}; its keys are {style} style")
-        elif options.command == "patch":
-            from semples_plugin.patching import patch
-
-            print(patch(options.host, options.path, options.action))
-        elif options.command == "bench":
-            from semples_plugin.bench.run import run_bench
-
-            run_bench(
-                options.out, clip=options.clip, device=options.device, precision=options.precision,
-                pairs=options.pairs, classes=options.classes, length=options.length, seconds=options.seconds,
-                progress=not options.quiet,
-            )  # fmt: skip
-        else:
-            from semples_plugin.doctor import print_report
-
-            return print_report(options.clip, options.pretrained)
-    except (OSError, TypeError, ValueError) as error:
+        return int(options.run(options) or 0)
+    except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"semples {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"semples {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from semples_plugin.demo.run import run_demo
+
+    run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from semples_plugin.doctor import print_report
+
+    return print_report(options.clip, options.pretrained)
+
+
+def _labels(options: argparse.Namespace) -> None:
+    from semples_plugin.labels import read_class_names
+    from semples_plugin.make_labels import describe, make_labels
+
+    names = read_class_names(options.classes) if options.classes else None
+    print(describe(*make_labels(options.source, options.out, names, options.keys)))
+    style = "integers, CLIMS's" if options.keys == "integer" else "names, WeakTr's"
+    print(f"wrote {options.out}; its keys are {style} style")
+
+
+def _patch(options: argparse.Namespace) -> None:
+    from semples_plugin.patching import patch
+
+    print(patch(options.host, options.path, options.action))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from semples_plugin.bench.run import run_bench
+
+    run_bench(
+        options.out, clip=options.clip, device=options.device, precision=options.precision, pairs=options.pairs,
+        classes=options.classes, length=options.length, seconds=options.seconds, progress=not options.quiet,
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semples_plugin.cams.evaluation import IGNORED
+from semples_plugin.cams.pictures import read_mask
 from semples_plugin.checks import plain_name
 from semples_plugin.files import replacing
 
@@ -80,19 +81,10 @@ def describe(present: Mapping[str, Iterable[int]], class_names: Sequence[str]) -
 
 
 def _read_masks(folder: Path, num_classes: int) -> Present:
-    from PIL import Image  # OpenCV would give the colours of VOC's palettes, not their numbers
-
     present: Present = {}
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
     for path in tqdm(files, "masks", unit="mask"):
-        try:
-            with Image.open(path) as image:
-                mask = np.asarray(image)
-        except OSError as error:
-            raise ValueError(f"{path} is damaged, or no mask: {error}") from error
-        if mask.ndim != 2:
-            raise ValueError(f"{path}: expected one channel of class numbers, got {mask.shape[2]}")
-        values = set(np.unique(mask).tolist()) - {0, IGNORED}
+        values = set(np.unique(read_mask(path)).tolist()) - {0, IGNORED}
         if values and max(values) > num_classes:
             raise ValueError(f"{path}: expected values of 0 to {num_classes} and {IGNORED}, got {max(values)}")
         present[path.stem] = {value - 1 for value in values}

@@ -209,6 +209,10 @@ def learn_background_prompts(
                 }
             )
     prompts.seed, prompts.learned = seed, True
+    prompts.similarities = {
+        "background": [None if math.isnan(value) else value for value in history.background[-1]],
+        "label": [*history.label[-1]],
+    }
     if save_to is not None:
         prompts.save(save_to)
     folder.remove()

@@ -39,6 +39,8 @@ class BackgroundPrompts(nn.Module):
         class_names, clip_name, signature: what the prompts belong to, None until a regularizer takes them.
         seed: of the start, then of the learning.
         learned: whether equation (2) has seen them, or they were read from a file.
+        similarities: of the learned prompts, K numbers each: "background", sim(u_b, v_b) averaged over the pairs
+            (None for a class without any), and "label", sim(u_b, u_f); empty before.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class BackgroundPrompts(nn.Module):
         self.suffix_ids = suffix_ids
         self.seed = seed
         self.learned = False
+        self.similarities: dict[str, list[float | None]] = {}
         self.register_load_state_dict_post_hook(_mark_learned)
         self.class_names: tuple[str, ...] | None = None
         self.clip_name: str | None = None
@@ -136,6 +139,7 @@ class BackgroundPrompts(nn.Module):
             "suffix_ids": self.suffix_ids,
             "seed": self.seed,
             "learned": self.learned,
+            "similarities": self.similarities,
             "versions": {name: version(name) for name in ("semples-plugin", "torch", "open_clip_torch")},
         }
         with replacing(path) as temporary:
@@ -167,6 +171,7 @@ class BackgroundPrompts(nn.Module):
         prompts = cls(*vectors.shape, template=about.get("template", PROMPT_TEMPLATE), seed=about.get("seed", 0))
         prompts.vectors.data.copy_(vectors)
         prompts.learned = about.get("learned", True)
+        prompts.similarities = about.get("similarities", {})
         prompts.suffix_ids = tuple(about["suffix_ids"]) if about.get("suffix_ids") else None
         prompts.class_names = tuple(about["class_names"]) if about.get("class_names") else None
         prompts.clip_name = about.get("clip_name")

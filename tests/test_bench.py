@@ -86,10 +86,10 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
     results = run.run_bench(tmp_path / "bench.json", progress=False)
     assert json.loads((tmp_path / "bench.json").read_text()) == results
     text = capsys.readouterr().out
-    assert "| 6 | 1 | 8 | 8 | 1 | 8 | 0.12 | 1 | 1 | 0.1 | 10 % |" in text
+    assert "| 6 | 1 | 10 | 10 | 1 | 10 | 0.1 | 1 | 1 | 0.1 | 10 % |" in text
     assert "| 96 | 1 | - | - | 1 | in parts of 24 | - |" in text
-    assert f"| {REFINEMENT_WASTE['weight gradients']} | 7 | 12 % | 7 | 12 % |" in text
-    assert "| minutes | 120 | 826 | 6.9 |" in text  # 118 walked steps and 60 x 118 of 1 s, beside 60 x 118 of 7 s
+    assert f"| {REFINEMENT_WASTE['weight gradients']} | 9 | 10 % | 9 | 10 % |" in text
+    assert "| minutes | 120 | 944 | 7.9 |" in text  # 118 walked steps and 60 x 118 of 1 s, beside 60 x 118 of 8 s
 
 
 def test_an_unknown_clip_is_named():

@@ -79,7 +79,7 @@ def test_causal_towers_see_no_padding_and_siglip_sees_all():
     seen = []
     for kind in KINDS:
         clip = build_frozen(kind)
-        handle = clip._text.transformer.resblocks[0].register_forward_pre_hook(
+        handle = clip._text.transformer.resblocks[0].ln_1.register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0].shape[1])
         )
         clip.encode_prompts(torch.randn(1, 10, clip.text_width))

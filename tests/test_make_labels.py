@@ -105,7 +105,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(tmp_path):
         (tmp_path / "nameless.csv", NAMES, "name", "no row names a class"),
         (tmp_path / "bad.json", None, "name", "expected COCO's images"),
         (tmp_path / "bad", NAMES, "name", r"a\.png is damaged"),
-        (tmp_path / "colour", NAMES, "name", "one channel of class numbers, got 3"),
+        (tmp_path / "colour", NAMES, "name", r"one channel of class numbers in bytes, got uint8 \[4, 4, 3\]"),
         (tmp_path / "empty", NAMES, "name", "holds no PNG masks"),
         (out, NAMES, "name", "expected a folder of masks"),
         (tmp_path / "mine.csv", NAMES, "integer", "'holiday' is no number"),

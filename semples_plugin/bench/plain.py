@@ -5,14 +5,15 @@ They are written from a count of those passes, in batches of all pairs, and comp
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semples_plugin import functional
+from semples_plugin import functional, towers
 from semples_plugin.masks import ClassMasks
 from semples_plugin.regularizer import SemPLeSRegularizer
 
@@ -23,6 +24,8 @@ REFINEMENT_WASTE = {
     "foreground twice": "each foreground view encoded for matching and again for refinement",
     "separate batches": "foregrounds and backgrounds encoded one after the other",
     "last block": "CLIP's last block computed for tokens that nobody reads",
+    "attention": "attention's projections on a batch that torch turns around",
+    "patches": "patches embedded by a convolution",
     "activations": "QuickGELU keeping two tensors for its gradient",
 }
 PROMPT_WASTE = {
@@ -31,6 +34,7 @@ PROMPT_WASTE = {
     "backgrounds": "each background encoded in every epoch",
     "padding": "prompts of 77 tokens, of which all behind the end of text can't be seen",
     "absent classes": "prompts of classes encoded that are not in the batch",
+    "attention": REFINEMENT_WASTE["attention"],
     "activations": REFINEMENT_WASTE["activations"],
 }
 
@@ -51,6 +55,15 @@ class PlainSteps:
 
     def refinement(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """L_match + L_refine of a batch."""
+        with self._towers():
+            return self._refinement(images, masks)
+
+    def prompts(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
+        """L_prompt of a batch, whose background features are at hand unless that is among the waste."""
+        with self._towers():
+            return self._prompt_loss(images, masks, features)
+
+    def _refinement(self, images: Tensor, masks: ClassMasks) -> Tensor:
         regularizer, weights, pairs = self.regularizer, self.regularizer.weights, len(masks)
         kept = regularizer.prompt_features()
         self._thaw()
@@ -71,8 +84,7 @@ class PlainSteps:
         refine = functional.refinement_loss(functional.similarity(again, prompts[masks.class_index]))
         return weights.foreground * match + weights.background * repel + weights.refine * refine
 
-    def prompts(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
-        """L_prompt of a batch, whose background features are at hand unless that is among the waste."""
+    def _prompt_loss(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
         regularizer, weights, classes = self.regularizer, self.regularizer.weights, masks.class_index
         self._thaw()
         if "backgrounds" in self.waste:
@@ -88,6 +100,19 @@ class PlainSteps:
             functional.similarity(described, features), functional.similarity(described, self._labels(classes))
         )
         return weights.image * image + weights.text * text
+
+    @contextmanager
+    def _towers(self) -> Iterator[None]:
+        """The library's towers, with torch's and open_clip's own parts where those are among the waste."""
+        lean = towers.attend, towers.embed
+        if "attention" in self.waste:
+            towers.attend = lambda attn, q, kv, mask: attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
+        if "patches" in self.waste:
+            towers.embed = lambda visual, images: visual._embeds(images)
+        try:
+            yield
+        finally:
+            towers.attend, towers.embed = lean
 
     def _thaw(self) -> None:
         self.model.requires_grad_("weight gradients" in self.waste)  # each time: the library freezes it again

@@ -20,6 +20,7 @@ from semples_plugin.version import __version__
 
 Row = dict[str, float | None]
 PAIRS = {"cpu": (1, 6, 16, 96), "cuda": (1, 4, 6, 16, 64, 96, 256)}
+LADDER = 6  # pairs at which savings are taken away one by one, and of a part
 PLAIN_PART = {"cpu": 24}  # pairs of a plain step at once: 96 of them would need some 35 GB
 PROMPT_PAIRS, PROMPT_EPOCHS, PROMPT_BATCH = 15_000, 60, 128  # VOC's train_aug, and the release's batches
 
@@ -54,18 +55,17 @@ def run_bench(
     pairs = tuple(pairs or PAIRS.get(kind, PAIRS["cpu"]))
     common = {"clip": clip, "device": device, "precision": precision, "classes": classes, "length": length,
               "max_pairs": None, "part": None, "seconds": seconds}  # fmt: skip
-    ladder = pairs[1] if len(pairs) > 1 else pairs[0]
     tasks: dict[str, dict[str, Any]] = {"matmul": {"step": "matmul"}}
     for count in pairs:
         refinement = {"step": "refinement", "pairs": count}
         tasks[f"refinement {count} ours"] = {**refinement, "waste": None}
-        tasks[f"refinement {count} in parts"] = {**refinement, "waste": None, "max_pairs": ladder}
+        tasks[f"refinement {count} in parts"] = {**refinement, "waste": None, "max_pairs": LADDER}
         tasks[f"refinement {count} plain"] = {
             **refinement,
             "waste": list(REFINEMENT_WASTE),
             "part": PLAIN_PART.get(kind),
         }
-    for step, waste, count in (("refinement", REFINEMENT_WASTE, ladder), ("prompts", PROMPT_WASTE, PROMPT_BATCH)):
+    for step, waste, count in (("refinement", REFINEMENT_WASTE, LADDER), ("prompts", PROMPT_WASTE, PROMPT_BATCH)):
         for i in range(len(waste) + 1):
             left = list(waste)[i:]
             tasks[f"{step} without {i}"] = {"step": step, "pairs": count, "waste": left}
@@ -81,7 +81,7 @@ def run_bench(
     }
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n")
-    print(format_tables(results, ladder))
+    print(format_tables(results))
     print(f"\nFigures: {out}")
     return results
 
@@ -92,7 +92,7 @@ def describe_machine(device: str) -> str:
     return f"{name}, torch {torch.__version__}, semples-plugin {__version__}"
 
 
-def format_tables(results: dict[str, Any], ladder: int) -> str:
+def format_tables(results: dict[str, Any]) -> str:
     """The refinement step by pairs, what each saving saves, and prompt learning, in Markdown."""
     found, settings = results["measured"], results["settings"]
     peak = found["matmul"].get("peak")
@@ -118,7 +118,7 @@ def format_tables(results: dict[str, Any], ladder: int) -> str:
             "-" if share is None else f"{100 * share:.0f} %",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    for step, waste, count in (("refinement", REFINEMENT_WASTE, ladder), ("prompts", PROMPT_WASTE, PROMPT_BATCH)):
+    for step, waste, count in (("refinement", REFINEMENT_WASTE, LADDER), ("prompts", PROMPT_WASTE, PROMPT_BATCH)):
         lines += [
             "",
             f"| {step}, {count} pairs: without | [s] | time saved | memory [GB] | saved |",

@@ -56,7 +56,8 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Ten
     height, width = clip.image_size
     images = torch.randn(pairs, 3, height, width, generator=generator).to(clip.device)
     maps = torch.rand(pairs, 14, 14, generator=generator).to(clip.device).requires_grad_()
-    classes = torch.randint(len(names), (pairs,), generator=generator).to(clip.device)
+    frequencies = 1 / torch.arange(1, len(names) + 1)  # some classes are common, most are rare, as in COCO
+    classes = torch.multinomial(frequencies, pairs, replacement=True, generator=generator).to(clip.device)
     masks = ClassMasks.from_pairs(maps, torch.arange(pairs), classes)
     features = regularizer.background_features(images[:1], masks[:1]).expand(pairs, -1)
     plain = PlainSteps(regularizer, spec["waste"] or ())

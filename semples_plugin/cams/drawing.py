@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 from semples_plugin.files import replacing
 
 Picture = NDArray[np.uint8]
+ERRORS = {
+    "found": (46, 160, 90),
+    "missed object": (45, 105, 215),
+    "background taken for an object": (215, 45, 45),
+    "another class": (245, 165, 35),
+}
 _CAPTION, _GAP = 26, 8
 
 
@@ -43,6 +49,29 @@ def overlay_mask(image: Picture, mask: NDArray[np.integer], opacity: float = 0.6
     return (dimmed * (1 - shade) + voc_palette()[mask] * shade).round().astype(np.uint8)
 
 
+def overlay_errors(
+    image: Picture, predicted: NDArray[np.integer], mask: NDArray[np.integer], opacity: float = 0.65
+) -> Picture:
+    """What is right and wrong with predicted labels, in the colours of `ERRORS`; rightly background is left dim.
+
+    Args:
+        image: RGB `[H, W, 3]`.
+        predicted, mask: labels `[H, W]`, 0 background; where `mask` is 255 nothing is drawn.
+        opacity: of the colours.
+    """
+    known = mask != 255
+    kinds = (
+        (predicted == mask) & (mask > 0),
+        (predicted == 0) & (mask > 0),
+        (predicted > 0) & (mask == 0),
+        (predicted != mask) & (predicted > 0) & (mask > 0),
+    )
+    picture = image * 0.6
+    for kind, colour in zip(kinds, ERRORS.values()):
+        picture[kind & known] = image[kind & known] * (1 - opacity) + np.array(colour) * opacity
+    return picture.round().astype(np.uint8)
+
+
 def voc_palette() -> Picture:
     """PASCAL VOC's 256 colours, RGB `[256, 3]`: the bits of a label, dealt to the channels' high bits in turn."""
     labels = np.arange(256)
@@ -57,7 +86,7 @@ def draw_grid(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell: 
     """Rows of pictures under captions, on white.
 
     Args:
-        rows: RGB pictures, the same number in each row; they are scaled to squares of `cell` pixels.
+        rows: RGB pictures, the same number in each row; they are scaled to fit into squares of `cell` pixels.
         captions: one for each column.
         cell: side of a picture in pixels.
 
@@ -73,10 +102,44 @@ def draw_grid(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell: 
         cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
-            scaled = cv2.resize(picture, (cell, cell), interpolation=cv2.INTER_NEAREST)
-            top, left = _CAPTION + row * step, _GAP + column * step
-            canvas[top : top + cell, left : left + cell] = scaled
+            scaled = fitted(picture, cell)
+            height, width = scaled.shape[:2]
+            top = _CAPTION + row * step + (cell - height) // 2
+            left = _GAP + column * step + (cell - width) // 2
+            canvas[top : top + height, left : left + width] = scaled
     return canvas
+
+
+def draw_legend(width: int) -> Picture:
+    """The colours of `ERRORS` with their names, RGB `[30, width, 3]`, to be put below a grid."""
+    import cv2
+
+    canvas = np.full((30, width, 3), 255, dtype=np.uint8)
+    left = _GAP
+    for name, colour in ERRORS.items():
+        canvas[8:22, left : left + 14] = colour
+        cv2.putText(canvas, name, (left + 20, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1, cv2.LINE_AA)
+        left += 34 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0]
+    return canvas
+
+
+def fitted(picture: Picture, side: int) -> Picture:
+    """A picture scaled so that its longer side has `side` pixels; small ones keep their pixels' edges."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=how), dtype=np.uint8)
+
+
+def encode(picture: Picture, suffix: str) -> bytes:
+    """An RGB picture in the format of a file's ending, such as `.png`."""
+    import cv2
+
+    _, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    return bytes(encoded.tobytes())
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
@@ -88,8 +151,8 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     import cv2
 
     try:
-        _, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+        encoded = encode(picture, Path(path).suffix)
     except cv2.error as error:
         raise OSError(f"{path}: expected a name that ends in a picture's format, like .png or .jpg") from error
     with replacing(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+        temporary.write_bytes(encoded)

@@ -1,28 +1,36 @@
-"""CAMs against masks: mIoU at every background threshold from one pass over the data."""
+"""CAMs against masks: IoU at every background threshold from one pass over the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 IGNORED = 255
 
+Counts = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class ThresholdSweep:
-    """What `CamEvaluation.compute` found.
+    """What `CamEvaluation.compute` found, in [0, 1]; rows are thresholds, columns classes, background first.
 
     Attributes:
         thresholds: `[T]`, background scores.
-        iou: `[T, K + 1]`, background first; NaN for a class that neither masks nor predictions hold.
-        miou: `[T]`, the mean over the classes, in [0, 1].
+        iou: `[T, K + 1]`; NaN for a class that neither masks nor predictions hold.
+        precision: `[T, K + 1]`; NaN for a class that isn't predicted.
+        recall: `[T, K + 1]`; NaN for a class that no mask holds.
+        miou: `[T]`, the mean of `iou` over the classes.
     """
 
     thresholds: NDArray[np.float64]
     iou: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
     miou: NDArray[np.float64]
 
     @property
@@ -31,12 +39,30 @@ class ThresholdSweep:
         return int(np.nanargmax(self.miou))
 
 
-class CamEvaluation:
-    """Collects one confusion matrix per threshold over a whole set.
+@dataclass(frozen=True)
+class ImageCounts:
+    """Pixels of one image, of the C classes that its mask or its CAMs hold, and of the background.
 
-    A pixel is background where no CAM of a present class exceeds the threshold, else the class of the highest CAM.
-    Scores are counted in bins between the thresholds, so T thresholds cost as much as one, and the result equals
-    T separate evaluations exactly.
+    Attributes:
+        classes: `[C]`, 0 background, k + 1 class k.
+        in_mask: `[C]`.
+        predicted: `[C, T]`, at each threshold.
+        hits: `[C, T]`, predicted and in the mask.
+    """
+
+    classes: Counts
+    in_mask: NDArray[np.int32]
+    predicted: NDArray[np.int32]
+    hits: NDArray[np.int32]
+
+
+class CamEvaluation:
+    """Collects what IoU needs, per threshold, over a whole set.
+
+    A pixel is background where no CAM of a present class exceeds the threshold, else the class of the highest CAM
+    (of equal ones the first). Scores are counted in the bins between the thresholds, so T thresholds cost as much as
+    one, and the result equals T separate evaluations exactly. Thresholds are rounded to the CAMs' precision, as they
+    are where a host puts a plane of them beside its CAMs.
 
     Args:
         num_classes: K, without background.
@@ -48,10 +74,12 @@ class CamEvaluation:
         if self.thresholds.ndim != 1 or len(self.thresholds) == 0 or (np.diff(self.thresholds) <= 0).any():
             raise ValueError("thresholds: expected at least one, ascending")
         self.num_classes = num_classes
-        # [mask value, predicted class, number of thresholds below the score]
-        self._counts = np.zeros((num_classes + 1, num_classes + 1, len(self.thresholds) + 1), dtype=np.int64)
+        shape = (num_classes + 1, len(self.thresholds))
+        self._in_mask: Counts = np.zeros(num_classes + 1, dtype=np.int64)
+        self._predicted: Counts = np.zeros(shape, dtype=np.int64)
+        self._hits: Counts = np.zeros(shape, dtype=np.int64)
 
-    def update(self, cams: NDArray[np.floating], class_index: Sequence[int], mask: NDArray[np.integer]) -> None:
+    def update(self, cams: NDArray[np.floating], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
         """Adds an image.
 
         Args:
@@ -59,37 +87,95 @@ class CamEvaluation:
             class_index: P classes, 0-based.
             mask: `[H, W]`, 0 background, k + 1 class k, 255 ignored.
         """
-        cams = np.asarray(cams)
+        counts = self.count(cams, class_index, mask)
+        self.add(counts)
+        return counts
+
+    def add(self, counts: ImageCounts) -> None:
+        """Adds an image that was counted before."""
+        self._in_mask[counts.classes] += counts.in_mask
+        self._predicted[counts.classes] += counts.predicted
+        self._hits[counts.classes] += counts.hits
+
+    def count(self, cams: NDArray[np.floating], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
+        """Counts an image, as `update` takes it, without adding it."""
+        cams, labels = np.asarray(cams), self._labels(mask)
         if cams.shape != (len(class_index), *mask.shape):
             raise ValueError(f"cams: expected {(len(class_index), *mask.shape)} to fit the mask, got {cams.shape}")
         if len(set(class_index)) < len(class_index) or not all(0 <= k < self.num_classes for k in class_index):
             raise ValueError(
-                f"class_index: expected different classes of 0 to {self.num_classes - 1}, got {class_index}"
+                f"class_index: expected different classes of 0 to {self.num_classes - 1}, got {list(class_index)}"
             )
-        if not np.isfinite(cams).all():
-            raise ValueError("cams: NaN or infinite values")
-        known = mask != IGNORED
-        if known.any() and not 0 <= int(mask[known].min()) <= int(mask[known].max()) <= self.num_classes:
-            raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {np.unique(mask)}")
-        if len(class_index) == 0:
-            predicted = np.zeros(mask.shape, dtype=np.int64)
-            below = np.zeros(mask.shape, dtype=np.int64)
-        else:
-            predicted = np.asarray(class_index)[cams.argmax(0)] + 1
-            below = np.searchsorted(self.thresholds, cams.max(0), side="left")
-        index = np.ravel_multi_index((mask[known].astype(np.int64), predicted[known], below[known]), self._counts.shape)
-        self._counts += np.bincount(index, minlength=self._counts.size).reshape(self._counts.shape)
+        bins = self._bins(cams, labels)
+        if bins[self.num_classes + 1 : IGNORED].any():
+            values = np.flatnonzero(bins[:IGNORED].any((1, 2)))
+            raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {values.tolist()}")
+        bins = bins[: self.num_classes + 1]
+        in_mask, shown = bins.sum((1, 2)), np.array(class_index, dtype=np.int64) + 1
+        foreground = _above(bins.sum(0))[: len(shown)]
+        of_own = _above(bins[shown, np.arange(len(shown))])
+        predicted, hits = (np.zeros_like(self._predicted) for _ in range(2))
+        predicted[shown], hits[shown] = foreground, of_own
+        predicted[0] = in_mask.sum() - foreground.sum(0)
+        hits[0] = in_mask[0] - _above(bins[0]).sum(0)
+        classes = np.union1d(np.flatnonzero(in_mask), np.append(shown, 0))
+        return ImageCounts(classes, *(part[classes].astype(np.int32) for part in (in_mask, predicted, hits)))
 
     def compute(self) -> ThresholdSweep:
         """The sweep over all images so far."""
-        # A score with `b` thresholds below it is foreground at exactly the first `b` of them.
-        foreground = self._counts[:, :, ::-1].cumsum(axis=2)[:, :, ::-1][:, :, 1:]
-        foreground[:, 0] = 0
-        in_mask = self._counts.sum(axis=(1, 2))
-        background = in_mask[:, None] - foreground.sum(axis=1)
-        hits = np.concatenate([background[:1], np.stack([foreground[k, k] for k in range(1, self.num_classes + 1)])])
-        predicted = np.concatenate([background.sum(axis=0)[None], foreground.sum(axis=0)[1:]])
-        union = predicted + in_mask[:, None] - hits
+        return self.sweep(self._in_mask, self._predicted, self._hits)
+
+    def sweep(self, in_mask: Counts, predicted: Counts, hits: Counts) -> ThresholdSweep:
+        """The sweep of pixel counts `[K + 1]`, `[K + 1, T]` and `[K + 1, T]`."""
         with np.errstate(invalid="ignore"):
-            iou = (hits / union).T
-        return ThresholdSweep(self.thresholds, iou, np.nanmean(iou, axis=1))
+            iou = hits / (predicted + in_mask[:, None] - hits)
+            precision, recall = hits / predicted, hits / in_mask[:, None]
+        miou = np.nanmean(iou, axis=0) if in_mask.any() else np.full(len(self.thresholds), np.nan)
+        return ThresholdSweep(self.thresholds, iou.T, precision.T, recall.T, miou)
+
+    def _labels(self, mask: NDArray[np.integer]) -> NDArray[np.uint8]:
+        if mask.ndim != 2 or mask.dtype.kind not in "iu":
+            raise ValueError(f"mask: expected integers [H, W], got {mask.dtype} of shape {list(mask.shape)}")
+        if mask.dtype != np.uint8 and mask.size and not 0 <= int(mask.min()) <= int(mask.max()) <= IGNORED:
+            raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {np.unique(mask)}")
+        return mask.astype(np.uint8, copy=False)
+
+    def _bins(self, cams: NDArray[np.floating], labels: NDArray[np.uint8]) -> Counts:
+        """Pixels `[256, max(P, 1), T + 1]` by mask value, class of the highest CAM and number of thresholds below."""
+        pairs, bins = max(len(cams), 1), len(self.thresholds) + 1
+        index = _tensor(labels).long() * (pairs * bins)
+        if len(cams):
+            scores, winner = _tensor(cams).max(0)
+            if not bool(scores.isfinite().all()):
+                raise ValueError("cams: NaN or infinite values")
+            edges = torch.from_numpy(self.thresholds.astype(cams.dtype))
+            index += torch.bucketize(scores, edges)
+            index += winner.mul_(bins)
+        found: Counts = torch.bincount(index.flatten(), minlength=256 * pairs * bins).numpy()
+        return found.reshape(256, pairs, bins)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # what comes from a file can't be written to
+
+
+def power_thresholds(powers: Sequence[float]) -> NDArray[np.float64]:
+    """Constant background scores that equal FMA-WSSS's (1 - m)^p, m being the highest CAM; descending as p rises.
+
+    m > (1 - m)^p holds from some m on; that m is found in float32, in which FMA-WSSS compares.
+    """
+    found = []
+    for power in powers:
+        low, high = np.float32(0), np.float32(1)  # foreground never at low, always at high
+        while True:
+            middle = (low + high) / np.float32(2)
+            if middle in (low, high):
+                break
+            low, high = (low, middle) if middle > (np.float32(1) - middle) ** np.float32(power) else (middle, high)
+        found.append(float(low))
+    return np.array(found)
+
+
+def _above(bins: Counts) -> Counts:
+    """`[..., T]`: how many scores exceed each threshold, from `[..., T + 1]`: how many lie in each bin."""
+    return bins[..., :0:-1].cumsum(-1)[..., ::-1]

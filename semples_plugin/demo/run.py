@@ -29,6 +29,7 @@ from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, wr
 from semples_plugin.cams.evaluation import CamEvaluation
 from semples_plugin.checks import check_device
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
+from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.generator import CamNet
 from semples_plugin.demo.tiny_clip import TinyTokenizer, load_tiny_clip_model
 from semples_plugin.files import replacing
@@ -84,7 +85,9 @@ def run_demo(
     recipe: Recipe | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Runs all rows for every seed, prints the table and writes `grid.png`, `results.json` and the prompts.
+    """Runs all rows for every seed and prints the table.
+
+    Writes `results.json` and the prompts, and of the first seed `grid.png`, `report.html`, test scenes and CAMs.
 
     Args:
         seeds: one run each; a seed decides scenes, network and order.
@@ -113,6 +116,7 @@ def run_demo(
         world.regularizer.prompts.save(out / f"prompts-{seed}.safetensors")  # type: ignore[union-attr]
         if seed == seeds[0]:
             write_picture(out / "grid.png", world.draw())
+            world.export(out)
     results = {
         "seeds": list(seeds),
         "recipe": asdict(recipe),
@@ -127,7 +131,8 @@ def run_demo(
     if any(drifted.values()):
         found = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in drifted.items() if names)
         print(f"Prompts that came nearest to their own object, where refinement can't help: {found}.")
-    print(f"\n{results['seconds']:.0f} s; pictures, prompts and figures are in {out}/")
+    print(f"\n{results['seconds']:.0f} s; {out}/report.html shows seed {seeds[0]}; pictures, prompts, figures and CAMs "
+          "are beside it")  # fmt: skip
     return results
 
 
@@ -231,6 +236,17 @@ class _World:
         """The CAMs of baseline, matching and full on test scenes."""
         titles = {"baseline": "baseline", "match": "+ matching", "full": "+ SemPLeS"}
         return draw_cams(self.test, {title: self._cams_of(name) for name, title in titles.items()})
+
+    def export(self, folder: Path) -> None:
+        """Test scenes and CAMs as files, and a report on them."""
+        titles = {"baseline": "baseline", "full": "SemPLeS"}
+        write_scenes(folder, self.test)
+        for name in ("baseline", "match", "full"):
+            cams = [_judged(self._cams_of(name), self.test, slice(i, i + 100)) for i in range(0, len(self.test), 100)]
+            write_stage(folder / "cams" / name, self.test, np.concatenate(cams))
+        prompts = self.regularizer.prompts
+        assert prompts is not None
+        write_world_report(folder, titles, prompts, self.clip, self.progress)
 
     def _cams_of(self, name: str) -> CamsOf:
         return lambda part: self.nets[name](normalize_images(self.test.images[part], self.clip.device))

@@ -1,0 +1,276 @@
+"""`semples eval`: a folder of CAMs against a folder of masks, and two such folders against each other."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds
+from semples_plugin.cams.files import list_cams, read_cams
+from semples_plugin.cams.pictures import read_mask
+from semples_plugin.files import replacing
+
+THRESHOLDS = np.arange(100) / 100
+POWERS = (0.5, 0.6, 0.7, 0.8, 0.9, *range(1, 11))
+_READERS = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FolderEvaluation:
+    """CAMs of a folder, judged.
+
+    Attributes:
+        folder, masks, split: where CAMs and masks are, and the list of images, "all CAMs" where there was none.
+        class_names: K names, without background.
+        background: "constant", or "power" for (1 - m)^p.
+        settings: the T thresholds or powers, in the order of `sweep`.
+        sweep: IoU, precision and recall at each.
+        chosen: position of the setting to report.
+        chosen_here: whether it is the best on these masks, rather than given.
+        counts: image name to its pixel counts.
+        missing: images of the list without CAMs.
+        extra: CAMs of images that aren't in the list.
+        failed: images that could not be judged, and why.
+    """
+
+    folder: str
+    masks: str
+    split: str
+    class_names: tuple[str, ...]
+    background: str
+    settings: tuple[float, ...]
+    sweep: ThresholdSweep
+    chosen: int
+    chosen_here: bool
+    counts: dict[str, ImageCounts]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    failed: dict[str, str]
+
+    @property
+    def miou(self) -> float:
+        """At the chosen setting, in [0, 1]."""
+        return float(self.sweep.miou[self.chosen])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the counts, ready for `json.dumps`; NaN becomes None."""
+        names, t = ("background", *self.class_names), self.chosen
+        per_class = {
+            name: {key: _number(getattr(self.sweep, key)[t, k]) for key in ("iou", "precision", "recall")}
+            for k, name in enumerate(names)
+        }
+        return {
+            "cams": self.folder,
+            "masks": self.masks,
+            "split": self.split,
+            "images": len(self.counts),
+            "background": self.background,
+            "chosen": self.settings[t],
+            "chosen on these masks": self.chosen_here,
+            "miou": self.miou,
+            "classes": per_class,
+            "curve": {str(s): _number(m) for s, m in zip(self.settings, self.sweep.miou)},
+            "missing": list(self.missing),
+            "extra": list(self.extra),
+            "failed": self.failed,
+        }
+
+
+def evaluate_folder(
+    folder: str | Path,
+    masks: str | Path,
+    class_names: Sequence[str],
+    *,
+    image_list: str | Path | None = None,
+    background: str | None = None,
+    setting: float | None = None,
+    progress: bool = True,
+) -> FolderEvaluation:
+    """Judges CAMs of any host, at all background scores, in one pass.
+
+    Args:
+        folder: of CAM files, see `semples_plugin.cams.files`.
+        masks: folder of PNGs: 0 background, k + 1 class k, 255 ignored.
+        class_names: K names, in the order of the CAMs' classes.
+        image_list: text file of image names, one a line (FMA-WSSS's lines of paths are read as well); left out,
+            every CAM is judged.
+        background: "constant", or "power" for FMA-WSSS's (1 - m)^p; by default what the host of the files does.
+        setting: a threshold or power to report at; left out, the best on these masks is, and the result says so.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: where there are no CAMs, masks or list.
+        ValueError: where nothing can be judged, or the setting is none that (0 to 1, or above 0) can be.
+    """
+    found, masks = list_cams(folder), Path(masks)
+    if not masks.is_dir():
+        raise FileNotFoundError(f"there is no folder {masks}")
+    wanted = read_image_list(image_list) if image_list is not None else list(found)
+    there = [name for name in wanted if name in found]
+    if not there:
+        raise ValueError(f"none of the {len(wanted)} images of {image_list} has CAMs in {folder}")
+    background = background or ("power" if found[there[0]].suffix == ".npz" else "constant")
+    settings, thresholds = _settings(background, setting)
+    evaluation = CamEvaluation(len(class_names), thresholds)
+
+    def count(name: str) -> ImageCounts:
+        mask = read_mask(masks / f"{name}.png")
+        cams = read_cams(found[name])
+        return evaluation.count(cams.scores(*mask.shape), cams.class_index, mask)
+
+    counts: dict[str, ImageCounts] = {}
+    failed: dict[str, str] = {}
+    for name, result in tqdm(
+        _in_order(_caught(count), there), f"{folder}", len(there), unit="image", disable=not progress
+    ):
+        if isinstance(result, ImageCounts):
+            counts[name] = result
+            evaluation.add(result)
+        else:
+            failed[name] = result
+    if not counts:
+        raise ValueError(f"none of the CAMs in {folder} could be judged; the first: {next(iter(failed.values()))}")
+    sweep = evaluation.compute()
+    asked = set(wanted)
+    return FolderEvaluation(
+        str(folder), str(masks), str(image_list or "all CAMs"), tuple(class_names), background, tuple(settings),
+        sweep, sweep.best, setting is None, counts, tuple(name for name in wanted if name not in found),
+        tuple(name for name in found if name not in asked), failed,
+    )  # fmt: skip
+
+
+def read_image_list(path: str | Path) -> list[str]:
+    """Image names of a list file: one a line, with or without folders, endings and a second column."""
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{path} names no images")
+    return names
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations on the images that both have.
+
+    Attributes:
+        images: how many.
+        miou: of the first and the second, at the setting chosen for each.
+        low, high: bounds of the 95 % bootstrap interval of the gain, over images.
+        above: fraction of the resampled sets on which the second is better.
+        gain: `[K + 1]`, of each class's IoU, background first; NaN where there is none.
+    """
+
+    images: int
+    miou: tuple[float, float]
+    low: float
+    high: float
+    above: float
+    gain: NDArray[np.float64]
+
+
+def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 2000, seed: int = 0) -> Comparison:
+    """Whether the second is better than the first, by a paired bootstrap over images.
+
+    Sets of as many images are drawn with replacement, the same for both; the setting of each side stays as chosen.
+
+    Raises:
+        ValueError: where the class lists differ or no image is in both.
+    """
+    if first.class_names != second.class_names:
+        raise ValueError(f"{first.folder} and {second.folder} were judged with different class names")
+    names = [name for name in first.counts if name in second.counts]
+    if not names:
+        raise ValueError(f"{first.folder} and {second.folder} have no image in common")
+    sides = [_stack(side, names) for side in (first, second)]
+    generator, gains = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        draws = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
+        ious = [_iou(draws @ side) for side in sides]
+        gains.append(np.nanmean(ious[1]) - np.nanmean(ious[0]))
+    a, b = (_iou(side.sum(0)) for side in sides)
+    low, high = np.percentile(gains, (2.5, 97.5))
+    miou = (float(np.nanmean(a)), float(np.nanmean(b)))
+    return Comparison(len(names), miou, float(low), float(high), float(np.mean(np.array(gains) > 0)), b - a)
+
+
+def write_evaluation(folder: str | Path, content: dict[str, Any]) -> None:
+    """Writes `eval.json` into a folder."""
+    with replacing(Path(folder) / "eval.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def image_iou(evaluation: FolderEvaluation, name: str) -> float:
+    """Mean IoU of the classes of one image, in [0, 1], at the chosen setting."""
+    counts, t = evaluation.counts[name], evaluation.chosen
+    union = counts.in_mask + counts.predicted[:, t] - counts.hits[:, t]
+    return float(np.mean(counts.hits[:, t][union > 0] / union[union > 0])) if union.any() else float("nan")
+
+
+def _stack(evaluation: FolderEvaluation, names: Sequence[str]) -> NDArray[np.float64]:
+    """`[N, 3 (K + 1)]`: pixels in the mask, predicted and hit, at the chosen setting."""
+    stacked = np.zeros((len(names), 3, len(evaluation.class_names) + 1))
+    for row, name in zip(stacked, names):
+        counts, t = evaluation.counts[name], evaluation.chosen
+        row[:, counts.classes] = counts.in_mask, counts.predicted[:, t], counts.hits[:, t]
+    return stacked.reshape(len(names), -1)
+
+
+def _iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    in_mask, predicted, hits = sums.reshape(3, -1)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = hits / (in_mask + predicted - hits)
+    return found
+
+
+def _settings(background: str, setting: float | None) -> tuple[list[float], NDArray[np.float64]]:
+    """The settings and their thresholds, both ascending by threshold."""
+    if background == "constant":
+        if setting is not None and not 0 <= setting <= 1:
+            raise ValueError(f"threshold: expected 0 to 1, got {setting}")
+        found = THRESHOLDS if setting is None else np.array([setting])
+        return found.tolist(), found
+    if background != "power":
+        raise ValueError(f'background: expected "constant" or "power", got {background!r}')
+    if setting is not None and not setting > 0:
+        raise ValueError(f"power: expected more than 0, got {setting}")
+    powers = sorted(POWERS if setting is None else (setting,), reverse=True)
+    return list(powers), power_thresholds(powers)
+
+
+def _caught(function: Callable[[str], Result]) -> Callable[[str], Result | str]:
+    def call(name: str) -> Result | str:
+        try:
+            return function(name)
+        except (OSError, ValueError) as error:  # one bad file costs one image
+            return str(error)
+
+    return call
+
+
+def _in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Results in the order of the items, computed by threads that are a few items ahead and no more."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        ahead: deque[Any] = deque()
+        for item in items:
+            ahead.append((item, pool.submit(function, item)))
+            if len(ahead) > 2 * _READERS:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        for done, future in ahead:
+            yield done, future.result()
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,59 @@
+"""Reading photographs and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
+
+
+def read_mask(path: str | Path) -> NDArray[np.uint8]:
+    """Class numbers `[H, W]` of a PNG, of palette or grey.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is damaged, or in colours.
+    """
+    mask = _read(path, "mask", None)
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"{path}: expected one channel of class numbers in bytes, got {mask.dtype} {list(mask.shape)}")
+    return mask
+
+
+def read_photograph(path: str | Path) -> NDArray[np.uint8]:
+    """RGB `[H, W, 3]` of any picture; a `FileNotFoundError` or `ValueError` names one that can't be read."""
+    return _read(path, "photograph", "RGB")
+
+
+def find_photograph(folder: str | Path, name: str) -> Path:
+    """The photograph of that name; the path of a JPEG where there is none, for an error to name."""
+    paths = [Path(folder) / f"{name}{suffix}" for suffix in _SUFFIXES]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def photograph_size(path: str | Path) -> tuple[int, int]:
+    """Height and width, without decoding it."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no photograph {path}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is damaged, or no photograph: {error}") from error
+
+
+def _read(path: str | Path, what: str, mode: str | None) -> NDArray[np.uint8]:
+    from PIL import Image  # OpenCV would give the colours of VOC's palettes, not their numbers
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image if mode is None else image.convert(mode))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {what} {path}") from None
+    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+        raise ValueError(f"{path} is damaged, or no {what}: {error}") from error

@@ -1,0 +1,147 @@
+"""What learned prompts mean: where CLIP sees them in an image, and which words are near."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semples_plugin.cams.drawing import Picture, overlay_cam
+from semples_plugin.clip import FrozenClip
+from semples_plugin.masks import ClassMasks, masked_views
+from semples_plugin.prompts import BackgroundPrompts
+
+VOCABULARY = (
+    "sky", "clouds", "sunset", "sea", "ocean", "lake", "river", "waves", "beach", "sand", "desert", "snow", "ice",
+    "grass", "field", "meadow", "pasture", "hay", "farm", "garden", "flowers", "leaves", "bush", "tree", "branch",
+    "forest", "mountain", "hill", "rock", "cliff", "road", "street", "asphalt", "highway", "sidewalk", "crosswalk",
+    "parking lot", "railroad", "rails", "train station", "platform", "bridge", "tunnel", "airport", "runway",
+    "harbor", "dock", "pier", "building", "house", "skyscraper", "roof", "wall", "brick", "fence", "door", "window",
+    "stairs", "room", "kitchen", "living room", "bedroom", "bathroom", "office", "shop", "restaurant", "floor",
+    "wooden floor", "carpet", "tiles", "ceiling", "curtain", "lamp", "shelf", "bookcase", "desk", "table",
+    "tablecloth", "plate", "food", "bed", "pillow", "blanket", "cushion", "rug", "computer", "keyboard", "screen",
+    "crowd", "hands", "shadow", "darkness", "water", "mud", "stones", "dirt", "playground", "stadium", "saddle",
+    "helmet", "cage", "bird feeder", "wire", "pole", "sign", "traffic light", "text", "logo", "blur",
+)  # fmt: skip
+"""Words of scenes and stuff to look among, where no vocabulary is given."""
+
+
+@dataclass(frozen=True)
+class NearWords:
+    """A class's learned prompt in words.
+
+    Attributes:
+        class_name: of the prompt.
+        words: the nearest, with their cosines, descending.
+        label: cosine of the prompt and its class's label text.
+        background: mean cosine of the prompt and the backgrounds it was learned from; None where the file doesn't say.
+    """
+
+    class_name: str
+    words: tuple[tuple[str, float], ...]
+    label: float
+    background: float | None
+
+
+@torch.no_grad()
+def nearest_words(
+    prompts: BackgroundPrompts,
+    clip: FrozenClip,
+    words: Sequence[str] = VOCABULARY,
+    count: int = 5,
+    template: str = "a photo of {}.",
+) -> list[NearWords]:
+    """The nearest words of each class's prompt.
+
+    Raises:
+        ValueError: where the prompts don't say their classes, belong to another CLIP, or there are no words.
+    """
+    if prompts.class_names is None:
+        raise ValueError("the prompts don't say their classes, as the release's btp.pth doesn't: claim them first")
+    if not words:
+        raise ValueError("the vocabulary has no words")
+    names = prompts.class_names
+    prompts.claim(clip, names)
+    features = prompts.to(clip.device).encode(clip)
+    labels = clip.encode_texts([template.format(name) for name in names])
+    near = features @ clip.encode_texts([template.format(word) for word in words]).T
+    values, places = near.topk(min(count, len(words)))
+    background = prompts.similarities.get("background", [None] * len(names))
+    return [
+        NearWords(
+            name,
+            tuple((words[i], float(v)) for i, v in zip(places[k].tolist(), values[k])),
+            float(features[k] @ labels[k]),
+            background[k],
+        )
+        for k, name in enumerate(names)
+    ]
+
+
+@torch.no_grad()
+def where_clip_sees(
+    clip: FrozenClip, texts: Tensor, photograph: NDArray[np.uint8], grid: int = 10, width: float = 0.12
+) -> NDArray[np.float32]:
+    """How similar each place of a photograph is to texts: cosines `[Q, grid, grid]`.
+
+    CLIP looks at the photograph through a soft round window at each place, everything else being its mean colour: the
+    view M X that training shows it (the paper's Figure 5 looks at patches).
+
+    Args:
+        clip: the CLIP.
+        texts: features `[Q, D]` of prompts or words, unit length.
+        photograph: RGB `[H, W, 3]`; squeezed to CLIP's square, as in training.
+        grid: places per side.
+        width: standard deviation of a window, as a fraction of the side.
+    """
+    height, wide = clip.image_size
+    pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.nn.functional.interpolate(pixels, (height, wide), mode="bilinear", antialias=True)
+    mean, std = torch.tensor([clip.image_mean, clip.image_std]).view(2, 1, 3, 1, 1)
+    image = ((pixels - mean) / std).to(clip.device)
+    places = (torch.arange(grid) + 0.5) / grid
+    rows, columns = (((torch.arange(n) + 0.5) / n)[None] - places[:, None] for n in (height, wide))
+    windows = torch.exp(-(rows[:, None, :, None] ** 2 + columns[None, :, None, :] ** 2) / (2 * width**2))
+    found = []
+    for part in windows.flatten(0, 1).to(image).split(32):
+        zeros = torch.zeros(len(part), dtype=torch.int64, device=image.device)
+        views = masked_views(image, ClassMasks(part, zeros, zeros), torch.zeros(3))[: len(part)]
+        found.append(clip.encode_images(views) @ texts.T)
+    cosines: NDArray[np.float32] = torch.cat(found).T.reshape(-1, grid, grid).float().cpu().numpy()
+    return cosines
+
+
+@torch.no_grad()
+def draw_prompt(
+    prompts: BackgroundPrompts,
+    clip: FrozenClip,
+    class_name: str,
+    photograph: Picture,
+    beside: Sequence[str] = (),
+    template: str = "a photo of {}.",
+) -> list[tuple[str, Picture]]:
+    """A photograph, and where CLIP sees a class's learned prompt, its label and hand-written texts; with captions.
+
+    Each map is stretched to its own range; compare places within a map, not colours between maps.
+
+    Raises:
+        ValueError: where the prompts have no such class.
+    """
+    names = prompts.class_names or ()
+    if class_name not in names:
+        raise ValueError(f"the prompts have no class {class_name!r}; they have {', '.join(names)}")
+    k = torch.tensor([names.index(class_name)], device=clip.device)
+    texts = [prompts.encode(clip, k), clip.encode_texts([template.format(text) for text in (class_name, *beside)])]
+    maps = stretched(where_clip_sees(clip, torch.cat(texts), photograph))
+    captions = ["learned prompt", f'"{class_name}"', *(f'"{text}"' for text in beside)]
+    return [("image", photograph), *((c, overlay_cam(photograph, m)) for c, m in zip(captions, maps))]
+
+
+def stretched(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Maps `[Q, h, w]` of cosines to [0, 1], each by its own range, to be drawn."""
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    return (maps - low) / np.maximum(high - low, 1e-12)

@@ -1,0 +1,284 @@
+"""`semples report`: one self-contained HTML page with the curve, the classes, the images and the prompts."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from semples_plugin.cams.curves import COLOURS, draw_curve
+from semples_plugin.cams.drawing import ERRORS, Picture, encode, fitted
+from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare, image_iou
+from semples_plugin.cams.pictures import find_photograph, read_photograph
+from semples_plugin.cams.prompt_views import NearWords, draw_prompt
+from semples_plugin.cams.show import draw_image, ranked
+from semples_plugin.clip import FrozenClip
+from semples_plugin.files import replacing
+from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.version import __version__
+
+_SIDE = 260  # pixels of a picture in the page
+
+
+@dataclass(frozen=True)
+class PromptPictures:
+    """Where CLIP sees a class's prompt: an image and heat maps beside it, with their captions."""
+
+    class_name: str
+    pictures: tuple[tuple[str, Picture], ...]
+
+
+def write_report(
+    path: str | Path,
+    evaluations: Sequence[FolderEvaluation],
+    titles: Sequence[str],
+    *,
+    images: str | Path | None = None,
+    shown: int = 4,
+    words: Sequence[NearWords] = (),
+    prompts: Sequence[PromptPictures] = (),
+    heading: str = "CAM report",
+) -> None:
+    """Writes the page; everything is inside, so that it can be mailed.
+
+    Args:
+        path: of the HTML file.
+        evaluations: one, or two to compare, "before" first, on the same masks.
+        titles: what to call them.
+        images: folder of the photographs; without it there are no images on the page.
+        shown: how many of the best and how many of the worst images.
+        words: near words of the learned prompts.
+        prompts: heat maps of them.
+        heading: of the page.
+
+    Raises:
+        ValueError: where evaluations and titles aren't one or two, or as many.
+        OSError: where the page can't be written; an older one stays as it was.
+    """
+    if not 1 <= len(evaluations) <= 2 or len(titles) != len(evaluations):
+        raise ValueError(f"expected one or two evaluations with a title each, got {len(evaluations)} and {len(titles)}")
+    comparison = compare(evaluations[0], evaluations[1]) if len(evaluations) == 2 else None
+    parts = [
+        _head(heading, evaluations, titles, comparison),
+        _section("mIoU over the background score", _svg(draw_curve(evaluations, titles, "svg"))),
+        _section("Classes", _classes(evaluations, titles)),
+    ]
+    if images is not None:
+        parts += _images(evaluations, titles, images, shown)
+    if words:
+        parts.append(_section("What the prompts say", _words(words)))
+    if prompts:
+        parts.append(_section("Where CLIP sees them", "".join(map(_prompt, prompts))))
+    body = "\n".join(parts)
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(heading)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n"
+        f"<footer>semples-plugin {__version__}</footer>\n</main>\n</body>\n</html>\n"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def prompt_panels(
+    prompts: BackgroundPrompts, clip: FrozenClip, evaluation: FolderEvaluation, images: str | Path
+) -> list[PromptPictures]:
+    """For each class that is in a mask, where CLIP sees its prompt in the image that shows most of it."""
+    panels = []
+    for k, name in enumerate(evaluation.class_names, 1):
+        shown = {image: int(c.in_mask[c.classes == k].sum()) for image, c in evaluation.counts.items()}
+        image = max(shown, key=lambda image: shown[image])
+        if shown[image]:
+            photograph = read_photograph(find_photograph(images, image))
+            panels.append(PromptPictures(name, tuple(draw_prompt(prompts, clip, name, photograph))))
+    return panels
+
+
+def describe_setting(evaluation: FolderEvaluation) -> str:
+    """How the background was scored, and on what the setting was chosen."""
+    setting = evaluation.settings[evaluation.chosen]
+    what = f"(1 - m)^{setting:g}" if evaluation.background == "power" else f"a constant {setting:g}"
+    return f"background score {what}, {'the best on these masks' if evaluation.chosen_here else 'as given'}"
+
+
+def describe_gain(comparison: Comparison) -> str:
+    """The gain with its interval, and whether it is more than noise."""
+    gain = 100 * (comparison.miou[1] - comparison.miou[0])
+    low, high = 100 * comparison.low, 100 * comparison.high
+    if low <= 0 <= high:
+        verdict = "the interval holds 0: such a difference can be luck"
+    else:
+        verdict = "better on nearly every resampled set" if gain > 0 else "worse on nearly every resampled set"
+    return (
+        f"{gain:+.1f} points of mIoU on {comparison.images} images; 95 % bootstrap interval {low:+.1f} to {high:+.1f}: "
+        f"{verdict}"
+    )
+
+
+def _head(
+    heading: str, evaluations: Sequence[FolderEvaluation], titles: Sequence[str], comparison: Comparison | None
+) -> str:
+    tiles = [(title, f"{100 * one.miou:.1f}", describe_setting(one)) for one, title in zip(evaluations, titles)]
+    if comparison is not None:
+        gain = 100 * (comparison.miou[1] - comparison.miou[0])
+        tiles.append(("gain", f"{gain:+.1f}", describe_gain(comparison)))
+    cards = "".join(
+        f'<div class="tile"><h3>{escape(title)}</h3><p class="big">{value}</p><p>{escape(note)}</p></div>'
+        for title, value, note in tiles
+    )
+    one = evaluations[-1]
+    facts = (
+        f"{len(one.counts)} images of {escape(Path(one.split).name)}; {len(one.class_names)} classes and background; "
+        f"masks: {escape(one.masks)}; CAMs: {', '.join(escape(e.folder) for e in evaluations)}."
+    )
+    warning = ""
+    if any(e.chosen_here for e in evaluations):
+        warning = (
+            '<p class="warn">The background score was chosen on the masks that it is reported on. On other images it '
+            "would be a little lower; give --setting to report at one that was chosen elsewhere.</p>"
+        )
+    left = [f"{len(e.missing)} without CAMs, {len(e.failed)} unreadable" for e in evaluations if e.missing or e.failed]
+    if left:
+        warning += f'<p class="warn">Left out: {escape("; ".join(left))}.</p>'
+    return f'<h1>{escape(heading)}</h1>\n<p class="facts">{facts}</p>\n<div class="tiles">{cards}</div>\n{warning}'
+
+
+def _classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> str:
+    ious = [100 * e.sweep.iou[e.chosen] for e in evaluations]
+    last = evaluations[-1]
+    precision, recall = (100 * part[last.chosen] for part in (last.sweep.precision, last.sweep.recall))
+    gain = ious[-1] - ious[0]
+    names = ("background", *last.class_names)
+    order = np.argsort(-(gain if len(ious) > 1 else ious[0]), kind="stable")  # NaN comes last
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles) + ("<th>gain</th>" if len(ious) > 1 else "")
+    rows = []
+    for k in order:
+        cells = "".join(
+            f'<td class="bar" style="--w:{0 if np.isnan(iou[k]) else iou[k]:.1f}%;--c:{colour}">{_cell(iou[k])}</td>'
+            for iou, colour in zip(ious, COLOURS[-len(ious) :])
+        )
+        if len(ious) > 1:
+            cells += f'<td class="{"up" if gain[k] > 0 else "down"}">{_cell(gain[k], "+.1f")}</td>'
+        cells += f"<td>{_cell(precision[k])}</td><td>{_cell(recall[k])}</td>"
+        rows.append(f"<tr><th>{escape(names[k])}</th>{cells}</tr>")
+    note = f"IoU, and precision and recall of {escape(titles[-1])}, in percent."
+    return (
+        f'<p>{note}</p><div class="scroll"><table><thead><tr><th></th>{head}<th>precision</th><th>recall</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _images(
+    evaluations: Sequence[FolderEvaluation], titles: Sequence[str], images: str | Path, shown: int
+) -> list[str]:
+    names = ranked(evaluations)
+    shown = min(shown, (len(names) + 1) // 2)
+    legend = "".join(
+        f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in ERRORS.items()
+    )
+    captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ": errors"))]
+    both = len(evaluations) > 1
+    sections = []
+    for title, part in (
+        ("Most gained" if both else "Best images", names[:shown]),
+        ("Most lost" if both else "Worst images", names[::-1][:shown]),
+    ):
+        rows = []
+        for name in part:
+            ious = " → ".join(f"{100 * image_iou(e, name):.0f}" for e in evaluations)
+            try:
+                row = draw_image(evaluations, name, images)
+            except (OSError, ValueError) as error:  # one bad picture costs one row
+                rows.append(f"<p>{escape(name)}: {escape(str(error))}</p>")
+                continue
+            rows.append(f"<h3>{escape(name)}: IoU {ious} %</h3>{_row(zip(captions, row))}")
+        sections.append(_section(title, f'<p class="legend">{legend}</p>' + "".join(rows)))
+    return sections
+
+
+def _words(words: Sequence[NearWords]) -> str:
+    rows = []
+    for one in words:
+        near = ", ".join(f"{escape(word)} <small>{cosine:.2f}</small>" for word, cosine in one.words)
+        background = "" if one.background is None else f"{one.background:.2f}"
+        rows.append(
+            f"<tr><th>{escape(one.class_name)}</th><td>{near}</td><td>{one.label:.2f}</td><td>{background}</td>"
+        )
+    return (
+        "<p>Nearest words of each class's learned background prompt, and its cosine with the class's own label (lower "
+        "is safer) and with the backgrounds that it was learned from (higher is better).</p>"
+        '<div class="scroll"><table><thead><tr><th></th><th class="left">nearest words</th><th>label</th><th>'
+        f"background</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _prompt(panel: PromptPictures) -> str:
+    return f"<h3>{escape(panel.class_name)}</h3>{_row(panel.pictures)}"
+
+
+def _row(pictures: Iterable[tuple[str, Picture]]) -> str:
+    figures = "".join(
+        f'<figure><img alt="{escape(caption)}" src="{_inline(picture)}"><figcaption>{escape(caption)}</figcaption>'
+        "</figure>"
+        for caption, picture in pictures
+    )
+    return f'<div class="row">{figures}</div>'
+
+
+def _inline(picture: Picture) -> str:
+    small = fitted(picture, _SIDE)
+    return "data:image/jpeg;base64," + base64.b64encode(encode(small, ".jpg")).decode()
+
+
+def _svg(content: bytes) -> str:
+    text = content.decode()
+    return f'<div class="curve">{text[text.index("<svg") :]}</div>'
+
+
+def _section(title: str, content: str) -> str:
+    name = re.sub(r"\W+", "-", title.lower())
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _cell(value: float, form: str = ".1f") -> str:
+    return "" if np.isnan(value) else format(value, form)
+
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1c2026; --soft: #626973; --line: #e3e6ea; --paper: #fff; --tint: #f5f7f9; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--tint); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 2rem 1rem 3rem; }
+h1 { margin: 0 0 .25rem; font-size: 1.8rem; line-height: 1.2; }
+h2 { margin: 0 0 .75rem; font-size: 1.2rem; }
+h3 { margin: 1rem 0 .4rem; font-size: .95rem; }
+p { margin: 0 0 .6rem; }
+.facts, footer, small, figcaption { color: var(--soft); }
+.facts { overflow-wrap: anywhere; font-size: .9rem; }
+section, .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem; }
+section { margin-top: 1rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1rem; margin-top: 1rem; }
+.tile h3 { margin: 0; color: var(--soft); font-weight: 600; }
+.tile .big { margin: .1rem 0 .3rem; font-size: 2.2rem; font-weight: 650; line-height: 1.1; }
+.tile p:last-child { margin: 0; font-size: .85rem; color: var(--soft); }
+.warn { margin-top: 1rem; padding: .7rem 1rem; border-left: 4px solid #e0a100; background: #fff8e4; border-radius: 6px }
+.curve svg { display: block; width: 100%; max-width: 680px; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, .left, td:nth-child(2):not(.bar) { text-align: left; }
+td:nth-child(2):not(.bar) { white-space: normal; min-width: 14rem; }
+.bar { background: linear-gradient(color-mix(in srgb, var(--c) 28%, white) 0 0) left / var(--w) 100% no-repeat; }
+.up { color: #1d7f4a; } .down { color: #b3261e; }
+.legend span { display: inline-block; margin: 0 1rem .3rem 0; font-size: .85rem; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; border-radius: 3px; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: .6rem; align-items: start; }
+figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 4px; }
+figcaption { font-size: .8rem; }
+footer { margin-top: 1.5rem; font-size: .8rem; }
+"""

@@ -1,0 +1,56 @@
+"""Images beside their CAMs, before and after: heat maps, and maps of what is right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from semples_plugin.cams.drawing import Picture, draw_grid, draw_legend, overlay_cam, overlay_errors, overlay_mask
+from semples_plugin.cams.files import list_cams, read_cams
+from semples_plugin.cams.folders import FolderEvaluation, image_iou
+from semples_plugin.cams.pictures import find_photograph, read_mask, read_photograph
+from semples_plugin.cams.pseudo_masks import Recipe, to_labels
+
+
+def draw_images(
+    evaluations: Sequence[FolderEvaluation], names: Sequence[str], images: str | Path, titles: Sequence[str]
+) -> Picture:
+    """A grid: image, mask, and for each evaluation the highest CAM and its errors at the chosen setting.
+
+    Args:
+        evaluations: of the same masks; one, or more to compare.
+        names: of the images, one row each.
+        images: folder of the photographs.
+        titles: of the evaluations.
+    """
+    captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ", errors"))]
+    grid = draw_grid([draw_image(evaluations, name, images) for name in names], captions)
+    return np.concatenate([grid, draw_legend(grid.shape[1])])
+
+
+def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
+    """One row of `draw_images`, in the size of the photograph."""
+    photograph = read_photograph(find_photograph(images, name))
+    mask = read_mask(Path(evaluations[0].masks) / f"{name}.png")
+    if photograph.shape[:2] != mask.shape:
+        raise ValueError(f"{name}: the photograph has {photograph.shape[:2]} pixels, its mask {mask.shape}")
+    row = [photograph, overlay_mask(photograph, np.where(mask == 255, 0, mask))]
+    for evaluation in evaluations:
+        cams = read_cams(list_cams(evaluation.folder)[name])
+        scores = cams.scores(*mask.shape)
+        setting = evaluation.settings[evaluation.chosen]
+        recipe = Recipe(power=setting) if evaluation.background == "power" else Recipe(thresholds=(setting,))
+        heat = scores.max(0) if len(scores) else np.zeros(mask.shape, np.float32)
+        errors = overlay_errors(photograph, to_labels(scores, cams.class_index, recipe), mask)
+        row += [overlay_cam(photograph, heat), errors]
+    return row
+
+
+def ranked(evaluations: Sequence[FolderEvaluation]) -> list[str]:
+    """Image names from best to worst: by the gain of the last evaluation over the first, or by IoU where it is one."""
+    first, last = evaluations[0], evaluations[-1]
+    names = [name for name in first.counts if name in last.counts]
+    worth = {name: image_iou(last, name) - (image_iou(first, name) if len(evaluations) > 1 else 0.0) for name in names}
+    return sorted(names, key=lambda name: (-worth[name], name))

@@ -1,0 +1,129 @@
+"""What a training loop shows while it runs: a progress bar, scalars and pictures."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from semples_plugin.cams.drawing import Picture, draw_grid, overlay_cam
+from semples_plugin.masks import ClassMasks
+from semples_plugin.regularizer import SemPLeSRegularizer
+
+
+class Writer(Protocol):
+    """TensorBoard's `SummaryWriter`, an mmengine visualizer or vis backend, or anything with these two."""
+
+    def add_scalar(self, name: str, value: float, step: int, /) -> Any:
+        """Keeps a number."""
+
+    def add_image(self, name: str, image: Any, step: int, /) -> Any:
+        """Keeps a picture, RGB `[H, W, 3]`."""
+
+
+class TrainingLog:
+    """Shows and keeps how a run goes; the device is waited for once every `every` steps and no more.
+
+        with TrainingLog(epochs * len(loader), SummaryWriter("runs/a")) as log:
+            for images, labels in loader:
+                ...
+                losses = regularizer(images, masks)
+                log(losses, masks, regularizer.figures)
+                if log.due:
+                    log.draw(images, masks, regularizer)
+
+    Args:
+        steps: of the whole run, for the time that is left; None where nobody knows.
+        writer: where scalars and pictures go, besides the bar.
+        every: steps between two looks.
+        title: of the bar, and before the names of scalars.
+        start: steps that were made before, where a run is resumed.
+        progress: show the bar.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        writer: Writer | None = None,
+        *,
+        every: int = 50,
+        title: str = "semples",
+        start: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every: expected at least 1, got {every}")
+        self.writer, self.every, self.title, self.step = writer, every, title, start
+        self.due = False
+        self._bar = tqdm(total=steps, initial=start, desc=title, disable=not progress)
+        self._sums: dict[str, Tensor] = {}
+        self._pairs, self._since, self._steps = 0, time.perf_counter(), 0
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def __call__(
+        self, losses: Mapping[str, Tensor], masks: ClassMasks, figures: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Takes the losses of a step, its masks, and the regularizer's `figures`."""
+        self.step += 1
+        self._steps += 1
+        self._pairs += len(masks)
+        for name, value in {**losses, **(figures or {})}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        self.due = self.step % self.every == 0
+        self._bar.update()
+        if self.due or self._bar.n == 1:
+            self._tell([*losses])
+
+    def draw(self, images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
+        """Draws the first pairs of a batch, image and mask, gives them to the writer and returns the picture."""
+        picture = draw_pairs(images, masks, regularizer, count)
+        if self.writer is not None:
+            # TensorBoard wants to be told the order of the axes, others know one.
+            known = inspect.signature(self.writer.add_image).parameters
+            order: dict[str, Any] = {"dataformats": "HWC"} if "dataformats" in known else {}
+            self.writer.add_image(f"{self.title}/masks", picture, self.step, **order)
+        return picture
+
+    def _tell(self, parts: list[str]) -> None:
+        means = {name: float(total) / self._steps for name, total in self._sums.items()}
+        seconds = time.perf_counter() - self._since
+        means["pairs per second"] = self._pairs / max(seconds, 1e-9)
+        self._bar.set_postfix(
+            {name.removeprefix("loss_"): f"{means[name]:.3f}" for name in parts},
+            **{"pairs/s": f"{means['pairs per second']:.0f}"},
+        )
+        if self.writer is not None:
+            for name, value in means.items():
+                self.writer.add_scalar(f"{self.title}/{name}", value, self.step)
+        self._sums, self._pairs, self._since, self._steps = {}, 0, time.perf_counter(), 0
+
+
+@torch.no_grad()
+def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
+    """A grid of pairs: the image as CLIP's input shows it, and its mask as a heat map, under the class's name.
+
+    Args:
+        images, masks: a batch as the regularizer takes it.
+        regularizer: knows the images' statistics and the classes.
+        count: pairs at most.
+    """
+    if not len(masks):
+        return np.full((64, 64, 3), 255, dtype=np.uint8)
+    part = masks[: max(count, 1)]
+    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (regularizer.input_mean, regularizer.input_std))
+    pixels = (images[part.image_index] * std + mean).clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    maps = part.maps.float().cpu().numpy()
+    row = [picture for image, cam in zip(pixels, maps) for picture in (image, overlay_cam(image, cam))]
+    names = [caption for k in part.class_index.tolist() for caption in ("", regularizer.class_names[k])]
+    return draw_grid([row], names)

@@ -1,0 +1,161 @@
+"""CAM files of the hosts: written here as their own code writes them, and read without running anything."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from semples_plugin.cams.convert import convert_folder
+from semples_plugin.cams.files import Cams, list_cams, read_cams, resized, write_cams
+
+CLASSES = (2, 7, 11)
+
+
+def maps(size=(30, 41), seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).random((3, *size), dtype=np.float32)
+
+
+def as_clims(path, cams, keys=CLASSES):
+    strided = torch.from_numpy(resized(cams, 8, 11))
+    np.save(path, {"keys": torch.tensor(keys), "cam": strided, "high_res": cams})
+
+
+def as_weaktr(path, cams, keys=CLASSES):
+    np.save(path, dict(zip(keys, cams)))
+
+
+def as_fma(path, cams, keys=CLASSES):
+    logits = np.zeros(3, np.float32)
+    np.savez(path, cam=cams, fg_cls=np.array(keys), fg_logit=logits, all_logit=np.zeros(20, np.float32))
+
+
+HOSTS = {"clims": (as_clims, ".npy"), "weaktr": (as_weaktr, ".npy"), "fma": (as_fma, ".npz")}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_hosts_files_are_read_as_they_are(tmp_path, host):
+    write, suffix = HOSTS[host]
+    write(tmp_path / f"2007_000032{suffix}", maps())
+    (path,) = list_cams(tmp_path).values()
+    cams = read_cams(path)
+    assert cams.format == host and cams.class_index == CLASSES and np.array_equal(cams.maps, maps())
+    write(tmp_path / f"none{suffix}", np.zeros((0, 5, 6), np.float32), keys=())
+    assert read_cams(tmp_path / f"none{suffix}").class_index == ()
+
+
+def test_raw_cams_become_scores_as_fma_wsss_makes_them(tmp_path):
+    raw = maps((14, 14)) - 0.4
+    cams = Cams(raw, CLASSES, "fma")
+    positive = np.maximum(resized(raw, 30, 41), 0)
+    for k in range(3):
+        low, high = positive[k].min(), positive[k].max()
+        np.testing.assert_allclose(cams.scores(30, 41)[k], (positive[k] - low) / (high - low + 1e-7), rtol=1e-6)
+    with pytest.raises(ValueError, match="CAMs of 14 x 14 pixels, where the image has 30 x 41"):
+        Cams(raw, CLASSES, "weaktr").scores(30, 41)
+
+
+def test_conversion_is_lossless_and_back_again(tmp_path):
+    (tmp_path / "start").mkdir()
+    as_weaktr(tmp_path / "start" / "x.npy", maps())
+    for source, to in (("start", "clims"), ("clims", "fma"), ("clims", "weaktr")):
+        assert convert_folder(tmp_path / source, tmp_path / to, to, progress=False) == {}
+        (path,) = list_cams(tmp_path / to).values()
+        cams = read_cams(path)
+        assert cams.format == to and cams.class_index == CLASSES and np.array_equal(cams.maps, maps()), to
+    found = np.load(tmp_path / "weaktr" / "x.npy", allow_pickle=True).item()
+    assert list(found) == [2, 7, 11] and found[7].dtype == np.float32
+
+
+def test_what_clims_writes_is_what_it_reads(tmp_path):
+    write_cams(tmp_path / "x.npy", Cams(maps(), CLASSES, "clims"))
+    found = np.load(tmp_path / "x.npy", allow_pickle=True).item()
+    assert found["keys"].dtype == torch.int64 and found["keys"].tolist() == [2, 7, 11]
+    assert isinstance(found["cam"], torch.Tensor) and found["cam"].shape == (3, 8, 11)
+    assert np.array_equal(found["high_res"], maps())
+
+
+def test_raw_cams_are_converted_with_the_photographs_sizes(tmp_path):
+    import cv2
+
+    (tmp_path / "fma").mkdir()
+    for name in ("x", "y"):
+        as_fma(tmp_path / "fma" / f"{name}.npz", maps((14, 14)))
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "x.jpg"), np.zeros((30, 41, 3), np.uint8))
+    failed = convert_folder(tmp_path / "fma", tmp_path / "out", "weaktr", images=tmp_path / "images", progress=False)
+    assert "there is no photograph" in failed["y"] and list(failed) == ["y"]
+    expected = Cams(maps((14, 14)), CLASSES, "fma").scores(30, 41)
+    assert np.array_equal(read_cams(tmp_path / "out" / "x.npy").maps, expected)
+    failed = convert_folder(tmp_path / "fma", tmp_path / "none", "clims", progress=False)
+    assert len(failed) == 2 and "give --images FOLDER" in failed["x"]
+    for to, words in (("irn", "expected one of clims, weaktr, fma"), ("fma", "the folder of the CAMs themselves")):
+        with pytest.raises(ValueError, match=words):
+            convert_folder(tmp_path / "fma", tmp_path / "fma", to, progress=False)
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("content", ["attack", "tensor", "words", "shape", "twice", "nan", "cut", "list", "empty"])
+def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
+    path = tmp_path / "x.npy"
+    attack = Attack(str(tmp_path / "attacked"))
+    things = {
+        "attack": {0: attack},
+        "tensor": {"keys": torch.tensor([1]), "high_res": attack},
+        "words": {"cat": maps()[0]},
+        "shape": {"keys": torch.tensor([1]), "high_res": maps()},
+        "twice": {"keys": torch.tensor([1, 1, 2]), "high_res": maps()},
+        "nan": {0: np.full((3, 4), np.nan, np.float32)},
+        "cut": {0: maps()[0]},
+        "list": [1, 2],
+        "empty": {},
+    }
+    np.save(path, np.array(things[content], dtype=object))
+    if content == "empty":
+        path.write_bytes(b"")
+    elif content == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"x\.npy"):
+        read_cams(path)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_code_in_an_npz_or_in_a_tensors_storage_does_not_run(tmp_path):
+    attack = Attack(str(tmp_path / "attacked"))
+    np.savez(tmp_path / "x.npz", cam=np.array(attack, dtype=object), fg_cls=np.array([0]))
+    with pytest.raises(ValueError, match=r"x\.npz"):
+        read_cams(tmp_path / "x.npz")
+    (tmp_path / "cut.npz").write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=r"cut\.npz is damaged"):
+        read_cams(tmp_path / "cut.npz")
+
+    class Storage:
+        def __reduce__(self):
+            import io
+
+            buffer = io.BytesIO()
+            torch.save(attack, buffer)
+            return (torch.storage._load_from_bytes, (buffer.getvalue(),))
+
+    np.save(tmp_path / "y.npy", {"keys": Storage(), "high_res": maps()})
+    with pytest.raises(ValueError, match=r"y\.npy"):
+        read_cams(tmp_path / "y.npy")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_folders_without_cams_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        list_cams(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no CAMs"):
+        list_cams(tmp_path)
+    for suffix in (".npy", ".npz"):
+        (tmp_path / f"x{suffix}").touch()
+    with pytest.raises(ValueError, match="two files of x"):
+        list_cams(tmp_path)

@@ -1,0 +1,188 @@
+"""`semples eval`: equal to a slow loop per threshold on every host's format, and honest about noise."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cam_files import HOSTS
+
+from semples_plugin.cams.evaluation import power_thresholds
+from semples_plugin.cams.files import list_cams, resized
+from semples_plugin.cams.folders import THRESHOLDS, compare, evaluate_folder, image_iou, read_image_list
+from semples_plugin.cli import main
+
+NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
+K = len(NAMES)
+
+
+def world(folder, host="weaktr", count=6, seed=0, quality=0.0):
+    """CAMs and masks of a few images; with quality the CAMs know something of the masks."""
+    write, suffix = HOSTS[host]
+    random = np.random.default_rng(seed)
+    for name in ("masks", "cams", "images"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        keys = tuple(sorted(random.choice(K, size=3, replace=False).tolist()))
+        mask = random.choice([0, 1 + keys[0], 1 + keys[1], 1 + random.integers(K), 255], size=(20, 31)).astype(np.uint8)
+        Image.fromarray(mask).save(folder / "masks" / f"{n}.png")
+        Image.fromarray(random.integers(0, 256, (20, 31, 3), dtype=np.uint8)).save(folder / "images" / f"{n}.jpg")
+        size = (7, 9) if host == "fma" else (20, 31)
+        # Twentieths, so that scores fall on thresholds, where > and >= differ.
+        cams = (random.integers(0, 21, (3, *size)) / 20).astype(np.float32)
+        if quality:
+            right = np.stack([mask == k + 1 for k in keys]).astype(np.float32)
+            cams = (1 - quality) * cams + quality * right
+        write(folder / "cams" / f"{n}{suffix}", cams, keys)
+    return folder / "cams", folder / "masks"
+
+
+def slow_iou(cams, masks, predict):
+    """A confusion matrix filled image by image, as the hosts do it."""
+    confusion = np.zeros((K + 1, K + 1), np.int64)
+    for name, path in list_cams(cams).items():
+        mask = np.asarray(Image.open(masks / f"{name}.png"))
+        predicted = predict(path, mask.shape)
+        known = mask != 255
+        np.add.at(confusion, (mask[known], predicted[known]), 1)
+    hits = np.diag(confusion)
+    with np.errstate(invalid="ignore"):
+        return (
+            hits / (confusion.sum(0) + confusion.sum(1) - hits),
+            hits / confusion.sum(0),
+            hits / confusion.sum(1),
+        )
+
+
+def constant(threshold):
+    def predict(path, size):
+        found = np.load(path, allow_pickle=True).item()
+        maps, keys = (found["high_res"], found["keys"].numpy()) if "keys" in found else (
+            np.stack(list(found.values())), np.array(list(found)))  # fmt: skip
+        maps = np.pad(maps, ((1, 0), (0, 0), (0, 0)), constant_values=threshold)
+        return np.pad(keys + 1, (1, 0))[maps.argmax(0)]
+
+    return predict
+
+
+def power(p):
+    def predict(path, size):
+        found = np.load(path)
+        maps = np.maximum(resized(found["cam"], *size), 0)
+        low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+        maps = (maps - low) / (high - low + np.float32(1e-7))
+        background = np.power(1 - maps.max(0, keepdims=True), np.float32(p))
+        return np.pad(found["fg_cls"] + 1, (1, 0))[np.concatenate([background, maps]).argmax(0)]
+
+    return predict
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_equals_a_loop_per_setting_exactly(tmp_path, host):
+    cams, masks = world(tmp_path, host)
+    found = evaluate_folder(cams, masks, NAMES, progress=False)
+    assert found.background == ("power" if host == "fma" else "constant")
+    assert host == "fma" or found.settings == tuple(THRESHOLDS)
+    slow = power if host == "fma" else constant
+    for t, setting in enumerate(found.settings):
+        iou, precision, recall = slow_iou(cams, masks, slow(setting))
+        np.testing.assert_array_equal(found.sweep.iou[t], iou)
+        np.testing.assert_array_equal(found.sweep.precision[t], precision)
+        np.testing.assert_array_equal(found.sweep.recall[t], recall)
+    best = max(np.nanmean(slow_iou(cams, masks, slow(s))[0]) for s in found.settings)
+    assert found.miou == best and found.chosen_here
+    given = evaluate_folder(cams, masks, NAMES, setting=found.settings[found.chosen], progress=False)
+    assert given.miou == found.miou and not given.chosen_here
+
+
+def test_a_power_is_the_constant_at_which_it_turns():
+    for p, threshold in zip((0.5, 1, 3, 10), power_thresholds((0.5, 1, 3, 10))):
+        below, above = np.float32(threshold), np.nextafter(np.float32(threshold), np.float32(1))
+        assert below <= (1 - below) ** np.float32(p) and above > (1 - above) ** np.float32(p)
+    assert power_thresholds([1]) == 0.5
+
+
+def test_lists_name_what_is_missing_and_what_is_extra(tmp_path, capsys):
+    cams, masks = world(tmp_path)
+    (tmp_path / "val.txt").write_bytes(b"0\r\n1\r\nfoo\r\n")  # Windows' line ends
+    found = evaluate_folder(cams, masks, NAMES, image_list=tmp_path / "val.txt", progress=False)
+    assert list(found.counts) == ["0", "1"] and found.missing == ("foo",) and found.extra == ("2", "3", "4", "5")
+    (tmp_path / "fma.txt").write_text("/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n")
+    assert read_image_list(tmp_path / "fma.txt") == ["2007_000032"]
+    for text, words in (("", "names no images"), ("foo\n", "none of the 1 images")):
+        (tmp_path / "val.txt").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            evaluate_folder(cams, masks, NAMES, image_list=tmp_path / "val.txt", progress=False)
+
+
+def test_one_bad_file_costs_one_image(tmp_path):
+    cams, masks = world(tmp_path)
+    whole = evaluate_folder(cams, masks, NAMES, progress=False)
+    path = cams / "1.npy"
+    path.write_bytes(path.read_bytes()[:-50])
+    (masks / "2.png").write_bytes(b"\x89PNG")
+    (masks / "3.png").unlink()
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(masks / "4.png")
+    Image.fromarray(np.full((20, 31), K + 1, np.uint8)).save(masks / "5.png")
+    found = evaluate_folder(cams, masks, NAMES, progress=False)
+    assert list(found.counts) == ["0"] and list(whole.counts) == list("012345")
+    for name, words in {
+        "1": "1.npy is damaged", "2": "2.png is damaged", "3": "there is no mask",
+        "4": "CAMs of 20 x 31 pixels, where the image has 5 x 6", "5": "expected values of 0 to 12 and 255",
+    }.items():  # fmt: skip
+        assert words in found.failed[name]
+    with pytest.raises(ValueError, match=r"none of the CAMs .* expected (different classes|values) of 0 to"):
+        evaluate_folder(cams, masks, NAMES[:1], progress=False)
+
+
+def test_the_bootstrap_knows_a_gain_from_noise(tmp_path):
+    cams, masks = world(tmp_path / "a", count=40, quality=0.2)
+    better, _ = world(tmp_path / "b", count=40, quality=0.6)
+    other, _ = world(tmp_path / "c", count=40, quality=0.2, seed=0)
+    a, b, c = (evaluate_folder(f, masks, NAMES, progress=False) for f in (cams, better, other))
+    gain = compare(a, b, resamples=300)
+    assert gain.low > 0 and gain.above == 1 and gain.images == 40
+    assert gain.miou == (a.miou, b.miou)
+    np.testing.assert_allclose(gain.gain, b.sweep.iou[b.chosen] - a.sweep.iou[a.chosen])
+    same = compare(a, c, resamples=300)
+    assert same.low == same.high == same.above == 0
+    assert image_iou(b, "0") > image_iou(a, "0")
+    with pytest.raises(ValueError, match="different class names"):
+        compare(a, evaluate_folder(better, masks, [*NAMES[:-1], "z"], progress=False))
+
+
+def test_the_interval_covers_the_spread_over_sets(tmp_path):
+    """Gains on fresh sets of images spread as wide as the bootstrap of one of them says."""
+    gains, widths = [], []
+    for seed in range(12):
+        sides = [world(tmp_path / f"{seed}{q}", count=25, seed=seed, quality=q) for q in (0.3, 0.34)]
+        a, b = (evaluate_folder(*side, NAMES, setting=0.5, progress=False) for side in sides)
+        found = compare(a, b, resamples=200)
+        gains.append(found.miou[1] - found.miou[0])
+        widths.append(found.high - found.low)
+    assert 0.5 < np.mean(widths) / (3.92 * np.std(gains, ddof=1)) < 2
+
+
+def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, capsys):
+    cams, masks = world(tmp_path / "before")
+    after, _ = world(tmp_path / "after", quality=0.4)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    command = ["eval", str(cams), str(after), "--masks", str(masks), "--classes", str(tmp_path / "names.txt"),
+               "--out", str(tmp_path / "out"), "--quiet"]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "before/cams: mIoU" in said and "chosen on the masks that it is reported on" in said
+    assert "95 % bootstrap interval" in said and (tmp_path / "out" / "curve.png").read_bytes()[1:4] == b"PNG"
+    found = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert found["before/cams"]["split"] == "all CAMs" and len(found["after/cams"]["curve"]) == 100
+    assert found["comparison"]["interval"][0] > 0 and found["after/cams"]["chosen on these masks"]
+    assert main([*command, "--setting", "0.3", "0.4"]) == 0
+    assert "chosen on" not in capsys.readouterr().out
+    for wrong, words in (
+        (["--setting", "0.3"], "as many --titles and --setting"),
+        (["--setting", "2", "2"], "expected 0 to 1, got 2"),
+        (["--background", "power", "--setting", "0", "0"], "more than 0"),
+        (["--list", str(tmp_path / "none.txt")], "none.txt"),
+    ):
+        assert main([*command, *wrong]) == 1
+        assert words in capsys.readouterr().err
