@@ -1,15 +1,36 @@
-"""SemPLeS for any weakly-supervised segmentation code base: three losses, the prompts, and tools to judge them."""
+"""SemPLeS for weakly-supervised segmentation: three objectives that improve class activation maps.
+
+    from semples_plugin import ClassMasks, FrozenClip, SemPLeSRegularizer
+
+See the README for the three stages, and `semples demo` for all of them in two minutes.
+"""
 
 from __future__ import annotations
 
-from semples_plugin.clip import FrozenClip
-from semples_plugin.masks import ClassMasks
-from semples_plugin.presets import Preset, load_preset
-from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
-from semples_plugin.prompts import BackgroundPrompts
-from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from semples_plugin.version import __version__
 
+if TYPE_CHECKING:
+    from semples_plugin.clip import FrozenClip
+    from semples_plugin.masks import ClassMasks
+    from semples_plugin.presets import Preset, load_preset
+    from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
+    from semples_plugin.prompts import BackgroundPrompts
+    from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
+
+_MODULES = {
+    "BackgroundPrompts": "prompts",
+    "ClassMasks": "masks",
+    "FrozenClip": "clip",
+    "LossWeights": "regularizer",
+    "Preset": "presets",
+    "PromptHistory": "prompt_learning",
+    "SemPLeSRegularizer": "regularizer",
+    "learn_background_prompts": "prompt_learning",
+    "load_preset": "presets",
+}
 __all__ = [
     "BackgroundPrompts",
     "ClassMasks",
@@ -22,3 +43,14 @@ __all__ = [
     "learn_background_prompts",
     "load_preset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: torch takes seconds to import, and half of the commands do without it.
+    if name not in _MODULES:
+        raise AttributeError(f"module 'semples_plugin' has no attribute {name!r}")
+    return getattr(import_module(f"semples_plugin.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

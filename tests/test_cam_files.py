@@ -16,8 +16,12 @@ def maps(size=(30, 41), seed=0) -> np.ndarray:
     return np.random.default_rng(seed).random((3, *size), dtype=np.float32)
 
 
+def stack_resized(cams, height, width) -> np.ndarray:
+    return np.stack([resized(cam, height, width) for cam in cams]) if len(cams) else np.zeros((0, 1, 1), np.float32)
+
+
 def as_clims(path, cams, keys=CLASSES):
-    strided = torch.from_numpy(resized(cams, 8, 11))
+    strided = torch.from_numpy(stack_resized(cams, 8, 11))
     np.save(path, {"keys": torch.tensor(keys), "cam": strided, "high_res": cams})
 
 
@@ -47,7 +51,7 @@ def test_every_hosts_files_are_read_as_they_are(tmp_path, host):
 def test_raw_cams_become_scores_as_fma_wsss_makes_them(tmp_path):
     raw = maps((14, 14)) - 0.4
     cams = Cams(raw, CLASSES, "fma")
-    positive = np.maximum(resized(raw, 30, 41), 0)
+    positive = np.maximum(stack_resized(raw, 30, 41), 0)
     for k in range(3):
         low, high = positive[k].min(), positive[k].max()
         np.testing.assert_allclose(cams.scores(30, 41)[k], (positive[k] - low) / (high - low + 1e-7), rtol=1e-6)

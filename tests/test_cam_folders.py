@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_cam_files import HOSTS
+from test_cam_files import HOSTS, stack_resized
 
 from semples_plugin.cams.evaluation import power_thresholds
-from semples_plugin.cams.files import list_cams, resized
+from semples_plugin.cams.files import list_cams
 from semples_plugin.cams.folders import THRESHOLDS, compare, evaluate_folder, image_iou, read_image_list
 from semples_plugin.cli import main
 
@@ -68,7 +68,7 @@ def constant(threshold):
 def power(p):
     def predict(path, size):
         found = np.load(path)
-        maps = np.maximum(resized(found["cam"], *size), 0)
+        maps = np.maximum(stack_resized(found["cam"], *size), 0)
         low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
         maps = (maps - low) / (high - low + np.float32(1e-7))
         background = np.power(1 - maps.max(0, keepdims=True), np.float32(p))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from semples_plugin import BackgroundPrompts
+from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cli import main
 from semples_plugin.demo import run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
@@ -92,7 +93,11 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
     text = capsys.readouterr().out
     for title in ("baseline", "segment-label matching", "not learned", "L_T alone", "L_I alone", "(full)"):
         assert title in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "prompts-3.safetensors", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cams", "classes.txt", "grid.png", "images", "masks", "prompts-3.safetensors", "report.html", "results.json",
+    ]  # fmt: skip
+    judged = evaluate_folder(tmp_path / "cams" / "full", tmp_path / "masks", OBJECTS, progress=False)
+    assert 100 * judged.miou == pytest.approx(results["rows"]["full"][0]["miou"], abs=0.5)  # other thresholds
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == results["rows"]
     prompts = BackgroundPrompts.load(tmp_path / "prompts-3.safetensors")
     prompts.claim(run.load_tiny_clip(), OBJECTS)

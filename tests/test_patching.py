@@ -103,7 +103,6 @@ def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
     mine.unlink()
     with pytest.raises(ValueError, match="nothing to take out"):
         patching.patch("fma-wsss", checkout, "revert")
-    mine.parent.rmdir()
-    (checkout / "configs/semples").rmdir()
-    (checkout / "configs").rmdir()
+    for folder in ("semples/match", "semples/prompts", "semples", "."):
+        (checkout / "configs" / folder).rmdir()  # what the test itself emptied; nothing else is left
     assert git(checkout, "status", "--porcelain") == ""

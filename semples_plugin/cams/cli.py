@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,6 +150,7 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
         help="threshold or power to report at, one for each folder (default: the best on these masks)",
     )  # fmt: skip
     add("--titles", nargs="+", help="what to call the folders (default: their names)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -173,7 +175,7 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
     evaluations = [
         evaluate_folder(
             folder, options.masks, names, image_list=options.list, background=options.background, setting=setting,
-            progress=not options.quiet,
+            workers=options.workers, progress=not options.quiet,
         )
         for folder, setting in zip(folders, settings or [None] * len(folders))
     ]  # fmt: skip

@@ -50,8 +50,8 @@ def convert_folder(
             if cams.format == "fma" and to != "fma":
                 if images is None:
                     raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
-                maps = cams.scores(*photograph_size(find_photograph(images, name)))
-                cams = replace(cams, maps=maps)
+                scores = cams.scores(*photograph_size(find_photograph(images, name)))
+                cams = replace(cams, planes=scores)
             write_cams(target, replace(cams, format=to))
         except (OSError, ValueError) as error:
             failed[name] = str(error)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 IGNORED = 255
+_CHUNK = 1 << 14  # pixels at once: their planes fit into a processor's cache
 
 Counts = NDArray[np.int64]
+Plane = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class CamEvaluation:
         self._predicted: Counts = np.zeros(shape, dtype=np.int64)
         self._hits: Counts = np.zeros(shape, dtype=np.int64)
 
-    def update(self, cams: NDArray[np.floating], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
+    def update(self, cams: Sequence[Plane], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
         """Adds an image.
 
         Args:
-            cams: `[P, H, W]`, of the present classes; P may be 0.
+            cams: P maps `[H, W]`, of the present classes; P may be 0.
             class_index: P classes, 0-based.
             mask: `[H, W]`, 0 background, k + 1 class k, 255 ignored.
         """
@@ -97,11 +97,12 @@ class CamEvaluation:
         self._predicted[counts.classes] += counts.predicted
         self._hits[counts.classes] += counts.hits
 
-    def count(self, cams: NDArray[np.floating], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
+    def count(self, cams: Sequence[Plane], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
         """Counts an image, as `update` takes it, without adding it."""
-        cams, labels = np.asarray(cams), self._labels(mask)
-        if cams.shape != (len(class_index), *mask.shape):
-            raise ValueError(f"cams: expected {(len(class_index), *mask.shape)} to fit the mask, got {cams.shape}")
+        labels = self._labels(mask)
+        if [cam.shape for cam in cams] != [mask.shape] * len(class_index):
+            shapes = [cam.shape for cam in cams]
+            raise ValueError(f"cams: expected {len(class_index)} maps {mask.shape} to fit the mask, got {shapes}")
         if len(set(class_index)) < len(class_index) or not all(0 <= k < self.num_classes for k in class_index):
             raise ValueError(
                 f"class_index: expected different classes of 0 to {self.num_classes - 1}, got {list(class_index)}"
@@ -140,23 +141,65 @@ class CamEvaluation:
             raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {np.unique(mask)}")
         return mask.astype(np.uint8, copy=False)
 
-    def _bins(self, cams: NDArray[np.floating], labels: NDArray[np.uint8]) -> Counts:
+    def _bins(self, cams: Sequence[Plane], labels: NDArray[np.uint8]) -> Counts:
         """Pixels `[256, max(P, 1), T + 1]` by mask value, class of the highest CAM and number of thresholds below."""
         pairs, bins = max(len(cams), 1), len(self.thresholds) + 1
-        index = _tensor(labels).long() * (pairs * bins)
-        if len(cams):
-            scores, winner = _tensor(cams).max(0)
-            if not bool(scores.isfinite().all()):
-                raise ValueError("cams: NaN or infinite values")
-            edges = torch.from_numpy(self.thresholds.astype(cams.dtype))
-            index += torch.bucketize(scores, edges)
-            index += winner.mul_(bins)
-        found: Counts = torch.bincount(index.flatten(), minlength=256 * pairs * bins).numpy()
+        planes, known = [cam.reshape(-1) for cam in cams], labels.reshape(-1)
+        index = np.empty(known.size, dtype=np.int64)
+        below = _Below(self.thresholds.astype(planes[0].dtype)) if planes else None
+        for start in range(0, known.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            here = index[part]
+            np.multiply(known[part], pairs * bins, out=here, dtype=np.int64)
+            if below is not None:
+                highest, winner = _highest([plane[part] for plane in planes])
+                here += below(highest)
+                here += np.multiply(winner, bins, dtype=np.int32)
+        found: Counts = np.bincount(index, minlength=256 * pairs * bins)
         return found.reshape(256, pairs, bins)
 
 
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # what comes from a file can't be written to
+def _highest(planes: Sequence[Plane]) -> tuple[Plane, NDArray[np.uint8]]:
+    """The highest of P planes `[n]` at each place and the first that has it, much quicker than max and argmax."""
+    highest = planes[0]
+    winner = np.zeros(highest.shape, dtype=np.uint8)
+    for p, plane in enumerate(planes[1:], 1):
+        winner += (plane > highest).view(np.uint8) * (np.uint8(p) - winner)  # modulo 256, as bytes are
+        highest = np.maximum(highest, plane)
+    return highest, winner
+
+
+class _Below:
+    """How many of ascending thresholds lie below each value, as `np.searchsorted`, at a tenth of its time.
+
+    Values fall into at most 128 cells. Where none of them holds two thresholds, a table knows how many lie below a
+    cell, and one comparison settles the one in it. A power of two as the number of cells makes the product exact.
+    """
+
+    def __init__(self, thresholds: Plane) -> None:
+        self.thresholds, self.cells = thresholds, 128
+        self.quick = thresholds[0] >= 0 and thresholds[-1] <= 1
+        places = self._cell(thresholds)
+        self.quick = self.quick and len(np.unique(places)) == len(thresholds)
+        self.fewer = np.searchsorted(places, np.arange(256)).astype(np.uint8)
+        self.inside = np.full(256, np.inf, dtype=thresholds.dtype)
+        self.inside[places] = thresholds
+
+    def __call__(self, values: Plane) -> NDArray[np.integer]:
+        import cv2
+
+        if not np.isfinite(values.max()):
+            raise ValueError("cams: NaN or infinite values")
+        if not self.quick:
+            return np.searchsorted(self.thresholds, values)
+        cells = self._cell(values)
+        found = cv2.LUT(cells, self.fewer).reshape(-1)
+        found += (values > cv2.LUT(cells, self.inside).reshape(-1)).view(np.uint8)
+        return np.asarray(found)
+
+    def _cell(self, values: Plane) -> NDArray[np.uint8]:
+        scaled = values * values.dtype.type(self.cells)
+        return np.minimum(np.maximum(scaled, 0), self.cells).astype(np.uint8)
 
 
 def power_thresholds(powers: Sequence[float]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,25 +22,36 @@ from semples_plugin.files import replacing
 from semples_plugin.pickled import read_pickled
 
 FORMATS = {"clims": ".npy", "weaktr": ".npy", "fma": ".npz"}
+Plane = NDArray[np.float32]
 EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cams:
     """CAMs of one image.
 
     Attributes:
-        maps: `[P, h, w]`, float32, as the file has them.
+        planes: P maps `[h, w]`, float32, as the file has them.
         class_index: the P classes, 0-based.
         format: of the file, see `FORMATS`.
     """
 
-    maps: NDArray[np.float32]
+    planes: Sequence[Plane]
     class_index: tuple[int, ...]
     format: str
 
-    def scores(self, height: int, width: int) -> NDArray[np.float32]:
-        """Scores `[P, height, width]` as the format's own evaluation thresholds them.
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the maps; None where there are none."""
+        return None if not len(self.planes) else (self.planes[0].shape[0], self.planes[0].shape[1])
+
+    @property
+    def maps(self) -> NDArray[np.float32]:
+        """`[P, h, w]`."""
+        return np.stack(self.planes) if len(self.planes) else np.zeros((0, 0, 0), np.float32)
+
+    def scores(self, height: int, width: int) -> Sequence[Plane]:
+        """P scores `[height, width]` as the format's own evaluation thresholds them.
 
         Files of `clims` and `weaktr` hold scores already; those of `fma` are resampled bilinearly, and become
         ReLU and min-max per class, as FMA-WSSS does it.
@@ -48,11 +60,13 @@ class Cams:
             ValueError: where CAMs at full size are of another size than the image.
         """
         if self.format == "fma":
-            return _min_max(resized(self.maps, height, width))
-        if self.maps.shape[1:] != (height, width):
-            size = " x ".join(map(str, self.maps.shape[1:]))
-            raise ValueError(f"CAMs of {size} pixels, where the image has {height} x {width}; was it scaled since?")
-        return self.maps
+            return [_min_max(resized(plane, height, width)) for plane in self.planes]
+        if self.size not in (None, (height, width)):
+            raise ValueError(
+                f"CAMs of {' x '.join(map(str, self.size or ()))} pixels, where the image has {height} x {width}; was "
+                "it scaled since?"
+            )
+        return self.planes
 
 
 def list_cams(folder: str | Path) -> dict[str, Path]:
@@ -87,31 +101,30 @@ def read_cams(path: str | Path) -> Cams:
     try:
         if path.suffix == ".npz":
             with np.load(path) as file:  # pickles inside are refused by default
-                maps, class_index, form = file["cam"], file["fg_cls"], "fma"
+                planes, class_index, form = list(file["cam"]), file["fg_cls"], "fma"
         else:
-            maps, class_index, form = _read_dictionary(read_pickled(path))
-        maps = np.asarray(maps, dtype=np.float32)
+            planes, class_index, form = _read_dictionary(read_pickled(path))
+        planes = [np.asarray(plane, dtype=np.float32) for plane in planes]
         classes = tuple(int(k) for k in class_index)
     except OSError:
         raise
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         prefix = "" if str(error).startswith(str(path)) else f"{path} is damaged, or no CAM file: "
         raise ValueError(f"{prefix}{error}") from error
-    if not classes:
-        maps = maps.reshape(0, *maps.shape[-2:]) if maps.ndim >= 2 else np.zeros((0, 0, 0), np.float32)
-    if maps.ndim != 3 or len(maps) != len(classes) or len(set(classes)) < len(classes) or min(classes, default=0) < 0:
+    shapes = {plane.shape for plane in planes}
+    different = len(set(classes)) == len(classes) and min(classes, default=0) >= 0
+    if len(planes) != len(classes) or not different or len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
         raise ValueError(
-            f"{path}: expected CAMs [P, h, w] of P different classes from 0, got {list(maps.shape)} of {list(classes)}"
+            f"{path}: expected a map [h, w] for each of P different classes from 0, got {len(planes)} of the shapes "
+            f"{sorted(shapes)} for {list(classes)}"
         )
-    if not np.isfinite(
-        maps.sum(dtype=np.float64)
-    ):  # NaN and infinity survive a sum, which is quicker than a look at each
+    if not all(np.isfinite(plane.max()) for plane in planes if plane.size):
         raise ValueError(f"{path}: NaN or infinite values")
-    return Cams(maps, classes, form)
+    return Cams(planes, classes, form)
 
 
 def write_cams(path: str | Path, cams: Cams) -> None:
-    """Writes a CAM file as the host of `cams.format` writes it; `maps` must be at full size for `clims`, `weaktr`.
+    """Writes a CAM file as the host of `cams.format` writes it; maps must be at full size for `clims`, `weaktr`.
 
     Raises:
         OSError: where it can't be written; an older file of that name stays as it was.
@@ -122,12 +135,13 @@ def write_cams(path: str | Path, cams: Cams) -> None:
         # Its evaluation and its seeding read these two; logits and attention are its network's alone.
         content: Any = {"cam": cams.maps, "fg_cls": np.array(cams.class_index, dtype=np.int64)}
     elif cams.format == "clims":
-        height, width = cams.maps.shape[1:]
-        strided = resized(cams.maps, -(-height // 4), -(-width // 4))
+        height, width = cams.size or (0, 0)
+        strided = [resized(plane, -(-height // 4), -(-width // 4)) for plane in cams.planes]
         keys = torch.tensor(cams.class_index, dtype=torch.int64)
-        content = {"keys": keys, "cam": torch.from_numpy(strided), "high_res": cams.maps}
+        small = torch.from_numpy(np.stack(strided) if strided else cams.maps)
+        content = {"keys": keys, "cam": small, "high_res": cams.maps}
     else:
-        content = dict(zip(cams.class_index, cams.maps))
+        content = dict(zip(cams.class_index, cams.planes))
     with replacing(path) as temporary, temporary.open("wb") as file:
         if cams.format == "fma":
             np.savez(file, **content)
@@ -135,26 +149,26 @@ def write_cams(path: str | Path, cams: Cams) -> None:
             np.save(file, np.array(content, dtype=object), allow_pickle=True)
 
 
-def resized(maps: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear resampling of `[P, h, w]`, corners not aligned."""
+def resized(plane: Plane, height: int, width: int) -> Plane:
+    """Bilinear resampling of a map `[h, w]`, corners not aligned."""
     import cv2
 
-    if maps.shape[1:] == (height, width) or not len(maps):
-        return maps if len(maps) else np.zeros((0, height, width), np.float32)
-    return np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in maps])
+    if plane.shape == (height, width):
+        return plane
+    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
 
-def _min_max(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    positive = np.maximum(maps, 0)
-    low, high = positive.min((1, 2), keepdims=True), positive.max((1, 2), keepdims=True)
+def _min_max(plane: Plane) -> Plane:
+    positive = np.maximum(plane, 0)
+    low, high = positive.min(), positive.max()
     return (positive - low) / (high - low + np.float32(EPS))
 
 
-def _read_dictionary(found: Any) -> tuple[NDArray[Any], Any, str]:
+def _read_dictionary(found: Any) -> tuple[list[Any], Any, str]:
     if not isinstance(found, dict):
         raise ValueError(f"expected a dictionary of CAMs, got {type(found).__name__}")
     if "keys" in found and "high_res" in found:
-        return found["high_res"], found["keys"], "clims"
+        return list(found["high_res"]), found["keys"], "clims"
     if not all(isinstance(key, int) for key in found):
         raise ValueError(f"expected the keys `keys` and `high_res`, or numbers of classes, got {list(found)[:5]}")
-    return np.stack(list(found.values())) if found else np.zeros((0, 0, 0)), list(found), "weaktr"
+    return list(found.values()), list(found), "weaktr"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +22,6 @@ from semples_plugin.files import replacing
 
 THRESHOLDS = np.arange(100) / 100
 POWERS = (0.5, 0.6, 0.7, 0.8, 0.9, *range(1, 11))
-_READERS = 4
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -96,6 +95,7 @@ def evaluate_folder(
     image_list: str | Path | None = None,
     background: str | None = None,
     setting: float | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> FolderEvaluation:
     """Judges CAMs of any host, at all background scores, in one pass.
@@ -108,6 +108,7 @@ def evaluate_folder(
             every CAM is judged.
         background: "constant", or "power" for FMA-WSSS's (1 - m)^p; by default what the host of the files does.
         setting: a threshold or power to report at; left out, the best on these masks is, and the result says so.
+        workers: processes; more than one want a script that guards its start with `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Raises:
@@ -125,16 +126,11 @@ def evaluate_folder(
     settings, thresholds = _settings(background, setting)
     evaluation = CamEvaluation(len(class_names), thresholds)
 
-    def count(name: str) -> ImageCounts:
-        mask = read_mask(masks / f"{name}.png")
-        cams = read_cams(found[name])
-        return evaluation.count(cams.scores(*mask.shape), cams.class_index, mask)
-
     counts: dict[str, ImageCounts] = {}
     failed: dict[str, str] = {}
-    for name, result in tqdm(
-        _in_order(_caught(count), there), f"{folder}", len(there), unit="image", disable=not progress
-    ):
+    count = partial(_count, len(class_names), thresholds)
+    tasks = [(found[name], masks / f"{name}.png") for name in there]
+    for name, result in zip(there, tqdm(_map(count, tasks, workers), str(folder), len(there), disable=not progress)):
         if isinstance(result, ImageCounts):
             counts[name] = result
             evaluation.add(result)
@@ -249,27 +245,23 @@ def _settings(background: str, setting: float | None) -> tuple[list[float], NDAr
     return list(powers), power_thresholds(powers)
 
 
-def _caught(function: Callable[[str], Result]) -> Callable[[str], Result | str]:
-    def call(name: str) -> Result | str:
-        try:
-            return function(name)
-        except (OSError, ValueError) as error:  # one bad file costs one image
-            return str(error)
+def _count(num_classes: int, thresholds: NDArray[np.float64], files: tuple[Path, Path]) -> ImageCounts | str:
+    """Pixel counts of an image, or what is wrong with it: one bad file costs one image."""
+    cams, mask = files
+    try:
+        labels, found = read_mask(mask), read_cams(cams)
+        return CamEvaluation(num_classes, thresholds).count(found.scores(*labels.shape), found.class_index, labels)
+    except (OSError, ValueError) as error:
+        return str(error)
 
-    return call
 
-
-def _in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Results in the order of the items, computed by threads that are a few items ahead and no more."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        ahead: deque[Any] = deque()
-        for item in items:
-            ahead.append((item, pool.submit(function, item)))
-            if len(ahead) > 2 * _READERS:
-                done, future = ahead.popleft()
-                yield done, future.result()
-        for done, future in ahead:
-            yield done, future.result()
+def _map(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """Results in the order of the items, from as many processes."""
+    if workers < 2 or len(items) < 2 * workers:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, items, chunksize=16)
 
 
 def _number(value: float) -> float | None:

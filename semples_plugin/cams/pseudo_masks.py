@@ -103,9 +103,7 @@ def write_pseudo_masks(
 
 
 def to_labels(scores: NDArray[np.float32], class_index: Sequence[int], recipe: Recipe) -> NDArray[np.uint8]:
-    """Labels `[H, W]` from scores `[P, H, W]` in [0, 1], without a CRF."""
-    if not len(scores):
-        return np.zeros(scores.shape[1:], np.uint8)
+    """Labels `[H, W]` from scores `[P, H, W]` in [0, 1], P at least 1, without a CRF."""
     highest = scores.max(0)
     labels = (np.array(class_index, dtype=np.uint8) + 1)[scores.argmax(0)]
     if recipe.power is not None:
@@ -142,7 +140,7 @@ def refine_scores(
     field = crf.DenseCRF2D(width, height, len(together))
     field.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
     field.addPairwiseGaussian(sxy=3, compat=3)
-    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.ascontiguousarray(photograph), compat=10)
+    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.require(photograph, requirements=["C", "W"]), compat=10)
     return np.asarray(field.inference(iterations), dtype=np.float32).reshape(together.shape)
 
 
@@ -166,13 +164,14 @@ def _write_one(task: tuple[Path, Path, Path | None, Recipe]) -> str:
 def _labels_of(cams: Cams, image: Path | None, recipe: Recipe, path: Path) -> NDArray[np.uint8]:
     if image is not None:
         size = photograph_size(image)
-    elif cams.format == "fma" or not len(cams.maps):
+    elif cams.format == "fma" or cams.size is None:
         raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
     else:
-        height, width = cams.maps.shape[1:]
-        size = height, width
-    scores = cams.scores(*size)
-    if not recipe.crf or image is None or not len(scores):
+        size = cams.size
+    if not cams.planes:
+        return np.zeros(size, np.uint8)
+    scores = np.stack(cams.scores(*size))
+    if not recipe.crf or image is None:
         return to_labels(scores, cams.class_index, recipe)
     photograph = read_photograph(image)
     highest = scores.max(0)

@@ -42,8 +42,10 @@ def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str |
         scores = cams.scores(*mask.shape)
         setting = evaluation.settings[evaluation.chosen]
         recipe = Recipe(power=setting) if evaluation.background == "power" else Recipe(thresholds=(setting,))
-        heat = scores.max(0) if len(scores) else np.zeros(mask.shape, np.float32)
-        errors = overlay_errors(photograph, to_labels(scores, cams.class_index, recipe), mask)
+        heat, labels = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.uint8)
+        if len(scores):
+            heat, labels = np.max(scores, axis=0), to_labels(np.stack(scores), cams.class_index, recipe)
+        errors = overlay_errors(photograph, labels, mask)
         row += [overlay_cam(photograph, heat), errors]
     return row
 
