@@ -133,7 +133,7 @@ class FrozenClip:
             height, width = self.image_size
             raise ValueError(f"images: {self.name} takes [B, 3, {height}, {width}], got {list(images.shape)}")
         with self._as_it_is():
-            return _unit(encode_pixels(self.model.visual, images.to(self._image_dtype)))
+            return self._unit(encode_pixels(self.model.visual, images.to(self._image_dtype)), "images")
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -142,7 +142,7 @@ class FrozenClip:
             raise TypeError("texts: expected a list of strings")
         ids = self._token_ids(list(texts)).to(self.device)
         with self._as_it_is():
-            return _unit(self.model.encode_text(ids))  # type: ignore[operator]
+            return self._unit(self.model.encode_text(ids), "texts")  # type: ignore[operator]
 
     def encode_prompts(
         self,
@@ -170,7 +170,7 @@ class FrozenClip:
         end = layout.start + layout.length
         embedded = torch.cat([embedded[:, : layout.start], prompts, embedded[:, end:]], dim=1)
         with self._as_it_is():
-            return _unit(self._encode_embedded(embedded, ids))
+            return self._unit(self._encode_embedded(embedded, ids), "prompts")
 
     def signature(self) -> Tensor:
         """A unit vector `[D]` on the CPU that tells one CLIP from another, whatever its precision and device.
@@ -180,6 +180,17 @@ class FrozenClip:
         """
         sentence, word = self.encode_texts(["a photo of a cat.", "street"]).double().cpu()
         return F.normalize(sentence - word, dim=0).float()
+
+    def _unit(self, features: Tensor, what: str) -> Tensor:
+        """Features at unit length, in float32 or better."""
+        # Only half precision overflows, at 65,504; others aren't worth waiting for the device.
+        half = features.dtype == torch.float16 and not torch.compiler.is_compiling()
+        if half and not bool(features.isfinite().all()):
+            raise ValueError(
+                f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
+                '"bf16" or "fp32"'
+            )
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def _as_it_is(self) -> torch.autocast:
         # Each time anew: a host that owns the model may have switched it back to training.
@@ -296,7 +307,3 @@ def _pooling(text: Any) -> tuple[str, int | None]:
     if hasattr(text, "text_pool_type"):
         return text.text_pool_type, getattr(text, "text_eos_id", None)
     return text.pool_type, getattr(text, "eos_id", None)
-
-
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

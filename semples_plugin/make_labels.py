@@ -58,7 +58,7 @@ def make_labels(
     elif source.is_dir():
         present = _read_masks(source, len(class_names))
     elif source.suffix == ".csv":
-        present = _read_table(source, class_names)
+        present = read_table(source, class_names)
     else:
         raise ValueError(f"{source}: expected a folder of masks, COCO's .json or a .csv")
     if not present:
@@ -122,7 +122,8 @@ def _read_coco(path: Path, class_names: Sequence[str] | None) -> tuple[Present, 
     return present, names
 
 
-def _read_table(path: Path, class_names: Sequence[str]) -> Present:
+def read_table(path: Path, class_names: Sequence[str]) -> Present:
+    """The classes of each image of a CSV, see `make_labels`."""
     present: Present = {}
     files, columns = _Names(), {plain_name(name): k for k, name in enumerate(class_names)}
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -154,14 +155,19 @@ class _Names:
         self._files: dict[str, str] = {}
 
     def of(self, file: str) -> str:
-        path = Path(file)
-        name = path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp") else path.name
-        name = re.sub(r"^COCO_(train|val)2014_", "", name)
+        name = image_name(file)
         if self._files.setdefault(name, file) != file:
             raise ValueError(
                 f"{self._files[name]} and {file} would both be called {name!r}; the hosts need unique names"
             )
         return name
+
+
+def image_name(file: str) -> str:
+    """An image's name as the hosts' lists have it, from its file's path."""
+    path = Path(file)
+    name = path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp") else path.name
+    return re.sub(r"^COCO_(train|val)2014_", "", name)
 
 
 def _key(name: str, keys: str) -> str | int:

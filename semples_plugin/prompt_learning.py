@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from semples_plugin.distributed import from_first, gather, get_rank, is_first, world_size
 from semples_plugin.files import replacing
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompts import BackgroundPrompts, same_clip
@@ -52,7 +53,7 @@ class PromptHistory:
 
 def learn_background_prompts(
     regularizer: SemPLeSRegularizer,
-    batches: Iterable[tuple[Tensor, ClassMasks | Tensor]],
+    batches: Iterable[tuple[Tensor, ClassMasks | Tensor] | tuple[Tensor, ClassMasks, Sequence[Any]]],
     *,
     epochs: int = 60,
     lr: float = 5e-4,
@@ -74,6 +75,9 @@ def learn_background_prompts(
         batches: walked once, of (images, masks) as the regularizer takes them; put the generator into eval mode
             and make the masks under `torch.no_grad()`. Several views of an image are several batches. A host that
             can't be walked gives what it kept of `regularizer.background_features`: (v_b `[P, D]`, classes `[P]`).
+            Under torch.distributed every rank walks its own part, and all ranks learn the same prompts from all
+            parts. Samplers repeat some images to make the parts equal: give (images, masks, names), a name or number
+            for each of the N images, and each name counts once.
         epochs: passes over the kept features.
         lr: at the start. The paper's 5e-4 by default; the release uses 0.1 with its uniform start.
         batch_size: pairs per step.
@@ -124,8 +128,8 @@ def learn_background_prompts(
     }
     if save_to is not None and Path(save_to).is_dir():
         raise IsADirectoryError(f"save_to: expected a file's path, {save_to} is a folder")
-    folder = _WorkDir(work_dir, settings, prompts.signature)
-    kept, state = folder.read_features(), folder.read_state()
+    folder = _WorkDir(work_dir if is_first() else None, settings, prompts.signature)
+    kept, state = from_first((folder.read_features(), folder.read_state()))
     if kept is not None:
         done = len(state["history"][0]) if state else 0
         warnings.warn(
@@ -192,7 +196,10 @@ def learn_background_prompts(
                 total += loss.detach()
             prompts.vectors.data[unseen] = start[unseen]  # weight decay alone would have shrunk them
             labels = _label_similarities(regularizer)
+            prompts.vectors.data.copy_(from_first(prompts.vectors.data.cpu()))  # ranks may round differently
             history.loss.append(float(total) / steps)
+            if not math.isfinite(history.loss[-1]):
+                raise ValueError(f"L_prompt became {history.loss[-1]} in epoch {epoch + 1}; take a smaller lr")
             history.background.append(_background_similarities(regularizer, features, class_index, pairs))
             history.label.append(labels.diagonal().tolist())
             history.drifted = _drifted(history, at_start, labels)
@@ -213,22 +220,43 @@ def learn_background_prompts(
         "background": [None if math.isnan(value) else value for value in history.background[-1]],
         "label": [*history.label[-1]],
     }
-    if save_to is not None:
+    if save_to is not None and is_first():
         prompts.save(save_to)
     folder.remove()
     return history
 
 
-def _walk(
-    regularizer: SemPLeSRegularizer, batches: Iterable[tuple[Tensor, ClassMasks | Tensor]], progress: bool
-) -> tuple[Tensor, Tensor]:
-    """Background features `[P, D]` and their classes `[P]`, on the CPU."""
-    features, classes = [], []
+Kept = tuple[list[Tensor], list[Tensor], list[Any]]
+
+
+def _walk(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: bool) -> tuple[Tensor, Tensor]:
+    """Background features `[P, D]` and their classes `[P]`, on the CPU, of all ranks together."""
+    kept: Kept = ([], [], [])
+    error: Exception | None = None
+    try:
+        kept = _walk_here(regularizer, batches, progress)
+    except Exception as raised:
+        if world_size() == 1:
+            raise
+        error = raised  # the other ranks wait for this one, and must hear of it
+    errors = [one for one in gather(None if error is None else f"{type(error).__name__}: {error}") if one]
+    if errors:
+        raise error or RuntimeError(f"another rank could not walk its data: {errors[0]}")
+    features, classes, names = ([item for part in parts for item in part] for parts in zip(*gather(kept)))
+    if not names:
+        raise ValueError(
+            "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
+        )
+    return _once(torch.cat(features), torch.cat(classes), names)
+
+
+def _walk_here(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: bool) -> Kept:
+    features: list[Tensor] = []
+    classes: list[Tensor] = []
+    names: list[Any] = []
     width = regularizer.label_features.shape[1]
-    for batch in tqdm(batches, "background features", disable=not progress):
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            raise TypeError(f"batches: expected pairs (images, masks), got {_kinds(batch)}")
-        images, masks = batch
+    for number, batch in enumerate(tqdm(batches, "background features", disable=not progress or not is_first())):
+        images, masks, named = _parts(batch)
         given = isinstance(masks, Tensor)
         if given and (images.shape != (len(masks), width) or masks.ndim != 1 or masks.is_floating_point()):
             raise TypeError(
@@ -237,11 +265,35 @@ def _walk(
             )
         features.append((images if given else regularizer.background_features(images, masks)).cpu())
         classes.append((masks if given else masks.class_index).cpu())
-    if not sum(len(part) for part in classes):
-        raise ValueError(
-            "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
-        )
-    return torch.cat(features), torch.cat(classes)
+        if named is None:  # every pair is one of its own
+            names += [(get_rank(), number, i) for i in range(len(classes[-1]))]
+        else:
+            names += [named[i] for i in masks.image_index.tolist()]
+    return features, classes, names
+
+
+def _once(features: Tensor, classes: Tensor, names: list[Any]) -> tuple[Tensor, Tensor]:
+    """The pairs whose image and class were not seen before."""
+    first: dict[Any, int] = {}
+    for i, pair in enumerate(zip(names, classes.tolist())):
+        first.setdefault(pair, i)
+    places = torch.tensor(list(first.values()))
+    return features[places], classes[places]
+
+
+def _parts(batch: Any) -> tuple[Tensor, Any, list[Any] | None]:
+    """Images or features, masks or classes, and names, None where there are none."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) in (2, 3)):
+        raise TypeError(f"batches: expected pairs (images, masks), got {_kinds(batch)}")
+    if len(batch) == 2:
+        return batch[0], batch[1], None
+    images, masks, names = batch
+    names = names.tolist() if isinstance(names, Tensor) else names
+    if not isinstance(masks, ClassMasks) or isinstance(names, str) or not hasattr(names, "__len__"):
+        raise TypeError(f"batches: expected (images, masks) or (images, masks, names), got {_kinds(batch)}")
+    if len(names) != len(images):
+        raise ValueError(f"batches: expected a name for each of the {len(images)} images, got {len(names)}")
+    return images, masks, list(names)
 
 
 def _kinds(batch: Any) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from semples_plugin import functional
 from semples_plugin.checks import check_names, check_tensor, warn_once
 from semples_plugin.clip import FrozenClip
+from semples_plugin.distributed import share_of_pairs
 from semples_plugin.masks import ClassMasks, masked_views
+from semples_plugin.parts import sum_in_parts
 from semples_plugin.prompts import BackgroundPrompts
 
+Named = dict[str, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -63,8 +65,9 @@ class SemPLeSRegularizer:
         fill: what masked-out pixels become: "mean", CLIP's mean colour, zero in its normalised space, as the
             equations M X read; "black"; or an RGB triple in [0, 1].
         text_term: of (2), "paper" or "release", see `functional.prompt_loss`.
-        max_pairs: pairs that CLIP sees at once; more of them are encoded part by part, and again in the backward
-            pass, so that memory does not grow with them. Same losses and gradients, half as long again.
+        max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same losses and
+            gradients, and memory does not grow with them. Losses that are added with factors of their own, instead
+            of by `weights`, make it encode the parts again in the backward pass.
 
     Attributes:
         figures: detached scalars of the last call, to look at: mean similarities and mask area.
@@ -150,7 +153,8 @@ class SemPLeSRegularizer:
         Returns:
             Weighted scalars whose sum is L_total: `loss_match_foreground`, `loss_match_background` and, with
             prompts, `loss_refine`. Gradients reach the masks alone. A batch without a pair gives zeros that hang
-            on the graph of the masks.
+            on the graph of the masks. Under torch.distributed each rank's losses are its part of the mean over all
+            ranks' pairs, so that DDP's average is the gradient of the whole batch; all ranks must call together.
         """
         weights, prompts = self.weights, self._prompts
         refine = weights.refine if prompts is not None else 0.0
@@ -164,26 +168,15 @@ class SemPLeSRegularizer:
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
         self._check(images, masks)
         self._warn_of_lost_stages(masks, refine > 0)
+        if torch.is_grad_enabled() and masks.maps.requires_grad:
+            share = share_of_pairs(len(masks), masks.maps.device)
+            wanted = {name: share * weight for name, weight in wanted.items()}
         if len(masks) == 0:
             self.figures = {}
             return _zeros(masks.maps, wanted)
         with torch.autocast(self.clip.device.type, enabled=False):
-            # A view that no term looks at isn't encoded.
-            foreground, background = self._features(
-                self._for_clip(images), masks, bool(weights.foreground or refine), bool(weights.background)
-            )
-            labels = self._label_features[masks.class_index]
-            seen: dict[str, Tensor] = {}
-            losses: dict[str, Tensor] = {}
-            if weights.foreground:
-                seen["foreground"] = functional.similarity(foreground, labels)
-                losses["loss_match_foreground"] = weights.foreground * functional.attract(seen["foreground"])
-            if weights.background:
-                seen["background"] = functional.similarity(background, labels)
-                losses["loss_match_background"] = weights.background * functional.repel(seen["background"])
-            if refine:
-                seen["prompt"] = functional.similarity(foreground, self.prompt_features()[masks.class_index])
-                losses["loss_refine"] = refine * functional.refinement_loss(seen["prompt"])
+            terms = self._terms if len(masks) <= (self.max_pairs or len(masks)) else self._terms_in_parts
+            losses, seen = terms(self._for_clip(images), masks, wanted)
         self._note(masks, seen)
         return losses
 
@@ -225,7 +218,9 @@ class SemPLeSRegularizer:
         if len(masks) == 0:
             return self._label_features.new_zeros(0, self._label_features.shape[1])
         with torch.autocast(self.clip.device.type, enabled=False):
-            return self._features(self._for_clip(images), masks.detach(), False, True)[1]
+            prepared, masks, pairs = self._for_clip(images), masks.detach(), self.max_pairs or len(masks)
+            parts = [masks[start : start + pairs] for start in range(0, len(masks), pairs)]
+            return torch.cat([self._features(prepared, part, False, True)[1] for part in parts])
 
     @property
     def label_features(self) -> Tensor:
@@ -262,26 +257,46 @@ class SemPLeSRegularizer:
         normalised: Tensor = (images * host_std + host_mean - clip_mean) / clip_std
         return normalised
 
+    def _terms(self, images: Tensor, masks: ClassMasks, wanted: dict[str, float]) -> tuple[Named, Named]:
+        """The wanted losses, weighted, and the similarities `[P]` that they are made of."""
+        labels = self._label_features[masks.class_index]
+        seen: Named = {}
+        losses: Named = {}
+        # A view that no term looks at isn't encoded.
+        match, repel, refine = (f"loss_{name}" in wanted for name in ("match_foreground", "match_background", "refine"))
+        foreground, background = self._features(images, masks, match or refine, repel)
+        if match:
+            seen["foreground"] = functional.similarity(foreground, labels)
+            losses["loss_match_foreground"] = functional.attract(seen["foreground"])
+        if repel:
+            seen["background"] = functional.similarity(background, labels)
+            losses["loss_match_background"] = functional.repel(seen["background"])
+        if refine:
+            seen["prompt"] = functional.similarity(foreground, self.prompt_features()[masks.class_index])
+            losses["loss_refine"] = functional.refinement_loss(seen["prompt"])
+        return {name: wanted[name] * loss for name, loss in losses.items()}, seen
+
+    def _terms_in_parts(self, images: Tensor, masks: ClassMasks, wanted: dict[str, float]) -> tuple[Named, Named]:
+        """`_terms`, `max_pairs` pairs at a time."""
+        kept: list[Named] = []
+
+        def share_of(maps: Tensor, part: slice) -> Tensor:
+            some = replace(masks[part], maps=maps)
+            losses, seen = self._terms(images, some, wanted)
+            kept.append({name: values.detach() for name, values in seen.items()})
+            return torch.stack(list(losses.values())) * (len(some) / len(masks))
+
+        values: Tensor = sum_in_parts(share_of, masks.maps, self.max_pairs or len(masks))
+        seen = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
+        return dict(zip(wanted, values)), seen
+
     def _features(self, images: Tensor, masks: ClassMasks, foreground: bool, background: bool) -> tuple[Tensor, Tensor]:
         """v_f and v_b, each `[P, D]`, or `[0, D]` where they aren't wanted; both in one batch for CLIP."""
-
-        def encode(part: ClassMasks) -> Tensor:
-            views = masked_views(images, part.resized(*self.clip.image_size), self.fill.to(images))
-            views = views[0 if foreground else len(part) : 2 * len(part) if background else len(part)]
-            return self.clip.encode_images(views)
-
-        pairs = self.max_pairs or len(masks)
-        if len(masks) <= pairs:
-            features = [encode(masks)]
-        else:
-            parts = [masks[start : start + pairs] for start in range(0, len(masks), pairs)]
-            features = [checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-        if not background:
-            return torch.cat(features), features[0][:0]
-        if not foreground:
-            return features[0][:0], torch.cat(features)
-        halves = [part.chunk(2) for part in features]
-        return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
+        views = masked_views(images, masks.resized(*self.clip.image_size), self.fill.to(images))
+        views = views[0 if foreground else len(masks) : 2 * len(masks) if background else len(masks)]
+        features = self.clip.encode_images(views)
+        count = len(masks) if foreground else 0
+        return features[:count], features[count:]
 
     def _check(self, images: Tensor, masks: ClassMasks) -> None:
         if torch.compiler.is_compiling():

@@ -169,3 +169,20 @@ def test_wrong_inputs_are_named():
         clip.encode_prompts(torch.randn(1, 4, 64), template="a photo")
     with pytest.raises(ValueError, match="tokenizer does not belong"):
         FrozenClip(build_clip(vocab_size=100), open_clip.get_tokenizer("ViT-B-32")).encode_texts(["a cat"])
+
+
+def test_an_overflow_in_half_precision_names_its_cause():
+    clip = FrozenClip(build_clip().half(), open_clip.get_tokenizer("ViT-B-32"))
+    images = torch.randn(2, 3, 32, 32)
+    assert clip.encode_images(images).isfinite().all()
+    clip.model.visual.proj.data.fill_(60000)
+    clip.model.text_projection.data.fill_(60000)
+    for encode, what in (
+        (lambda: clip.encode_images(images), "images"),
+        (lambda: clip.encode_texts(["a cat"]), "texts"),
+        (lambda: clip.encode_prompts(torch.randn(1, 2, clip.text_width)), "prompts"),
+    ):
+        with pytest.raises(
+            ValueError, match=f'overflows in fp16, its features of {what} .* precision "bf16" or "fp32"'
+        ):
+            encode()

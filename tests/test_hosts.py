@@ -23,6 +23,10 @@ from conftest import save_clip
 
 from semples_plugin import BackgroundPrompts, patching
 from semples_plugin.adapters import weaktr
+from semples_plugin.cams.convert import convert_folder
+from semples_plugin.cams.files import list_cams, read_cams
+from semples_plugin.cams.folders import evaluate_folder
+from semples_plugin.cams.pictures import read_mask
 from semples_plugin.labels import load_image_labels
 from semples_plugin.presets import load_preset
 
@@ -258,3 +262,105 @@ def test_fma_wsss_trains_through_the_stages(tmp_path):
             for name in ("start", "final")
         ]
         assert set(saved[0]) == {"prompt_learner.ctx"} == moved(*saved)
+
+
+CLIMS_CAMS = """
+import contextlib, types
+import torch
+torch.cuda.device_count, torch.cuda.device = lambda: 1, lambda _: contextlib.nullcontext()
+torch.cuda.is_available = lambda: False
+import net.resnet50_clims, step.make_clims, voc12.dataloader
+model = net.resnet50_clims.CAM(n_classes=20)
+model.load_state_dict(torch.load("cam-baseline-voc12/res50_cam.pth"))
+data = voc12.dataloader.VOC12ClassificationDatasetMSF({names!r}, voc12_root={root!r}, scales=(1.0,))
+args = types.SimpleNamespace(num_workers=0, work_space="work", cam_out_dir={out!r})
+step.make_clims.vis_cam = False
+step.make_clims._work(0, model.eval(), [data], args)
+"""
+
+
+def judge_as_clims(folder: Path, masks: Path, names: list[str], threshold: float) -> float:
+    """`step/eval_cam.py`, whose chainercv doesn't build on a current Python, up to its confusion matrix."""
+    confusion = np.zeros((21, 21))
+    for name in names:
+        found = np.load(folder / f"{name}.npy", allow_pickle=True).item()
+        cams = np.pad(found["high_res"], ((1, 0), (0, 0), (0, 0)), mode="constant", constant_values=threshold)
+        keys = np.pad(np.asarray(found["keys"]) + 1, (1, 0), mode="constant")
+        predicted, mask = keys[np.argmax(cams, axis=0)], read_mask(masks / f"{name}.png")
+        np.add.at(confusion, (mask[mask < 255], predicted[mask < 255]), 1)
+    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    with np.errstate(invalid="ignore"):
+        return float(np.nanmean(np.diag(confusion) / union))
+
+
+def test_cams_of_clims_are_read_and_go_to_weaktr(tmp_path, monkeypatch):
+    host = Host("clims", tmp_path)
+    names = (host.voc / "ImageSets/Segmentation/train.txt").read_text().split()[:20]
+    shutil.copy(host.voc / "cls_labels.npy", host.path / "voc12/cls_labels.npy")
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    out, masks = tmp_path / "cams", host.voc / "SegmentationClassAug"
+    out.mkdir()
+    (tmp_path / "make.py").write_text(
+        CLIMS_CAMS.format(names=str(tmp_path / "names.txt"), root=str(host.voc), out=str(out))
+    )
+    host.run(str(tmp_path / "make.py"))
+    labels = load_image_labels(host.voc / "cls_labels.npy")
+    for name, path in list_cams(out).items():
+        cams = read_cams(path)
+        assert cams.format == "clims" and cams.class_index == tuple(np.flatnonzero(labels[name]))
+    voc = load_preset("voc").class_names
+    found = evaluate_folder(out, masks, voc, progress=False)
+    assert sorted(found.counts) == sorted(names) and found.failed == {}
+    for t in (10, 30, 60):
+        assert found.sweep.miou[t] == judge_as_clims(out, masks, names, t / 100)
+    convert_folder(out, tmp_path / "weaktr", "weaktr", progress=False)
+    monkeypatch.syspath_prepend(need("weaktr"))
+    import evaluation
+
+    for t in (10, 30, 60):
+        theirs = evaluation.do_python_eval(str(tmp_path / "weaktr"), str(masks), names, 21, "npy", t / 100, n_jobs=1)
+        assert theirs["mIoU"] == pytest.approx(100 * found.sweep.miou[t], abs=0.01)
+
+
+def test_cams_of_weaktr_are_read_and_go_to_fma_wsss(tmp_path, monkeypatch):
+    host = Host("weaktr", tmp_path)
+    (host.path / "data/voc12/VOCdevkit").mkdir(parents=True)
+    (host.path / "data/voc12/VOCdevkit/VOC2012").symlink_to(host.voc)
+    shutil.copy(host.voc / "cls_labels_by_name.npy", host.path / "voc12/cls_labels.npy")
+    for name in ("train_aug_id.txt", "train_id.txt", "val_id.txt"):
+        (host.path / "voc12" / name).write_text("\n".join(host.names) + "\n")
+    main = ["main.py", "--model=deit_small_WeakTr_patch16_224", "--device=cpu", "--batch-size=4", "--epochs=1",
+            "--num_workers=0", "--data-path=data", "--finetune=", "--no-if_eval_miou", "--no-pin-mem",
+            "--aa="]  # fmt: skip
+    host.run(*main, "--data-set=VOC12", "--img-ms-list=voc12/train_id.txt", "--output_dir=plain")
+    host.run(*main, "--data-set=VOC12MS", "--img-ms-list=voc12/train_id.txt", "--gen_attention_maps", "--scales", "1.0",
+             "--cam-npy-dir=cams", "--output_dir=plain", "--resume=plain/checkpoint.pth")  # fmt: skip
+    found = evaluate_folder(
+        host.path / "cams", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
+    )
+    assert sorted(found.counts) == sorted(host.names) and found.failed == {}
+    convert_folder(host.path / "cams", tmp_path / "fma", "fma", progress=False)
+    judged = evaluate_folder(
+        tmp_path / "fma", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
+    )
+    compare_with_fma(tmp_path / "fma", host.voc, judged, monkeypatch)
+
+
+def compare_with_fma(cams: Path, voc: Path, judged, monkeypatch) -> None:
+    """FMA-WSSS's own evaluation takes the files and finds the same mIoU."""
+    for shim in os.environ.get("SEMPLES_FMA_PATH", "").split(os.pathsep):
+        monkeypatch.syspath_prepend(shim)
+    monkeypatch.syspath_prepend(str(Path(need("fma-wsss")) / "src"))
+    pytest.importorskip("alchemy_cat")
+    from libs.seeding.seed_argmax import seed_argmax
+    from utils.eval_cams import eval_cams
+
+    for p in (1, 3, 0.5):
+        metric, _ = eval_cams(
+            21, ["background", *load_preset("voc").class_names], str(cams), 255, str(voc / "SegmentationClassAug"), 255,
+            lambda cam, size, classes, crf=None, p=p: seed_argmax(
+                cam, size, classes, {"method": "pow", "pow": p}, resize_first=True),
+            eval_individually=False, importance=0,
+        )  # fmt: skip
+        t = judged.settings.index(p)
+        assert metric.mIoU == pytest.approx(judged.sweep.miou[t], abs=1e-4)

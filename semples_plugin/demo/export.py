@@ -1,7 +1,13 @@
-"""The demo's test scenes and CAMs as files, as a host would have them, and the report on them."""
+"""The demo's scenes and CAMs as files, as a host would have them, and the report on them.
+
+    python -m semples_plugin.demo.export demo-world
+
+writes scenes to train on and to test with, for configs and scripts that read data sets in VOC's layout.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +19,7 @@ from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cams.prompt_views import nearest_words
 from semples_plugin.cams.report import prompt_panels, write_report
 from semples_plugin.clip import FrozenClip
-from semples_plugin.demo.data import CONTEXTS, OBJECTS, Scenes
+from semples_plugin.demo.data import CONTEXTS, OBJECTS, Scenes, make_scenes
 from semples_plugin.files import replacing
 from semples_plugin.prompts import BackgroundPrompts
 
@@ -55,3 +61,30 @@ def write_world_report(
         prompts=prompt_panels(prompts, clip, evaluations[-1], folder / "images"),
         heading="SemPLeS in the demo's world",
     )
+
+
+def write_world(folder: Path, train: int = 1000, test: int = 300, seed: int = 0) -> None:
+    """Train and test scenes under `train/` and `test/`, with lists and `cls_labels.npy`, for other code to read."""
+    for part, count, first in (("train", train, seed), ("test", test, seed + 10_000)):
+        scenes = make_scenes(count, first)
+        write_scenes(folder / part, scenes)
+        labels = {f"{i:04}": row.astype(np.float32) for i, row in enumerate(scenes.labels)}
+        with replacing(folder / part / "cls_labels.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, np.array(labels, dtype=object), allow_pickle=True)
+        with replacing(folder / part / "list.txt") as temporary:
+            temporary.write_text("\n".join(labels) + "\n")
+
+
+def main() -> None:
+    """Writes the world."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train", type=int, default=1000, help="scenes to train on (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=300, help="scenes to test with (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    write_world(options.folder, options.train, options.test, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""mmsegmentation: SemPLeS from a config.
+
+    custom_imports = dict(imports=["semples_plugin.adapters.mmseg"])
+
+registers, in mmseg's own registries, `SemPLeSRegularizer` and `CamSegmentor` (MODELS); `LoadImageLabels` and
+`PackCamInputs` (TRANSFORMS), `WsssVoc` and `WsssCoco` (DATASETS), `CamMetric` (METRICS), see `mmseg_data`; and
+`SemPLeSStages` (HOOKS), see `mmseg_stages`. No compiled operator of mmcv is needed. DDP needs no flag: CLIP has no
+trainable parameter, and a batch without labels still reaches every one of the model's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.structures import PixelData
+from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from semples_plugin.adapters import mmseg_data, mmseg_stages
+from semples_plugin.adapters.base import CamAdapter, neutral_padding
+from semples_plugin.checks import check_names
+from semples_plugin.clip import FrozenClip
+from semples_plugin.labels import read_class_names
+from semples_plugin.masks import ClassMasks
+from semples_plugin.presets import load_preset
+from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
+
+__all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_stages"]
+
+
+@MODELS.register_module(name="SemPLeSRegularizer", force=True)
+def build_regularizer(
+    clip: Mapping[str, Any] | str | None = None,
+    preset: str = "voc",
+    class_names: Sequence[str] | str | None = None,
+    weights: Mapping[str, float] | None = None,
+    prompts: str | None = None,
+    **options: Any,
+) -> SemPLeSRegularizer:
+    """A regularizer from a config's dict.
+
+    Args:
+        clip: arguments of `FrozenClip.load` (`name`, `pretrained`, `precision`, ...); "demo" for the demo's tiny CLIP;
+            by default the preset's.
+        preset: class names, weights and schedules, see `load_preset`.
+        class_names: instead of the preset's: a list, or a text file's path.
+        weights: of `LossWeights` that replace the preset's, `dict(refine=0.1)`.
+        prompts: a prompts file, to refine from the start; without it the hook `SemPLeSStages` learns them.
+        options: further ones of `SemPLeSRegularizer`, such as `fill`, `max_pairs`, `input_mean`.
+    """
+    found = load_preset(preset)
+    settings = {**found.regularizer_options(), **options}
+    if class_names is not None:
+        names = read_class_names(class_names) if isinstance(class_names, str) else check_names(list(class_names))
+        settings["class_names"] = names
+    if weights is not None:
+        unknown = set(weights) - set(LossWeights.__dataclass_fields__)
+        if unknown:
+            raise ValueError(
+                f"weights: expected some of {', '.join(LossWeights.__dataclass_fields__)}, got {', '.join(unknown)}"
+            )
+        settings["weights"] = LossWeights(**{**vars(found.weights), **weights})
+    loaded = _load_clip(clip, found.clip)
+    return SemPLeSRegularizer(loaded, prompts=None if prompts is None else BackgroundPrompts.load(prompts), **settings)
+
+
+def _load_clip(clip: Mapping[str, Any] | str | None, default: tuple[str, str]) -> FrozenClip:
+    if clip == "demo":
+        from semples_plugin.demo.run import load_tiny_clip
+
+        return load_tiny_clip()
+    if isinstance(clip, str):
+        raise ValueError(
+            f'clip: expected dict(name="ViT-B-32-quickgelu", pretrained="openai"), or "demo", got {clip!r}'
+        )
+    return FrozenClip.load(**(clip or {"name": default[0], "pretrained": default[1]}))
+
+
+@MODELS.register_module(force=True)
+class CamSegmentor(BaseSegmentor):
+    """A backbone of mmseg's and a 1 x 1 classifier, whose maps are CAMs, trained from image labels.
+
+    Its losses are `loss_cls` (multi-label soft margin) and, from the stage (a) on, the named parts of SemPLeS. Its
+    predictions are CAM-based segmentations with a constant background score, so that mmseg's tools, metrics and
+    visualizers work on them; the scores are kept beside for `CamMetric`.
+
+    Args:
+        backbone: config of any backbone.
+        num_classes: K, without background.
+        in_channels: of the chosen feature map.
+        regularizer: config of `SemPLeSRegularizer`, or one that was built; None for a baseline.
+        in_index: which of the backbone's feature maps.
+        kind: of the CAMs, see `semples_plugin.adapters.base.MASKS`: "relu" or "logits".
+        threshold: background score of the predictions, in [0, 1].
+        cls_weight: of `loss_cls`; the release trains (a) and (c) with 0.
+        scale: factor of the objectives.
+        data_preprocessor: mmseg's; its mean and std say how the images are normalised. They must be RGB.
+        init_cfg: of mmengine.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int,
+        in_channels: int,
+        regularizer: Mapping[str, Any] | SemPLeSRegularizer | None = None,
+        *,
+        in_index: int = -1,
+        kind: str = "relu",
+        threshold: float = 0.3,
+        cls_weight: float = 1.0,
+        scale: float = 1.0,
+        data_preprocessor: Mapping[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=False)
+        self.num_classes, self.in_index, self.threshold = num_classes, in_index, threshold
+        self.cls_weight, self.kind, self.align_corners = cls_weight, kind, False
+        self.active = False  # the hook switches the objectives on
+        self.adapter: CamAdapter | None = None
+        if regularizer is not None:
+            self.adapter = CamAdapter(self._build(regularizer), kind, scale=scale)
+            self.active = True
+
+    @property
+    def regularizer(self) -> SemPLeSRegularizer:
+        """The regularizer; a `ValueError` where the config has none."""
+        if self.adapter is None:
+            raise ValueError('the model has no regularizer: give regularizer=dict(type="SemPLeSRegularizer", ...)')
+        return self.adapter.regularizer
+
+    def extract_feat(self, inputs: Tensor) -> Tensor:
+        """CAMs `[N, K, h, w]`, raw."""
+        features = self.backbone(inputs)
+        return self.classifier(features[self.in_index] if isinstance(features, (tuple, list)) else features)
+
+    def encode_decode(self, inputs: Tensor, batch_data_samples: Any) -> Tensor:
+        """CAMs `[N, K, h, w]`, raw."""
+        return self.extract_feat(inputs)
+
+    def _forward(self, inputs: Tensor, data_samples: Any = None) -> Tensor:
+        return self.extract_feat(inputs)
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
+        """Named, weighted losses of a batch, and figures to look at."""
+        labels = mmseg_data.labels_of(data_samples, self.num_classes).to(inputs.device)
+        cams = self.extract_feat(inputs)
+        losses: dict[str, Tensor] = {}
+        if self.cls_weight:
+            losses["loss_cls"] = self.cls_weight * F.multilabel_soft_margin_loss(cams.mean((2, 3)), labels)
+        if self.adapter is not None and self.active:
+            if self.regularizer.clip.device != inputs.device:
+                self.regularizer.to(inputs.device)
+            images = neutral_padding(inputs, _padding(inputs, data_samples), self.regularizer)
+            parts = self.regularizer(images, self.masks(cams, labels))
+            losses.update({name: self.adapter.scale * value for name, value in parts.items()})
+            losses.update(self.regularizer.figures)
+        elif not losses:
+            losses["loss_cls"] = 0.0 * cams.sum()
+        return losses
+
+    def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
+        """Masks of the present classes, as the objectives take them."""
+        if self.adapter is None:
+            raise ValueError("a model without a regularizer has no masks")
+        return self.adapter.masks(cams.float(), labels)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None) -> Sequence[SegDataSample]:
+        """CAM-based segmentations at the images' original sizes.
+
+        Of the classes in a sample's image labels, or, without labels, of those whose mean logit is positive.
+        `pred_sem_seg` holds 0 for background and k + 1 for class k, `seg_logits` the scores `[K + 1, H, W]`.
+        """
+        cams = self.extract_feat(inputs).float()
+        data_samples = data_samples or [SegDataSample() for _ in cams]
+        for i, sample in enumerate(data_samples):
+            labels = mmseg_data.label_of(sample, self.num_classes)
+            present = (cams[i].mean((1, 2)) > 0) if labels is None else labels.to(cams.device) == 1
+            scores = self._scores(self._original(cams[i : i + 1], inputs, sample.metainfo)[0], present)
+            background = torch.full_like(scores[:1], self.threshold)
+            logits = torch.cat([background, scores])
+            sample.set_data(
+                {
+                    "seg_logits": PixelData(data=logits),
+                    "pred_sem_seg": PixelData(data=logits.argmax(0, keepdim=True)),
+                }
+            )
+        return data_samples
+
+    def _scores(self, cams: Tensor, present: Tensor) -> Tensor:
+        """Scores in [0, 1]; classes that aren't present are below every background score."""
+        scores = cams.sigmoid() if self.kind == "logits" else cams.relu()
+        if self.kind != "logits":
+            scores = scores / scores.amax((1, 2), keepdim=True).clamp(min=1e-12)
+        scores[~present] = -1
+        return scores
+
+    def _original(self, cams: Tensor, inputs: Tensor, meta: Mapping[str, Any]) -> Tensor:
+        """CAMs `[1, K, H, W]` of the photograph as it was read: without padding, flip and resizing."""
+        height, width = inputs.shape[2:]
+        cams = F.interpolate(cams, (height, width), mode="bilinear", align_corners=False)
+        left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
+        cams = cams[:, :, top : height - bottom, left : width - right]
+        if meta.get("flip"):
+            cams = cams.flip(3 if meta.get("flip_direction") == "horizontal" else 2)
+        size = tuple(meta.get("ori_shape", cams.shape[2:]))[:2]
+        return F.interpolate(cams, size, mode="bilinear", align_corners=False)
+
+    def _build(self, regularizer: Mapping[str, Any] | SemPLeSRegularizer) -> SemPLeSRegularizer:
+        if not isinstance(regularizer, SemPLeSRegularizer):
+            settings = {"type": "SemPLeSRegularizer", **regularizer}
+            if "input_mean" not in settings:
+                mean, std = self._statistics()
+                settings.update(input_mean=mean, input_std=std)
+            regularizer = MODELS.build(settings)
+        built: SemPLeSRegularizer = regularizer  # type: ignore[assignment]
+        names = built.class_names
+        if len(names) != self.num_classes:
+            raise ValueError(f"num_classes is {self.num_classes}, the regularizer names {len(names)} classes")
+        print_log(f"SemPLeS: {built.clip}; classes: {', '.join(names)}", logger="current", level=logging.INFO)
+        return built
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the preprocessor, on the scale of [0, 1] pixels."""
+        given: Any = self.data_preprocessor
+        if not getattr(given, "_enable_normalize", False):
+            raise ValueError(
+                "data_preprocessor: expected mean and std, which say how images are normalised; or give the "
+                "regularizer input_mean and input_std itself"
+            )
+        mean, std = (tuple((value / 255).flatten().tolist()) for value in (given.mean, given.std))
+        if not getattr(given, "_channel_conversion", False):
+            print_log(
+                "SemPLeS: data_preprocessor has no bgr_to_rgb=True; images must be loaded as RGB then, or CLIP sees "
+                "wrong colours",
+                logger="current",
+                level=logging.WARNING,
+            )
+        return mean, std
+
+
+def _padding(inputs: Tensor, data_samples: Sequence[SegDataSample]) -> Tensor:
+    """Which pixels `[N, H, W]` are padding, by what mmseg wrote into the samples."""
+    padding = torch.zeros(len(inputs), *inputs.shape[2:], dtype=torch.bool, device=inputs.device)
+    for mask, sample in zip(padding, data_samples):
+        left, right, top, bottom = sample.metainfo.get("padding_size", (0, 0, 0, 0))
+        height, width = mask.shape
+        mask[:top], mask[height - bottom :], mask[:, :left], mask[:, width - right :] = True, True, True, True
+    return padding

@@ -1,0 +1,131 @@
+"""Two gloo processes give the gradients and the prompts of one."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import build_frozen
+
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts
+from semples_plugin.regularizer import sum_of
+
+NAMES = ["train", "boat", "bird"]
+
+
+class Cams(torch.nn.Module):
+    """A linear CAM model, so that gradients compare to rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Five images: pairs 2, 1, 0, 3, 1."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([[1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    return torch.randn(5, 3, 32, 32, generator=generator).clamp(-1, 1), labels
+
+
+def build() -> SemPLeSRegularizer:
+    clip = build_frozen()
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=clip.token_std)
+    prompts.learned = True
+    return SemPLeSRegularizer(clip, NAMES, prompts=prompts, input_mean=None, input_std=None)
+
+
+def step(model, regularizer, images, labels) -> torch.Tensor:
+    loss = sum_of(regularizer(images, ClassMasks.from_dense(model(images), labels).sigmoid()))
+    loss.backward()
+    return loss.detach()
+
+
+def spawn(function, *arguments) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, args=(function, port, arguments), nprocs=2)
+
+
+def _rank(rank, function, port, arguments) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        function(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(rank, labels, split, out) -> None:
+    images, part = batch()[0], slice(0, split) if rank == 0 else slice(split, None)
+    model = torch.nn.parallel.DistributedDataParallel(Cams())  # no flags: every parameter takes part in every step
+    regularizer = build()
+    loss = step(model, regularizer, images[part], labels[part])
+    torch.save((loss, [parameter.grad for parameter in model.parameters()]), f"{out}/{rank}.pt")
+    if rank == 0:  # one rank alone may look at its losses
+        with torch.no_grad():
+            regularizer(images, ClassMasks.from_dense(model.module(images), labels).sigmoid())
+
+
+@pytest.mark.parametrize(("split", "first"), [(2, 1), (1, 1), (3, 0)], ids=["3 and 4 pairs", "2 and 5", "0 and 4"])
+def test_uneven_ranks_give_the_gradient_of_the_whole_batch(tmp_path, split, first):
+    images, labels = batch()
+    labels[:3] *= first
+    model = Cams()
+    loss = step(model, build(), images, labels)
+    spawn(_train, labels, split, str(tmp_path))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for _, gradients in found:
+        for gradient, parameter in zip(gradients, model.parameters()):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=0)
+    assert float(found[0][0] + found[1][0]) / 2 == pytest.approx(float(loss), rel=1e-5)
+
+
+def _walk(indices):
+    images, labels = batch()
+    for i in indices:
+        cams = torch.nn.functional.interpolate(images[i : i + 1], (8, 8)).abs()
+        yield images[i : i + 1], ClassMasks.from_dense(cams / cams.max(), labels[i : i + 1]), [i]
+
+
+def _learn(rank, parts, out) -> None:
+    regularizer = build()
+    history = learn_background_prompts(
+        regularizer, _walk(parts[rank]), epochs=3, lr=0.02, batch_size=4, progress=False,
+        work_dir=f"{out}/work", save_to=f"{out}/prompts.safetensors",
+    )  # fmt: skip
+    torch.save((regularizer.prompts.vectors.detach(), history.to_dict()), f"{out}/{rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore:these prompts were learned already")
+def test_ranks_learn_one_set_of_prompts_from_each_image_once(tmp_path):
+    spawn(_learn, ((0, 1, 2), (3, 4, 0)), str(tmp_path))  # a sampler repeats image 0 to make the parts equal
+    (first, history), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert torch.equal(first, second) and history["pairs"] == [2, 3, 2]
+    alone = build()
+    learn_background_prompts(alone, _walk(range(5)), epochs=3, lr=0.02, batch_size=4, progress=False)
+    torch.testing.assert_close(first, alone.prompts.vectors.detach(), atol=1e-5, rtol=0)
+    assert torch.equal(BackgroundPrompts.load(tmp_path / "prompts.safetensors").vectors, first)
+    assert not (tmp_path / "work").exists()
+
+
+def _fail(rank, out) -> None:
+    try:
+        learn_background_prompts(build(), [None] if rank else _walk([0]), epochs=1, progress=False)
+    except (RuntimeError, TypeError) as error:
+        torch.save(str(error), f"{out}/{rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore:these prompts were learned already")
+def test_a_rank_that_fails_tells_the_others(tmp_path):
+    spawn(_fail, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert "another rank could not walk its data: TypeError" in first and "expected pairs" in second

@@ -1,0 +1,328 @@
+"""mmsegmentation: the tiny config goes through the stages, resumes in each, and its metric is mmseg's own."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_distributed import spawn
+
+pytest.importorskip("mmseg", reason="needs semples-plugin[mmseg]")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from mmengine.config import Config
+    from mmengine.hooks import Hook
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+    from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+
+    import semples_plugin.adapters.mmseg
+
+from semples_plugin import BackgroundPrompts
+from semples_plugin.demo.data import OBJECTS
+from semples_plugin.demo.export import write_world
+
+CONFIG = Path(__file__).parent.parent / "examples/mmseg/tiny_demo.py"
+Config.pretty_text = property(lambda self: "")  # mmengine prints it, and yapf takes minutes over long temporary paths
+pytestmark = pytest.mark.filterwarnings("ignore")  # mmengine's and mmcv's own
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope("mmseg")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "demo-world"
+    write_world(folder, train=48, test=12)
+    return folder
+
+
+def config(world, work_dir, iterations=12, **changes) -> Config:
+    """The example's config, with stages of four iterations and all that is random left to the seed."""
+    (world / "tiny.py").write_text(CONFIG.read_text().replace('"demo-world"', repr(str(world))))
+    found = Config.fromfile(world / "tiny.py")
+    found.merge_from_dict({
+        "work_dir": str(work_dir), "train_cfg.max_iters": iterations, "train_dataloader.batch_size": 4,
+        "custom_hooks.0.baseline": 4, "custom_hooks.0.match": 4, "custom_hooks.0.draw_interval": 3,
+        "custom_hooks.0.learning": {"epochs": 2, "lr": 2e-2, "batch_size": 16, "progress": False},
+        "default_hooks.checkpoint.interval": 1, "default_hooks.checkpoint.max_keep_ckpts": -1,
+        "default_hooks.logger.interval": 1, "log_level": "ERROR",
+    })  # fmt: skip
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = found
+        for part in path:
+            place = place[int(part)] if part.isdigit() else place[part]
+        place[last] = value
+    return found
+
+
+class Listener(Hook):
+    """Keeps the losses of every iteration."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, dict[str, float]] = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses[runner.iter] = {name: float(v) for name, v in outputs.items() if name.startswith("loss_")}
+
+
+def train(found: Config) -> tuple[Runner, dict[int, dict[str, float]]]:
+    found.experiment_name = f"run{next(_RUNS)}"  # mmengine keeps runners by name
+    runner, listener = Runner.from_cfg(found), Listener()
+    runner.register_hook(listener, priority="LOWEST")
+    runner.train()
+    return runner, listener.losses
+
+
+_RUNS = iter(range(1000))
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """An uninterrupted run."""
+    init_default_scope("mmseg")
+    folder = tmp_path_factory.mktemp("whole")
+    runner, losses = train(config(world, folder))
+    return folder, runner, losses
+
+
+def test_a_run_goes_through_the_stages(whole):
+    folder, runner, losses = whole
+    names = {i: set(found) - {"loss_cls"} for i, found in losses.items()}
+    match = {"loss_match_foreground", "loss_match_background"}
+    assert [names[i] for i in (3, 4, 7, 8, 11)] == [
+        set(),
+        match,
+        match,
+        match | {"loss_refine"},
+        match | {"loss_refine"},
+    ]
+    prompts = BackgroundPrompts.load(folder / "semples" / "prompts.safetensors")
+    assert prompts.learned and prompts.class_names == OBJECTS
+    assert not (folder / "semples" / "prompts.unfinished").exists()
+    assert torch.equal(prompts.vectors, runner.model.regularizer.prompts.vectors)
+    start, matched, refined = (
+        torch.load(folder / f"iter_{i}.pth", weights_only=False)["state_dict"] for i in (4, 8, 9)
+    )
+    weight = "classifier.weight"
+    # (c) begins where (a) began: one step away from it, and several from where (a) ended.
+    assert (refined[weight] - start[weight]).abs().max() < 1.5e-3 < (refined[weight] - matched[weight]).abs().max()
+    (scalars,) = folder.glob("*/vis_data/scalars.json")
+    text = scalars.read_text()
+    for name in ("loss_match_foreground", "loss_match_background", "loss_refine", "similarity_prompt", "mask_area"):
+        assert f'"{name}"' in text
+    assert list(folder.glob("*/vis_data/vis_image/semples_masks_*.png"))
+
+@pytest.mark.parametrize("at", [2, 4, 6, 8, 10], ids=["baseline", "its end", "(a)", "its end, before (b)", "(c)"])
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole, world, tmp_path, at):
+    folder, _, losses = whole
+    _, resumed = train(config(world, tmp_path, resume=True, load_from=str(folder / f"iter_{at}.pth")))
+    assert sorted(resumed) == list(range(at, 12))
+    for i, found in resumed.items():
+        assert found.keys() == losses[i].keys()
+        for name, value in found.items():
+            assert value == pytest.approx(losses[i][name], rel=1e-5), (i, name)
+
+
+def test_weights_alone_are_loaded_without_a_stage(whole, world, tmp_path):
+    folder, *_ = whole
+    _, losses = train(config(world, tmp_path, iterations=2, load_from=str(folder / "iter_12.pth")))
+    assert set(losses[0]) == {"loss_cls"}
+
+
+def test_an_epoch_based_loop_does_the_same(world, tmp_path):
+    changes = {
+        "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": 3},
+        "train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True}, "train_dataloader.batch_size": 24,
+        "custom_hooks.0.baseline": 1, "custom_hooks.0.match": 1, "log_processor.by_epoch": True,
+        "default_hooks.checkpoint.by_epoch": True,
+    }  # fmt: skip
+    found = config(world, tmp_path / "a", **changes)
+    _, losses = train(found)
+    assert ["loss_refine" in losses[i] for i in range(6)] == [False] * 4 + [True] * 2
+    found.merge_from_dict(
+        {"resume": True, "load_from": str(tmp_path / "a" / "epoch_2.pth"), "work_dir": str(tmp_path / "b")}
+    )
+    _, resumed = train(found)
+    for i in (4, 5):
+        assert resumed[i] == pytest.approx(losses[i], rel=1e-5)
+
+
+def test_our_metric_agrees_with_mmsegs_at_the_best_background_score(whole, world):
+    _, runner, _ = whole
+    loader = Runner.build_dataloader(config(world, "x").val_dataloader)
+    meta = loader.dataset.metainfo
+
+    def judge(metric, threshold):
+        metric.dataset_meta = meta
+        runner.model.threshold = threshold
+        for batch in loader:
+            samples = runner.model.val_step(batch)
+            metric.process(batch, [sample.to_dict() for sample in samples])
+        return metric.evaluate(len(loader.dataset))
+
+    ours = judge(METRICS.build({"type": "CamMetric"}), 0.3)
+    theirs = judge(METRICS.build({"type": "IoUMetric"}), ours["cam/threshold"])
+    assert theirs["mIoU"] == pytest.approx(ours["cam/mIoU"], abs=0.01)  # it rounds to two digits
+
+
+def test_the_metric_equals_a_slow_loop(tmp_path):
+    metric = METRICS.build({"type": "CamMetric"})
+    metric.dataset_meta = {"classes": ("background", "a", "b", "c")}
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(5):
+        scores = torch.randint(0, 21, (3, 9, 8), generator=generator) / 20
+        scores[int(torch.randint(3, (1,), generator=generator))] = -1  # an absent class
+        mask = torch.randint(0, 5, (1, 9, 8), generator=generator)
+        mask[mask == 4] = 255
+        samples.append((scores, mask))
+        logits = torch.cat([torch.zeros(1, 9, 8), scores])
+        metric.process(None, [{"seg_logits": {"data": logits}, "gt_sem_seg": {"data": mask}}])
+    found = metric.evaluate(5)
+
+    def miou(threshold):
+        hits, union = np.zeros(4), np.zeros(4)
+        for scores, mask in samples:
+            predicted = torch.cat([torch.full((1, 9, 8), float(threshold)), scores]).argmax(0).numpy()
+            known, label = mask[0].numpy() != 255, mask[0].numpy()
+            for k in range(4):
+                hits[k] += ((predicted == k) & (label == k) & known).sum()
+                union[k] += (((predicted == k) | (label == k)) & known).sum()
+        return np.mean(hits / union)
+
+    every = [miou(np.float32(t / 100)) for t in range(100)]
+    assert found["cam/mIoU"] == 100 * max(every) and found["cam/threshold"] == np.argmax(every) / 100
+
+
+def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
+    image = {"img_path": str(world / "train/images/0003.png")}
+    npy = TRANSFORMS.build({"type": "LoadImageLabels", "source": str(world / "train/cls_labels.npy"), "num_classes": 8})
+    expected = npy(dict(image))["gt_image_labels"]
+    mask = np.asarray(Image.open(world / "train/masks/0003.png"))
+    from_mask = TRANSFORMS.build({"type": "LoadImageLabels", "source": "mask", "num_classes": 8})
+    assert np.array_equal(from_mask({**image, "gt_seg_map": mask})["gt_image_labels"], expected) and expected.sum()
+    (tmp_path / "labels.txt").write_text("0003.png," + ",".join(n for n, v in zip(OBJECTS, expected) if v) + "\n")
+    table = {"type": "LoadImageLabels", "source": str(tmp_path / "labels.txt"), "class_names": OBJECTS}
+    assert np.array_equal(TRANSFORMS.build(table)(dict(image))["gt_image_labels"], expected)
+    with pytest.raises(KeyError, match=r"has no labels of 0099 .*; it has 48 images, such as 0000"):
+        npy({"img_path": "0099.png"})
+    wide = TRANSFORMS.build(
+        {"type": "LoadImageLabels", "source": str(world / "train/cls_labels.npy"), "num_classes": 9}
+    )
+    with pytest.raises(ValueError, match="labels have 8 columns, expected 9"):
+        wide(dict(image))
+    for wrong, words in (({"source": "mask"}, "needs num_classes"), ({"source": "a.csv"}, "needs class_names")):
+        with pytest.raises(ValueError, match=words):
+            TRANSFORMS.build({"type": "LoadImageLabels", **wrong})
+
+
+def test_lists_of_names_and_of_paths_are_read(tmp_path):
+    (tmp_path / "list.txt").write_text(
+        "2007_000032\n/JPEGImages/2007_000039.jpg /SegmentationClassAug/2007_000039.png\n"
+    )
+    prefix = {"img_path": "JPEGImages", "seg_map_path": "SegmentationClassAug"}
+    voc = DATASETS.build({"type": "WsssVoc", "data_root": str(tmp_path), "ann_file": "list.txt", "data_prefix": prefix})
+    assert [Path(voc.get_data_info(i)["img_path"]).relative_to(tmp_path).as_posix() for i in range(2)] == [
+        "JPEGImages/2007_000032.jpg", "JPEGImages/2007_000039.jpg",
+    ]  # fmt: skip
+    assert voc.get_data_info(1)["seg_map_path"].endswith("SegmentationClassAug/2007_000039.png")
+    (tmp_path / "coco.txt").write_text("000000000009\n")
+    coco = DATASETS.build({"type": "WsssCoco", "split": "train", "masks": 90, "data_root": str(tmp_path),
+                           "ann_file": "coco.txt", "data_prefix": prefix})  # fmt: skip
+    entry = coco.get_data_info(0)
+    assert entry["img_path"].endswith("COCO_train2014_000000000009.jpg")
+    assert entry["seg_map_path"].endswith("SegmentationClassAug/000000000009.png")
+    to = entry["label_map"]
+    assert (to[0], to[1], to[12], to[13], to[90]) == (0, 1, 255, 12, 80)  # 12 is the street sign that nobody marked
+    assert len(coco.metainfo["classes"]) == 81
+    with pytest.raises(ValueError, match="masks: expected 80 or 90"):
+        DATASETS.build({"type": "WsssCoco", "masks": 91})
+
+
+def test_mistakes_in_a_config_are_named(world, tmp_path):
+    for changes, error, words in (
+        ({"model.regularizer.class_names": ["train", "boat"]}, ValueError, "num_classes is 8, the regularizer names 2"),
+        ({"model.regularizer.class_names": [*OBJECTS[:7], "train"]}, ValueError, "'train' twice"),
+        ({"model.regularizer.prompts": "nowhere.safetensors"}, FileNotFoundError, "no prompts file nowhere"),
+        ({"model.regularizer.clip": {"name": "ViT-B-23", "pretrained": "openai"}}, ValueError, "did you mean"),
+        ({"model.regularizer.clip": "tiny"}, ValueError, 'or "demo", got'),
+        ({"model.regularizer.weights": {"refinement": 1}}, ValueError, "expected some of foreground"),
+        ({"model.regularizer": None}, ValueError, "the model has no regularizer"),
+        ({"custom_hooks.0.restart": "start"}, ValueError, 'expected "baseline" or "matched"'),
+        ({"custom_hooks.0.match": -1}, ValueError, "lengths of at least 0"),
+        ({"custom_hooks.0.match": 0, "custom_hooks.0.baseline": 0}, ValueError, "match=0 begins with refinement"),
+        (
+            {"model.data_preprocessor.mean": None, "model.data_preprocessor.std": None},
+            ValueError,
+            "expected mean and std",
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            train(config(world, tmp_path, **changes))
+    found = config(world, tmp_path)
+    found.train_dataloader.dataset.pipeline.pop(2)
+    with pytest.raises(ValueError, match="samples have no image labels: put dict"):
+        train(found)
+    other = BackgroundPrompts(8, 4, 64)
+    other.class_names, other.clip_name = OBJECTS, "another CLIP"
+    other.signature = -MODELS.build(found.model).regularizer.clip.signature()
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="the prompts belong to another CLIP"):
+        train(config(world, tmp_path, **{"model.regularizer.prompts": str(tmp_path / "other.safetensors")}))
+
+
+def test_the_module_can_be_imported_twice():
+    import importlib
+
+    importlib.reload(semples_plugin.adapters.mmseg)
+    assert MODELS.get("CamSegmentor") is semples_plugin.adapters.mmseg.CamSegmentor
+
+
+def _run(rank, world, out) -> None:
+    warnings.simplefilter("ignore")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    torch.distributed.destroy_process_group()  # mmengine's launcher makes its own, and wants a GPU for it
+    torch.cuda.set_device = lambda _: None
+    wrapper = {"type": "MMDistributedDataParallel", "device_ids": None}
+    distributed = {"launcher": "pytorch", "env_cfg": {"dist_cfg": {"backend": "gloo"}}, "model_wrapper_cfg": wrapper}
+    found = config(Path(world), out, **distributed)
+    found.train_dataloader.batch_size = 2
+    runner, losses = train(found)
+    torch.save(
+        (
+            runner.model.module.regularizer.prompts.vectors.detach(),
+            runner.model.module.classifier.weight.detach(),
+            losses,
+        ),
+        f"{out}/{rank}.pt",
+    )
+
+
+def test_two_processes_share_prompts_and_weights(world, tmp_path):
+    spawn(_run, str(world), str(tmp_path))
+    (prompts, weight, losses), (others, other_weight, _) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)
+    )
+    assert torch.equal(prompts, others) and torch.equal(weight, other_weight)
+    assert "loss_refine" in losses[11]
+
+
+def test_the_script_runs_the_example(world, tmp_path):
+    script = CONFIG.parent / "train.py"
+    command = [sys.executable, str(script), str(CONFIG), "--work-dir", str(tmp_path), "--cfg-options",
+               "train_cfg.max_iters=3", "default_hooks.logger.interval=1", "custom_hooks.0.baseline=1",
+               "custom_hooks.0.match=1", "custom_hooks.0.learning.epochs=1",
+               "train_dataloader.batch_size=4"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=world.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = done.stdout + done.stderr
+    assert "loss_refine" in text and "cam/mIoU" in text
