@@ -121,6 +121,7 @@ def test_a_run_goes_through_the_stages(whole):
         assert f'"{name}"' in text
     assert list(folder.glob("*/vis_data/vis_image/semples_masks_*.png"))
 
+
 @pytest.mark.parametrize("at", [2, 4, 6, 8, 10], ids=["baseline", "its end", "(a)", "its end, before (b)", "(c)"])
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole, world, tmp_path, at):
     folder, _, losses = whole
