@@ -46,8 +46,9 @@ def world(tmp_path_factory):
 
 def config(world, work_dir, iterations=12, **changes) -> Config:
     """The example's config, with stages of four iterations and all that is random left to the seed."""
-    (world / "tiny.py").write_text(CONFIG.read_text().replace('"demo-world"', repr(str(world))))
-    found = Config.fromfile(world / "tiny.py")
+    file = world / f"tiny_{os.getpid()}.py"  # ranks write it at the same time
+    file.write_text(CONFIG.read_text().replace('"demo-world"', repr(str(world))))
+    found = Config.fromfile(file)
     found.merge_from_dict({
         "work_dir": str(work_dir), "train_cfg.max_iters": iterations, "train_dataloader.batch_size": 4,
         "custom_hooks.0.baseline": 4, "custom_hooks.0.match": 4, "custom_hooks.0.draw_interval": 3,
