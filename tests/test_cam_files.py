@@ -1,11 +1,13 @@
 """CAM files of the hosts: written here as their own code writes them, and read without running anything."""
 
+import errno
 import os
 
 import numpy as np
 import pytest
 import torch
 
+from semples_plugin import files
 from semples_plugin.cams.convert import convert_folder
 from semples_plugin.cams.files import Cams, list_cams, read_cams, resized, write_cams
 
@@ -163,3 +165,22 @@ def test_folders_without_cams_are_named(tmp_path):
         (tmp_path / f"x{suffix}").touch()
     with pytest.raises(ValueError, match="two files of x"):
         list_cams(tmp_path)
+
+
+def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "start").mkdir()
+    for name in ("a", "b"):
+        as_weaktr(tmp_path / "start" / f"{name}.npy", maps())
+    calls = []
+
+    def fsync(_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    failed = convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False)
+    assert list(failed) == ["b"] and "No space left" in failed["b"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.npy"]
+    assert convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False) == {}  # only b is made now
+    assert len(calls) == 3 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
