@@ -43,7 +43,8 @@ class SemPLeSStages(Hook):
         prompt_std: of their start; None for the size of CLIP's word vectors.
         learning: options of `learn_background_prompts`, such as `epochs`, `lr`, `batch_size`.
         seed: of the prompts.
-        draw_interval: iterations between two pictures of masks, through the runner's visualizer; 0 for none.
+        draw_interval: iterations between two pictures of masks, and, in (c), of where CLIP sees the prompts, through
+            the runner's visualizer; 0 for none.
     """
 
     priority = "BELOW_NORMAL"
@@ -91,7 +92,7 @@ class SemPLeSStages(Hook):
             self._enter(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Draws the masks of a batch."""
+        """Draws the masks of a batch, and where CLIP sees their prompts."""
         model = _model(runner)
         if not (self.draw_interval and model.active and self.every_n_train_iters(runner, self.draw_interval)):
             return

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semples_plugin.cams.drawing import Picture, draw_grid, overlay_cam
+from semples_plugin.cams.prompt_views import stretched, where_clip_sees
 from semples_plugin.masks import ClassMasks
 from semples_plugin.regularizer import SemPLeSRegularizer
 
@@ -60,7 +61,7 @@ class TrainingLog:
         if every < 1:
             raise ValueError(f"every: expected at least 1, got {every}")
         self.writer, self.every, self.title, self.step = writer, every, title, start
-        self.due = False
+        self.due, self._first = False, start + 1
         self._bar = tqdm(total=steps, initial=start, desc=title, disable=not progress)
         self._sums: dict[str, Tensor] = {}
         self._pairs, self._since, self._steps = 0, time.perf_counter(), 0
@@ -82,11 +83,11 @@ class TrainingLog:
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
         self.due = self.step % self.every == 0
         self._bar.update()
-        if self.due or self._bar.n == 1:
+        if self.due or self.step == self._first:
             self._tell([*losses])
 
     def draw(self, images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
-        """Draws the first pairs of a batch, image and mask, gives them to the writer and returns the picture."""
+        """Draws the first pairs of a batch, see `draw_pairs`, gives them to the writer and returns the picture."""
         picture = draw_pairs(images, masks, regularizer, count)
         if self.writer is not None:
             # TensorBoard wants to be told the order of the axes, others know one.
@@ -111,7 +112,8 @@ class TrainingLog:
 
 @torch.no_grad()
 def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
-    """A grid of pairs: the image as CLIP's input shows it, and its mask as a heat map, under the class's name.
+    """A grid of pairs, under their classes' names: the image, its mask as a heat map over it, and, once prompts are
+    learned, where CLIP sees the class's background prompt.
 
     Args:
         images, masks: a batch as the regularizer takes it.
@@ -124,6 +126,10 @@ def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularize
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (regularizer.input_mean, regularizer.input_std))
     pixels = (images[part.image_index] * std + mean).clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
     maps = part.maps.float().cpu().numpy()
-    row = [picture for image, cam in zip(pixels, maps) for picture in (image, overlay_cam(image, cam))]
-    names = [caption for k in part.class_index.tolist() for caption in ("", regularizer.class_names[k])]
-    return draw_grid([row], names)
+    rows = [[*pixels], [overlay_cam(image, cam) for image, cam in zip(pixels, maps)]]
+    prompts, clip = regularizer.prompts, regularizer.clip
+    if prompts is not None and prompts.learned:
+        texts = prompts.encode(clip, part.class_index)
+        seen = [where_clip_sees(clip, text[None], image, grid=7) for text, image in zip(texts, pixels)]
+        rows.append([overlay_cam(image, stretched(places)[0]) for image, places in zip(pixels, seen)])
+    return draw_grid(rows, [regularizer.class_names[k] for k in part.class_index.tolist()])

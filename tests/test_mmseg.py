@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import spawn
 
 pytest.importorskip("mmseg", reason="needs semples-plugin[mmseg]")
@@ -55,6 +56,7 @@ def config(world, work_dir, iterations=12, **changes) -> Config:
         "custom_hooks.0.learning": {"epochs": 2, "lr": 2e-2, "batch_size": 16, "progress": False},
         "default_hooks.checkpoint.interval": 1, "default_hooks.checkpoint.max_keep_ckpts": -1,
         "default_hooks.logger.interval": 1, "log_level": "ERROR",
+        "visualizer.vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
     })  # fmt: skip
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -121,6 +123,10 @@ def test_a_run_goes_through_the_stages(whole):
     for name in ("loss_match_foreground", "loss_match_background", "loss_refine", "similarity_prompt", "mask_area"):
         assert f'"{name}"' in text
     assert list(folder.glob("*/vis_data/vis_image/semples_masks_*.png"))
+    (events,) = folder.glob("*/vis_data/events.*")
+    kept = EventAccumulator(str(events)).Reload()
+    assert [e.step for e in kept.Scalars("loss_refine")] == [9, 10, 11, 12]
+    assert {i.step: i.height for i in kept.Images("semples_masks")} == {6: 362, 9: 530, 12: 530}  # prompts in (c)
 
 
 @pytest.mark.parametrize("at", [2, 4, 6, 8, 10], ids=["baseline", "its end", "(a)", "its end, before (b)", "(c)"])

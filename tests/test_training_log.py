@@ -1,8 +1,12 @@
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import build_frozen
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
-from semples_plugin import ClassMasks, SemPLeSRegularizer
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
 from semples_plugin.training_log import TrainingLog, draw_pairs
 
 
@@ -15,12 +19,6 @@ class Writer:
 
     def add_image(self, name, image, step):
         self.images[name, step] = image
-
-
-class Board(Writer):
-    def add_image(self, name, image, step, dataformats="CHW"):
-        assert dataformats == "HWC"
-        super().add_image(name, image, step)
 
 
 @pytest.fixture
@@ -50,13 +48,39 @@ def test_the_writer_gets_means_between_two_looks(batch, capsys):
         TrainingLog(every=0)
 
 
-@pytest.mark.parametrize("kind", [Writer, Board])
-def test_pictures_show_each_pair_beside_its_image(batch, kind):
+def test_pictures_show_each_pairs_image_and_mask(batch):
     regularizer, images, masks = batch
-    log = TrainingLog(writer=kind(), progress=False)
+    log = TrainingLog(writer=Writer(), progress=False)
     picture = log.draw(images, masks, regularizer)
-    assert log.writer.images["semples/masks", 0] is picture and picture.shape[1] > 6 * 160
-    image, heat = picture[26 : 26 + 160, 8:168], picture[26 : 26 + 160, 176:336]
+    assert log.writer.images["semples/masks", 0] is picture
+    assert picture.shape[:2] == (26 + 2 * 168, 3 * 168 + 8)
+    image, heat = picture[26:186, 8:168], picture[194:354, 8:168]
     assert abs(image[:80].astype(int) - heat[:80]).mean() > 20  # the upper half is masked: red over the image
     assert heat[:80, :, 0].mean() > heat[80:, :, 0].mean()
     assert draw_pairs(images, masks[:0], regularizer).shape == (64, 64, 3)
+
+
+def test_tensorboard_keeps_scalars_and_pictures(batch, tmp_path):
+    regularizer, images, masks = batch
+    with SummaryWriter(tmp_path) as writer, TrainingLog(2, writer, every=2, progress=False) as log:
+        for step in range(2):
+            log({"loss_refine": torch.tensor(float(step))}, masks)
+        picture = log.draw(images, masks, regularizer)
+    kept = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in kept.Scalars("semples/loss_refine")] == [(1, 0.0), (2, 1.0)]
+    (image,) = kept.Images("semples/masks")
+    assert image.step == 2
+    assert (cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), 1)[..., ::-1] == picture).all()
+
+
+def test_learned_prompts_are_drawn_where_clip_sees_them(batch):
+    regularizer, images, masks = batch
+    regularizer.prompts = BackgroundPrompts(2, 4, regularizer.clip.text_width)
+    assert draw_pairs(images, masks, regularizer).shape[0] == 26 + 2 * 168  # not before they are learned
+    regularizer.prompts.learned = True
+    with_prompts = draw_pairs(images, masks, regularizer)
+    assert with_prompts.shape[0] == 26 + 3 * 168
+    with torch.no_grad():
+        regularizer.prompts.vectors[1] *= -3
+    changed = (draw_pairs(images, masks, regularizer) != with_prompts)[26 + 336 :].any((0, 2))
+    assert not changed[:172].any() and changed[180:].any()  # the first pair is of class 0, the others of class 1
