@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("mmseg", reason="needs semples-plugin[mmseg]")
@@ -15,7 +14,6 @@ with warnings.catch_warnings():
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import init_default_scope
-    from mmengine.runner import Runner
     from mmseg.registry import MODELS
 
 from test_mmseg import train
@@ -100,7 +98,7 @@ def test_deeplab_trains_on_pseudo_masks(configs, tmp_path):
 
 @pytest.mark.skipif(COMPILED, reason="has mmdet and mmcv's compiled operators")
 def test_mask2former_says_what_is_missing(configs):
-    with pytest.raises(ImportError, match="install mmdet, and an mmcv with compiled operators|this mmcv has none"):
+    with pytest.raises(ImportError, match=r"install mmdet, and an mmcv with compiled operators|this mmcv has none"):
         Config.fromfile(configs / "voc_mask2former_swin_l.py")
 
 
