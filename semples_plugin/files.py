@@ -1,12 +1,16 @@
-"""Writing files so that a full disk or an interrupt never costs what was there before."""
+"""Writing files so that a full disk or an interrupt never costs what was there before, nor mixes two runs."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+SETTINGS = "settings.json"
 
 
 @contextlib.contextmanager
@@ -32,3 +36,39 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def claim_folder(folder: Path, ending: str, settings: Mapping[str, Any]) -> None:
+    """Writes `settings.json` into a folder that is to be filled, and perhaps filled further by a later call.
+
+    Args:
+        folder: it may not exist yet.
+        ending: of the files that it is filled with.
+        settings: of what they are made; anything JSON knows.
+
+    Raises:
+        ValueError: where the folder holds files of other settings, or of unknown ones.
+    """
+    wanted = json.loads(json.dumps(settings))
+    path = folder / SETTINGS
+    if path.is_file():
+        try:
+            there = json.loads(path.read_text())
+            differ = [name for name in wanted if there.get(name) != wanted[name]]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} can't be read ({error}): choose another folder, or empty this one") from error
+        if differ:
+            sides = ", ".join(f"{name} {there.get(name)} and not {wanted[name]}" for name in differ)
+            raise ValueError(f"{folder} was made with {sides}: choose another folder, or empty this one")
+        return
+    if folder.is_dir() and any(folder.glob(f"*{ending}")):
+        raise ValueError(
+            f"{folder} holds {ending} files already, which would be taken for some of this run's: choose another folder"
+        )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+def is_newer(target: Path, source: Path) -> bool:
+    """Whether a file is there and was made after the one that it is made from."""
+    return target.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns

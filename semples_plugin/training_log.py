@@ -40,9 +40,9 @@ class TrainingLog:
                     log.draw(images, masks, regularizer)
 
     Args:
-        steps: of the whole run, for the time that is left; None where nobody knows.
-        writer: where scalars and pictures go, besides the bar.
-        every: steps between two looks.
+        steps: of the whole run, also where it is resumed, for the time that is left; None where nobody knows.
+        writer: where scalars and pictures go, besides the bar; scalars are means since the last look.
+        every: steps between two looks; the first step and the last are looked at, too.
         title: of the bar, and before the names of scalars.
         start: steps that were made before, where a run is resumed.
         progress: show the bar.
@@ -60,6 +60,8 @@ class TrainingLog:
     ) -> None:
         if every < 1:
             raise ValueError(f"every: expected at least 1, got {every}")
+        if steps is not None and start > steps:
+            raise ValueError(f"steps: expected those of the whole run, more than the {start} already made, got {steps}")
         self.writer, self.every, self.title, self.step = writer, every, title, start
         self.due, self._first = False, start + 1
         self._bar = tqdm(total=steps, initial=start, desc=title, disable=not progress)
@@ -70,12 +72,16 @@ class TrainingLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if self._steps:
+            self._tell()
         self._bar.close()
 
     def __call__(
         self, losses: Mapping[str, Tensor], masks: ClassMasks, figures: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Takes the losses of a step, its masks, and the regularizer's `figures`."""
+        """Takes the losses of a step, by name, its masks, and the regularizer's `figures`."""
+        if not isinstance(losses, Mapping):
+            raise TypeError(f"losses: expected the dictionary of named parts, got {type(losses).__name__}")
         self.step += 1
         self._steps += 1
         self._pairs += len(masks)
@@ -84,7 +90,7 @@ class TrainingLog:
         self.due = self.step % self.every == 0
         self._bar.update()
         if self.due or self.step == self._first:
-            self._tell([*losses])
+            self._tell()
 
     def draw(self, images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
         """Draws the first pairs of a batch, see `draw_pairs`, gives them to the writer and returns the picture."""
@@ -96,14 +102,13 @@ class TrainingLog:
             self.writer.add_image(f"{self.title}/masks", picture, self.step, **order)
         return picture
 
-    def _tell(self, parts: list[str]) -> None:
+    def _tell(self) -> None:
         means = {name: float(total) / self._steps for name, total in self._sums.items()}
-        seconds = time.perf_counter() - self._since
-        means["pairs per second"] = self._pairs / max(seconds, 1e-9)
-        self._bar.set_postfix(
-            {name.removeprefix("loss_"): f"{means[name]:.3f}" for name in parts},
-            **{"pairs/s": f"{means['pairs per second']:.0f}"},
-        )
+        shown = {name.removeprefix("loss_"): f"{v:.3f}" for name, v in means.items() if name.startswith("loss_")}
+        if self.step > self._first:  # the first step warms up
+            means["pairs_per_second"] = self._pairs / max(time.perf_counter() - self._since, 1e-9)
+            shown["pairs/s"] = f"{means['pairs_per_second']:.0f}"
+        self._bar.set_postfix(shown)
         if self.writer is not None:
             for name, value in means.items():
                 self.writer.add_scalar(f"{self.title}/{name}", value, self.step)

@@ -9,7 +9,7 @@ import torch
 
 from semples_plugin import files
 from semples_plugin.cams.convert import convert_folder
-from semples_plugin.cams.files import Cams, list_cams, read_cams, resized, write_cams
+from semples_plugin.cams.files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
 
 CLASSES = (2, 7, 11)
 
@@ -93,8 +93,9 @@ def test_raw_cams_are_converted_with_the_photographs_sizes(tmp_path):
     assert "there is no photograph" in failed["y"] and list(failed) == ["y"]
     expected = Cams(maps((14, 14)), CLASSES, "fma").scores(30, 41)
     assert np.array_equal(read_cams(tmp_path / "out" / "x.npy").maps, expected)
-    failed = convert_folder(tmp_path / "fma", tmp_path / "none", "clims", progress=False)
-    assert len(failed) == 2 and "give --images FOLDER" in failed["x"]
+    with pytest.raises(ValueError, match="give --images FOLDER"):
+        convert_folder(tmp_path / "fma", tmp_path / "none", "clims", progress=False)
+    assert not (tmp_path / "none").exists()
     for to, words in (("irn", "expected one of clims, weaktr, fma"), ("fma", "the folder of the CAMs themselves")):
         with pytest.raises(ValueError, match=words):
             convert_folder(tmp_path / "fma", tmp_path / "fma", to, progress=False)
@@ -175,12 +176,40 @@ def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkey
 
     def fsync(_):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:  # settings.json, a, b
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fsync", fsync)
     failed = convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False)
     assert list(failed) == ["b"] and "No space left" in failed["b"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.npy"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy", "settings.json"]
     assert convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False) == {}  # only b is made now
-    assert len(calls) == 3 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
+    assert len(calls) == 4 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
+
+
+def test_conversions_are_not_mixed_and_follow_their_cams(tmp_path):
+    for folder, seed in (("one", 0), ("two", 1)):
+        (tmp_path / folder).mkdir()
+        as_weaktr(tmp_path / folder / "a.npy", maps(seed=seed))
+    out = tmp_path / "out"
+    convert_folder(tmp_path / "one", out, "clims", progress=False)
+    for folder, to, words in (
+        ("two", "clims", "was made with CAMs .*one and not .*two"),
+        ("one", "fma", "format clims"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            convert_folder(tmp_path / folder, out, to, progress=False)
+    as_weaktr(tmp_path / "one" / "a.npy", maps(seed=2))  # trained again
+    convert_folder(tmp_path / "one", out, "clims", progress=False)
+    assert np.array_equal(read_cams(out / "a.npy").maps, maps(seed=2))
+
+
+def test_maps_that_are_not_normalised_are_no_scores(tmp_path):
+    as_weaktr(tmp_path / "a.npy", 5 * maps())
+    with pytest.raises(ValueError, match=r"CAMs up to \d.*normalise each map"):
+        read_cams(tmp_path / "a.npy").scores(30, 41)
+
+
+def test_names_in_lists_keep_their_dots(tmp_path):
+    (tmp_path / "list.txt").write_text("a.v2\nimages/b.JPG masks/b.png\n\nc.npy\n")
+    assert read_image_list(tmp_path / "list.txt") == ["a.v2", "b", "c"]

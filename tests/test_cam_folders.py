@@ -8,8 +8,9 @@ from PIL import Image
 from test_cam_files import HOSTS, stack_resized
 
 from semples_plugin.cams.evaluation import power_thresholds
-from semples_plugin.cams.files import list_cams
-from semples_plugin.cams.folders import THRESHOLDS, compare, evaluate_folder, image_iou, read_image_list
+from semples_plugin.cams.files import list_cams, read_image_list
+from semples_plugin.cams.folders import THRESHOLDS, compare, evaluate_folder, image_iou
+from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.cli import main
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
@@ -175,14 +176,77 @@ def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, 
     assert "95 % bootstrap interval" in said and (tmp_path / "out" / "curve.png").read_bytes()[1:4] == b"PNG"
     found = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert found["before/cams"]["split"] == "all CAMs" and len(found["after/cams"]["curve"]) == 100
-    assert found["comparison"]["interval"][0] > 0 and found["after/cams"]["chosen on these masks"]
-    assert main([*command, "--setting", "0.3", "0.4"]) == 0
+    assert found["after/cams"]["beside the first"]["interval"][0] > 0 and found["after/cams"]["chosen on these masks"]
+    rows = (tmp_path / "out" / "images.csv").read_text().splitlines()
+    assert rows[0] == "image,before/cams,after/cams" and len(rows) == 7
+    assert main([*command, "--setting", "0.3", "0.425"]) == 0
     assert "chosen on" not in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "eval.json").read_text())["after/cams"]
+    assert found["chosen"] == 0.425 and len(found["curve"]) == 101 and found["curve"]["0.425"] == found["miou"]
+    assert main([*command, "--setting", "0.3"]) == 0  # for both
     for wrong, words in (
-        (["--setting", "0.3"], "as many --titles and --setting"),
+        (["--setting", "0.3", "0.4", "0.5"], "--setting: expected 1 or 2, one for each folder, got 3"),
+        (["--titles", "a"], "--titles: expected 2"),
         (["--setting", "2", "2"], "expected 0 to 1, got 2"),
         (["--background", "power", "--setting", "0", "0"], "more than 0"),
         (["--list", str(tmp_path / "none.txt")], "none.txt"),
     ):
         assert main([*command, *wrong]) == 1
         assert words in capsys.readouterr().err
+
+
+def test_several_folders_are_judged_on_the_images_that_all_have(tmp_path, capsys):
+    cams, masks = world(tmp_path / "a")
+    better, _ = world(tmp_path / "b", quality=0.4)
+    best, _ = world(tmp_path / "c", quality=0.8)
+    (better / "1.npy").unlink()
+    (best / "3.npy").write_bytes(b"")
+    (tmp_path / "a" / "classes.txt").write_text("\n".join(NAMES))  # beside the masks: found without --classes
+    out = tmp_path / "out"
+    command = ["eval", *map(str, (cams, better, best)), "--masks", str(masks), "--out", str(out), "--quiet"]
+    assert main(command) == 1  # a file could not be judged, and scripts should know
+    said = capsys.readouterr()
+    assert "could not be judged: 1: 3 (" in said.err and "left out, not in every folder: 2: 1, 3" in said.err
+    found = json.loads((out / "eval.json").read_text())
+    assert {one["images"] for one in found.values()} == {4} and found["c/cams"]["beside the first"]["images"] == 4
+    (tmp_path / "list.txt").write_text("0\n2\n4\n5\n")
+    alone = evaluate_folder(best, masks, NAMES, image_list=tmp_path / "list.txt", progress=False)
+    assert found["c/cams"]["miou"] == alone.miou and str(tmp_path / "a" / "classes.txt") in said.out
+    gain = found["c/cams"]["miou"] - found["a/cams"]["miou"]
+    assert found["c/cams"]["beside the first"]["gain"] == pytest.approx(gain, abs=1e-12)
+    everything = [evaluate_folder(folder, masks, NAMES, progress=False) for folder in (cams, better)]
+    with pytest.raises(ValueError, match="different images"):
+        compare(*everything)
+
+
+def test_masks_are_judged_as_they_are(tmp_path, capsys):
+    cams, masks = world(tmp_path, quality=0.5)
+    write_pseudo_masks(cams, tmp_path / "pseudo", Recipe((0.4,)), workers=1, progress=False)
+    found = evaluate_folder(tmp_path / "pseudo", masks, NAMES, progress=False)
+    same = evaluate_folder(cams, masks, NAMES, setting=0.4, progress=False)
+    assert found.miou == same.miou and not found.chosen_here
+    mask = np.asarray(Image.open(tmp_path / "pseudo" / "0.png")).copy()
+    mask[:5] = 255  # a pseudo mask's 255 is background here, as where hosts judge theirs
+    Image.fromarray(mask).save(tmp_path / "pseudo" / "0.png")
+    ignored = evaluate_folder(tmp_path / "pseudo", masks, NAMES, progress=False)
+    Image.fromarray(np.where(mask == 255, 0, mask)).save(tmp_path / "pseudo" / "0.png")
+    zeroed = evaluate_folder(tmp_path / "pseudo", masks, NAMES, progress=False)
+    assert ignored.miou == zeroed.miou
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    command = [
+        "eval",
+        str(cams),
+        str(tmp_path / "pseudo"),
+        "--masks",
+        str(masks),
+        "--out",
+        str(tmp_path / "o"),
+        "--quiet",
+    ]
+    assert main(command) == 0 and "masks as they are" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="which have no background score"):
+        evaluate_folder(tmp_path / "pseudo", masks, NAMES, setting=0.4, progress=False)
+    assert (
+        main(["show", *command[1:5], "--images", str(tmp_path / "images"), "--out", str(tmp_path / "s.png"), "--quiet"])
+        == 0
+    )

@@ -7,7 +7,7 @@ from PIL import Image
 from test_cam_files import CLASSES, as_fma, as_weaktr, maps
 
 from semples_plugin.cams.drawing import voc_palette
-from semples_plugin.cams.pseudo_masks import Recipe, refine_scores, to_labels, write_pseudo_masks
+from semples_plugin.cams.pseudo_masks import Recipe, refine_labels, to_labels, write_pseudo_masks
 from semples_plugin.cli import main
 
 
@@ -43,14 +43,35 @@ def test_masks_are_palette_pngs_and_a_second_call_makes_only_what_is_missing(wor
     before = (out / "0.png").stat().st_mtime_ns
     assert main(command) == 0
     assert (out / "1.png").exists() and (out / "0.png").stat().st_mtime_ns == before
+    as_weaktr(world / "cams" / "2.npy", maps(seed=9))  # retrained
+    assert main(command) == 0 and (out / "0.png").stat().st_mtime_ns == before
+    assert np.array_equal(np.asarray(Image.open(out / "2.png")), to_labels(maps(seed=9), CLASSES, Recipe((0.4, 0.6))))
     assert json.loads((out / "settings.json").read_text())["thresholds"] == [0.4, 0.6]
     assert main([*command[:3], "--threshold", "0.5"]) == 1
-    assert "choose another folder" in capsys.readouterr().err
+    assert "was made with thresholds [0.4, 0.6] and not [0.5]: choose another folder" in capsys.readouterr().err
+    (out / "settings.json").write_text("{")
+    assert main(command) == 1 and "settings.json can't be read" in capsys.readouterr().err
+
+
+def test_a_list_chooses_the_images(world, capsys):
+    (world / "list.txt").write_text("1\r\n2.jpg\r\n")
+    command = ["pseudo-masks", str(world / "cams"), str(world / "out"), "--threshold", "0.4", "--quiet", "--list"]
+    assert main([*command, str(world / "list.txt")]) == 0
+    assert sorted(path.name for path in (world / "out").glob("*.png")) == ["1.png", "2.png"]
+    (world / "list.txt").write_text("1\n5\n")
+    assert main([*command, str(world / "list.txt")]) == 1
+    assert "has no CAMs of 1 images of" in capsys.readouterr().err
 
 
 def test_fma_wsss_needs_the_photographs(world, capsys):
-    failed = write_pseudo_masks(world / "fma", world / "a", Recipe(power=2), workers=1, progress=False)
-    assert len(failed) == 3 and "give --images FOLDER" in failed["0"]
+    for images, error, words in (
+        (None, ValueError, "give --images FOLDER"),
+        (world / "nowhere", FileNotFoundError, "there is no folder"),
+        (world / "cams", FileNotFoundError, r"holds none of the 3 photographs, such as 0\.jpg"),
+    ):
+        with pytest.raises(error, match=words):
+            write_pseudo_masks(world / "fma", world / "a", Recipe(power=2), images=images, progress=False)
+    assert not (world / "a").exists()
     (world / "fma" / "2.npz").write_bytes(b"PK")
     failed = write_pseudo_masks(
         world / "fma", world / "b", Recipe(power=2), images=world / "images", workers=1, progress=False
@@ -73,7 +94,9 @@ def test_bad_recipes_and_folders_are_named(world):
             Recipe(**arguments)
     (world / "full").mkdir()
     (world / "full" / "x.png").touch()
-    with pytest.raises(ValueError, match="holds PNGs already"):
+    with pytest.raises(ValueError, match="is the folder of the CAMs themselves"):
+        write_pseudo_masks(world / "cams", world / "cams", Recipe((0.5,)), progress=False)
+    with pytest.raises(ValueError, match=r"holds \.png files already"):
         write_pseudo_masks(world / "cams", world / "full", Recipe((0.5,)), progress=False)
     with pytest.raises(ValueError, match="a CRF looks at the photographs"):
         write_pseudo_masks(world / "cams", world / "x", Recipe((0.5,), crf=5), progress=False)
@@ -83,11 +106,11 @@ def test_bad_recipes_and_folders_are_named(world):
 def test_the_crf_moves_a_boundary_to_the_edge_in_the_photograph(world):
     photograph = np.zeros((40, 40, 3), np.uint8)
     photograph[:, 20:] = 255
-    scores = np.full((1, 40, 40), 0.2, np.float32)
-    scores[:, :, 16:] = 0.8  # four columns too many
-    refined = refine_scores(scores, photograph, np.full((40, 40), 0.5, np.float32), 10)
-    np.testing.assert_allclose(refined.sum(0), 1, atol=1e-4)
-    assert (refined.argmax(0)[:, 20:] == 1).mean() > 0.95 and (refined.argmax(0)[:, :20] == 0).mean() > 0.95
+    labels = np.zeros((40, 40), np.uint8)
+    labels[:, 16:] = 7  # four columns too many
+    refined = refine_labels(labels, photograph, 10)
+    assert (refined[:, 20:] == 7).all() and (refined[:, :20] == 0).mean() > 0.95
+    assert (refine_labels(labels * 0, photograph, 10) == 0).all()
     failed = write_pseudo_masks(
         world / "cams", world / "crf", Recipe((0.3, 0.6), crf=2), images=world / "images", workers=1, progress=False
     )

@@ -9,9 +9,9 @@ import torch
 
 from semples_plugin import BackgroundPrompts
 from semples_plugin.cams.drawing import ERRORS, draw_grid, fitted, overlay_errors
-from semples_plugin.cams.folders import evaluate_folder
+from semples_plugin.cams.folders import evaluate_folder, image_iou
 from semples_plugin.cams.prompt_views import VOCABULARY, nearest_words, where_clip_sees
-from semples_plugin.cams.show import draw_image, ranked
+from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
 from semples_plugin.cli import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage
@@ -61,8 +61,11 @@ def test_errors_have_their_colours():
 def test_pictures_keep_their_shape_in_a_grid():
     assert fitted(np.zeros((40, 80, 3), np.uint8), 20).shape == (10, 20, 3)
     grid = draw_grid([[np.zeros((40, 80, 3), np.uint8)]], ["a"], cell=20)
-    inside = grid[26:46, 8:28]
-    assert (inside[5:15] == 0).all() and (inside[:5] == 255).all() and (inside[15:] == 255).all()
+    assert grid.shape == (26 + 10 + 8, 36, 3) and (grid[26:36, 8:28] == 0).all() and (grid[36:] == 255).all()
+    named = draw_grid([[np.zeros((40, 80, 3), np.uint8), np.zeros((80, 40, 3), np.uint8)]], ["", ""], 20, ["a row"])
+    assert (
+        named.shape[0] == 26 + 26 + 20 + 8 and (named[30:50] < 200).any() and (named[52 + 5 : 52 + 15, 8:28] == 0).all()
+    )
 
 
 def test_a_row_shows_what_the_judgement_counted(world):
@@ -83,14 +86,18 @@ def test_show_draws_the_chosen_images(world, tmp_path, capsys):
                str(world / "images"), "--classes", str(world / "classes.txt"), "--out", str(tmp_path / "a.png"),
                "--setting", "0.5", "0.5", "--quiet"]  # fmt: skip
     assert main([*command, "--worst", "2"]) == 0
-    last, first = capsys.readouterr().out.strip().rsplit(": ", 1)[1].split(", ")
-    order = ranked([judge(world, "before"), judge(world, "after")])
+    last, first, _ = (line.split()[0] for line in capsys.readouterr().out.splitlines())
+    evaluations = [judge(world, "before"), judge(world, "after")]
+    order = ranked(evaluations)
     assert [last, first] == order[:-3:-1] and (tmp_path / "a.png").stat().st_size > 1000
+    ious = [round(100 * image_iou(one, last)) for one in evaluations]
+    assert f"IoU {ious[0]} -> {ious[1]} %" in describe_image(evaluations, last)
+    assert gain_of(evaluations, last) <= gain_of(evaluations, order[0])
     assert main([*command, "--names", "0001", "nope"]) == 1
     assert "nope: not among the 8 images" in capsys.readouterr().err
 
 
-def test_the_report_is_one_file_that_holds_everything(world, tmp_path):
+def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):
     command = ["report", str(world / "before"), str(world / "after"), "--masks", str(world / "masks"), "--images",
                str(world / "images"), "--classes", str(world / "classes.txt"), "--out", str(tmp_path / "r.html"),
                "--prompts", str(world / "prompts.safetensors"), "--clip", "demo", "--quiet", "--shown", "2",
@@ -99,9 +106,13 @@ def test_the_report_is_one_file_that_holds_everything(world, tmp_path):
     page = (tmp_path / "r.html").read_text()
     outside = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']+)""", page)
     assert outside == [] and "&lt;before&gt;" in page and "<before>" not in page
-    for words in ("Most gained", "Most lost", "What the prompts say", "Where CLIP sees them", "bootstrap", "<svg"):
+    for words in ("Most gained", "Least gained", "What the prompts say", "Where CLIP sees them", "bootstrap", "<svg"):
         assert words in page
     assert "chosen on the masks" not in page
+    other = [*command[: command.index("--classes")], *command[command.index("--classes") + 2 :], "--classes", "voc"]
+    assert main(other) == 1 and "the CAMs were judged with aeroplane" in capsys.readouterr().err
+    worse = [command[0], command[2], command[1], *command[3:]]
+    assert main(worse) == 0 and "Most lost" in (tmp_path / "r.html").read_text()
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert all(base64.b64decode(picture)[:2] == b"\xff\xd8" for picture in pictures)
     assert len(pictures) == 4 * 6 + 3 * sum("learned prompt" in row for row in page.split('<div class="row">'))
@@ -112,7 +123,7 @@ def test_near_words_are_the_contexts_that_prompts_hold(world, clip, prompts, cap
     # The template makes "rails" of the vectors of "rails".
     assert [one.words[0][0] for one in found] == list(CONTEXTS) and found[0].background == 0.9
     assert all(one.label < one.words[0][1] for one in found)
-    assert main(["prompts", "words", str(world / "prompts.safetensors"), "--clip", "demo"]) == 0
+    assert main(["prompts", "words", str(world / "prompts.safetensors")]) == 0  # the file says which CLIP
     said = capsys.readouterr().out
     assert f"{OBJECTS[0]:16}" in said and f"{CONTEXTS[0]} 1.00" in said
     with pytest.raises(ValueError, match="no words"):

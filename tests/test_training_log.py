@@ -40,12 +40,17 @@ def test_the_writer_gets_means_between_two_looks(batch, capsys):
             looks.append(log.due)
     assert [i + 1 for i, due in enumerate(looks) if due] == [4, 8]
     means = {step: value for (name, step), value in writer.scalars.items() if name == "a/loss_refine"}
-    assert means == {1: 0.0, 4: 2.0, 8: 5.5}  # of steps 0; 1 to 3; 4 to 7
-    assert writer.scalars["a/mask_area", 8] == 0.5 and writer.scalars["a/pairs per second", 8] > 0
+    assert means == {1: 0.0, 4: 2.0, 8: 5.5, 10: 8.5}  # of steps 0; 1 to 3; 4 to 7; 8 and 9
+    assert writer.scalars["a/mask_area", 8] == 0.5 and writer.scalars["a/pairs_per_second", 8] > 0
+    assert ("a/pairs_per_second", 1) not in writer.scalars  # the first step warms up
     bar = capsys.readouterr().err
-    assert "refine=5.500" in bar and "pairs/s=" in bar and "10/10" in bar
+    assert "refine=5.500" in bar and "area" not in bar and "pairs/s=" in bar and "10/10" in bar
     with pytest.raises(ValueError, match="at least 1"):
         TrainingLog(every=0)
+    with pytest.raises(ValueError, match="more than the 100 already made, got 18"):
+        TrainingLog(18, start=100)
+    with pytest.raises(TypeError, match="dictionary of named parts, got Tensor"):
+        TrainingLog(progress=False)(torch.tensor(1.0), masks)
 
 
 def test_pictures_show_each_pairs_image_and_mask(batch):

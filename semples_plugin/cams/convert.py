@@ -7,43 +7,55 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from semples_plugin.cams.files import FORMATS, list_cams, read_cams, write_cams
-from semples_plugin.cams.pictures import find_photograph, photograph_size
+from semples_plugin.cams.files import FORMATS, chosen_cams, read_cams, write_cams
+from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size
+from semples_plugin.files import claim_folder, is_newer
 
 
 def convert_folder(
-    folder: str | Path, out: str | Path, to: str, *, images: str | Path | None = None, progress: bool = True
+    folder: str | Path,
+    out: str | Path,
+    to: str,
+    *,
+    images: str | Path | None = None,
+    image_list: str | Path | None = None,
+    progress: bool = True,
 ) -> dict[str, str]:
-    """Writes every CAM file of a folder in another host's format; files that are there already stay.
+    """Writes every CAM file of a folder in another host's format; files that are there and newer than theirs stay.
 
     From `clims` and `weaktr` the full-size maps go over bit by bit, to any format. From `fma`, whose maps are small
     and raw, they become scores at full size first, as its own evaluation makes them.
 
     Args:
         folder: of CAM files of any host.
-        out: folder for the converted ones.
+        out: folder for the converted ones and `settings.json`, which says of what they are made.
         to: "clims", "weaktr" or "fma", see `semples_plugin.cams.files`.
         images: folder of the photographs, for their size; needed from `fma` to the others.
+        image_list: text file of image names, to convert these alone.
         progress: show a progress bar.
 
     Returns:
         Image name to what was wrong, of the files that could not be converted.
 
     Raises:
-        FileNotFoundError: where there are no CAMs, or no folder of photographs.
-        ValueError: for an unknown format, or where `out` is `folder`.
+        FileNotFoundError: where there are no CAMs, or no photographs.
+        ValueError: for an unknown format, where photographs are needed, or where `out` is `folder` or holds CAMs of
+            another conversion.
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    found, out = list_cams(folder), Path(out)
+    found, out = chosen_cams(folder, image_list), Path(out)
     if out.resolve() == Path(folder).resolve():
         raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
-    if images is not None and not Path(images).is_dir():
-        raise FileNotFoundError(f"there is no folder {images}")
+    if images is not None:
+        check_photographs(images, found)
+    elif to != "fma" and all(path.suffix == FORMATS["fma"] for path in found.values()):
+        raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
+    claim_folder(out, FORMATS[to], {"CAMs": str(Path(folder).resolve()), "format": to})
     failed: dict[str, str] = {}
     for name, path in tqdm(found.items(), f"to {to}", unit="image", disable=not progress):
         target = out / f"{name}{FORMATS[to]}"
-        if target.exists():
+        if is_newer(target, path):
             continue
         try:
             cams = read_cams(path)

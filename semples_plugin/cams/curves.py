@@ -9,28 +9,39 @@ from pathlib import Path
 from semples_plugin.cams.folders import FolderEvaluation
 from semples_plugin.files import replacing
 
-COLOURS = ("#8a8f98", "#0b6bcb")  # before, after
+_LABELS = {"constant": "threshold: a constant background score", "power": "power p of the background score (1 - m)^p"}
+_COLOURS = ("#8a8f98", "#0b6bcb", "#d1581b", "#1d7f4a", "#8d4bbb", "#b3261e")  # the one to beat, then the others
+
+
+def colours(count: int) -> list[str]:
+    """As many colours as there are evaluations; one alone isn't grey."""
+    return [_COLOURS[i % len(_COLOURS)] for i in range(count)] if count > 1 else [_COLOURS[1]]
 
 
 def draw_curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str], form: str) -> bytes:
-    """The curves of one or two evaluations, with the chosen setting of each as a dot; `form` is "png" or "svg"."""
+    """The curves of evaluations, with the chosen setting of each as a dot; `form` is "png" or "svg".
+
+    Constant background scores and powers have a panel each; masks, which have no such score, are lines across.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    kinds = [kind for kind in _LABELS if any(one.background == kind for one in evaluations)] or ["constant"]
+    figure = Figure(figsize=(6.4 * len(kinds), 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for evaluation, title, colour in zip(evaluations, titles, COLOURS[-len(evaluations) :]):
-        x, y = evaluation.settings, 100 * evaluation.sweep.miou
-        t = evaluation.chosen
-        axes.plot(x, y, color=colour, label=f"{title}: {y[t]:.1f} at {x[t]:g}", marker="." if len(x) < 20 else None)
-        axes.plot(x[t], y[t], "o", color=colour)
-    power = evaluations[0].background == "power"
-    axes.set_xlabel("power p of the background score (1 - m)^p" if power else "background score")
-    axes.set_ylabel("mIoU [%]")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds):
+        for evaluation, title, colour in zip(evaluations, titles, colours(len(evaluations))):
+            x, y, t = evaluation.settings, 100 * evaluation.sweep.miou, evaluation.chosen
+            if evaluation.background == "none":
+                axes.axhline(y[t], color=colour, label=f"{title}: {y[t]:.1f}")
+            elif evaluation.background == kind:
+                marker = "." if len(x) < 20 else None
+                axes.plot(x, y, color=colour, label=f"{title}: {y[t]:.1f} at {x[t]:g}", marker=marker)
+                axes.plot(x[t], y[t], "o", color=colour)
+        axes.set(xlabel=_LABELS[kind], ylabel="mIoU [%]")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()

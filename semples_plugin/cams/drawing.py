@@ -18,6 +18,7 @@ ERRORS = {
     "another class": (245, 165, 35),
 }
 _CAPTION, _GAP = 26, 8
+_INK = (40, 40, 40)
 
 
 def overlay_cam(image: Picture, cam: NDArray[np.floating], opacity: float = 0.55) -> Picture:
@@ -82,31 +83,44 @@ def voc_palette() -> Picture:
     return palette
 
 
-def draw_grid(rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell: int = 160) -> Picture:
+def draw_grid(
+    rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell: int = 160, row_captions: Sequence[str] = ()
+) -> Picture:
     """Rows of pictures under captions, on white.
 
     Args:
-        rows: RGB pictures, the same number in each row; they are scaled to fit into squares of `cell` pixels.
+        rows: RGB pictures, the same number in each row; they are scaled to fit into squares of `cell` pixels, and a
+            row is as high as its highest.
         captions: one for each column.
         cell: side of a picture in pixels.
+        row_captions: one above each row, or none.
 
     Returns:
         RGB `[H, W, 3]`.
     """
     import cv2
 
+    def write(text: str, left: int, top: int) -> None:
+        cv2.putText(canvas, text, (left, top + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+
     step = cell + _GAP
-    canvas = np.full((_CAPTION + step * len(rows), step * len(captions) + _GAP, 3), 255, dtype=np.uint8)
+    scaled = [[fitted(picture, cell) for picture in row] for row in rows]
+    heights = [max(picture.shape[0] for picture in row) for row in scaled]
+    above = _CAPTION if row_captions else 0
+    total = _CAPTION + sum(heights) + len(rows) * (_GAP + above)
+    canvas = np.full((total, step * len(captions) + _GAP, 3), 255, dtype=np.uint8)
     for column, caption in enumerate(captions):
-        place = (_GAP + column * step, 18)
-        cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
-    for row, pictures in enumerate(rows):
+        write(caption, _GAP + column * step, 0)
+    top = _CAPTION
+    for row, (pictures, row_height) in enumerate(zip(scaled, heights)):
+        if row_captions:
+            write(row_captions[row], _GAP, top)
+            top += above
         for column, picture in enumerate(pictures):
-            scaled = fitted(picture, cell)
-            height, width = scaled.shape[:2]
-            top = _CAPTION + row * step + (cell - height) // 2
-            left = _GAP + column * step + (cell - width) // 2
-            canvas[top : top + height, left : left + width] = scaled
+            height, width = picture.shape[:2]
+            down, right = top + (row_height - height) // 2, _GAP + column * step + (cell - width) // 2
+            canvas[down : down + height, right : right + width] = picture
+        top += row_height + _GAP
     return canvas
 
 

@@ -5,6 +5,8 @@
 | `clims` | CLIMS, IRNet | `.npy` dictionary: `keys`, `cam` (stride 4), `high_res` (full size), up to 1 |
 | `weaktr` | WeakTr, MCTformer | `.npy` dictionary {class: full size, min-max} |
 | `fma` | FMA-WSSS | `.npz`: `cam` at CLIP's stride, as it came; `fg_cls` |
+
+Masks are read as CAMs of 0 and 1 (`labels`), so that they are judged and drawn the same way.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semples_plugin.cams.pictures import read_mask
 from semples_plugin.files import replacing
 from semples_plugin.pickled import read_pickled
 
 FORMATS = {"clims": ".npy", "weaktr": ".npy", "fma": ".npz"}
 Plane = NDArray[np.float32]
+_ENDINGS = {".jpg", ".jpeg", ".png", ".npy", ".npz"}  # of names in lists; other dots belong to the names
 EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
 
 
@@ -33,7 +37,7 @@ class Cams:
     Attributes:
         planes: P maps `[h, w]`, float32, as the file has them.
         class_index: the P classes, 0-based.
-        format: of the file, see `FORMATS`.
+        format: of the file, see `FORMATS`; or "labels" for a mask.
     """
 
     planes: Sequence[Plane]
@@ -57,7 +61,7 @@ class Cams:
         ReLU and min-max per class, as FMA-WSSS does it.
 
         Raises:
-            ValueError: where CAMs at full size are of another size than the image.
+            ValueError: where CAMs at full size are of another size than the image, or exceed 1.
         """
         if self.format == "fma":
             return [_min_max(resized(plane, height, width)) for plane in self.planes]
@@ -66,32 +70,69 @@ class Cams:
                 f"CAMs of {' x '.join(map(str, self.size or ()))} pixels, where the image has {height} x {width}; was "
                 "it scaled since?"
             )
+        highest = max((float(plane.max()) for plane in self.planes if plane.size), default=0.0)
+        if highest > 1.001:  # some hosts' rounding reaches 1.0000001
+            raise ValueError(
+                f"CAMs up to {highest:.3g}, where scores reach 1 and thresholds lie from 0 to 1; normalise each map, "
+                "as by its maximum, before it is saved"
+            )
         return self.planes
 
 
-def list_cams(folder: str | Path) -> dict[str, Path]:
-    """Image names to the CAM files of a folder, sorted.
+def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
+    """Image names to the CAM files of a folder, sorted; with `masks`, to its PNGs where it holds no CAMs.
 
     Raises:
-        FileNotFoundError: where there is no such folder, or no `.npy` and `.npz` in it.
+        FileNotFoundError: where there is no such folder, or nothing of that kind in it.
         ValueError: where an image has two files.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    inside = sorted(folder.iterdir())
+    for path in inside:
         if path.suffix in (".npy", ".npz"):
             if path.stem in files:
                 raise ValueError(f"{folder} holds two files of {path.stem}: .npy and .npz")
             files[path.stem] = path
+    if masks and not files:
+        files = {path.stem: path for path in inside if path.suffix == ".png"}
     if not files:
-        raise FileNotFoundError(f"{folder} holds no CAMs: expected .npy or .npz files")
+        raise FileNotFoundError(
+            f"{folder} holds no CAMs: expected .npy or .npz files" + (", or masks as .png" if masks else "")
+        )
     return files
 
 
+def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dict[str, Path]:
+    """The CAM files of a folder, or those of the images of a list alone; each of them must be there.
+
+    Raises:
+        FileNotFoundError: where there is no such folder, or an image of the list has no CAMs.
+    """
+    found = list_cams(folder)
+    if image_list is None:
+        return found
+    names = read_image_list(image_list)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no CAMs of {len(missing)} images of {image_list}, such as {missing[0]}")
+    return {name: found[name] for name in names}
+
+
+def read_image_list(path: str | Path) -> list[str]:
+    """Image names of a list file: one a line, with or without folders, endings and a second column."""
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    paths = [Path(line.split()[0]) for line in lines if line.strip()]
+    names = [path.stem if path.suffix.lower() in _ENDINGS else path.name for path in paths]
+    if not names:
+        raise ValueError(f"{path} names no images")
+    return names
+
+
 def read_cams(path: str | Path) -> Cams:
-    """Reads a CAM file of any host; what it holds says whose it is.
+    """Reads a CAM file of any host, or a PNG of labels; what it holds says whose it is.
 
     Raises:
         OSError: where it can't be read.
@@ -99,6 +140,8 @@ def read_cams(path: str | Path) -> Cams:
     """
     path = Path(path)
     try:
+        if path.suffix == ".png":
+            return _read_labels(path)
         if path.suffix == ".npz":
             with np.load(path) as file:  # pickles inside are refused by default
                 planes, class_index, form = list(file["cam"]), file["fg_cls"], "fma"
@@ -172,3 +215,9 @@ def _read_dictionary(found: Any) -> tuple[list[Any], Any, str]:
     if not all(isinstance(key, int) for key in found):
         raise ValueError(f"expected the keys `keys` and `high_res`, or numbers of classes, got {list(found)[:5]}")
     return list(found.values()), list(found), "weaktr"
+
+
+def _read_labels(path: Path) -> Cams:
+    mask = read_mask(path)
+    labels = [int(value) for value in np.unique(mask) if 0 < value < 255]
+    return Cams([(mask == label).astype(np.float32) for label in labels], tuple(k - 1 for k in labels), "labels")

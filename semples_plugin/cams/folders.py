@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds
-from semples_plugin.cams.files import list_cams, read_cams
+from semples_plugin.cams.files import list_cams, read_cams, read_image_list
 from semples_plugin.cams.pictures import read_mask
+from semples_plugin.cams.workers import in_parallel
 from semples_plugin.files import replacing
 
 THRESHOLDS = np.arange(100) / 100
 POWERS = (0.5, 0.6, 0.7, 0.8, 0.9, *range(1, 11))
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class FolderEvaluation:
-    """CAMs of a folder, judged.
+    """CAMs or masks of a folder, judged.
 
     Attributes:
         folder, masks, split: where CAMs and masks are, and the list of images, "all CAMs" where there was none.
         class_names: K names, without background.
-        background: "constant", or "power" for (1 - m)^p.
+        background: "constant", "power" for (1 - m)^p, or "none" for masks, which need no such score.
         settings: the T thresholds or powers, in the order of `sweep`.
         sweep: IoU, precision and recall at each.
         chosen: position of the setting to report.
@@ -64,7 +62,11 @@ class FolderEvaluation:
         return float(self.sweep.miou[self.chosen])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the counts, ready for `json.dumps`; NaN becomes None."""
+        """Everything but the counts, ready for `json.dumps`; NaN becomes None.
+
+        `images` were judged, `missing` and `failed` ones were not; figures are in [0, 1], and `curve` is mIoU at every
+        setting.
+        """
         names, t = ("background", *self.class_names), self.chosen
         per_class = {
             name: {key: _number(getattr(self.sweep, key)[t, k]) for key in ("iou", "precision", "recall")}
@@ -98,16 +100,17 @@ def evaluate_folder(
     workers: int = 1,
     progress: bool = True,
 ) -> FolderEvaluation:
-    """Judges CAMs of any host, at all background scores, in one pass.
+    """Judges CAMs of any host, at all background scores, in one pass; or pseudo masks, as they are.
 
     Args:
-        folder: of CAM files, see `semples_plugin.cams.files`.
+        folder: of CAM files, see `semples_plugin.cams.files`, or of PNGs of labels, in which 255 is background.
         masks: folder of PNGs: 0 background, k + 1 class k, 255 ignored.
         class_names: K names, in the order of the CAMs' classes.
         image_list: text file of image names, one a line (FMA-WSSS's lines of paths are read as well); left out,
             every CAM is judged.
         background: "constant", or "power" for FMA-WSSS's (1 - m)^p; by default what the host of the files does.
-        setting: a threshold or power to report at; left out, the best on these masks is, and the result says so.
+        setting: a threshold or power to report at, beside the others; left out, the best on these masks is, and the
+            result says so.
         workers: processes; more than one want a script that guards its start with `if __name__ == "__main__"`.
         progress: show a progress bar.
 
@@ -115,14 +118,17 @@ def evaluate_folder(
         FileNotFoundError: where there are no CAMs, masks or list.
         ValueError: where nothing can be judged, or the setting is none that (0 to 1, or above 0) can be.
     """
-    found, masks = list_cams(folder), Path(masks)
+    found, masks = list_cams(folder, masks=True), Path(masks)
     if not masks.is_dir():
         raise FileNotFoundError(f"there is no folder {masks}")
     wanted = read_image_list(image_list) if image_list is not None else list(found)
     there = [name for name in wanted if name in found]
     if not there:
         raise ValueError(f"none of the {len(wanted)} images of {image_list} has CAMs in {folder}")
-    background = background or ("power" if found[there[0]].suffix == ".npz" else "constant")
+    usual = {".npz": "power", ".npy": "constant", ".png": "none"}[found[there[0]].suffix]
+    if usual == "none" and (background or setting):
+        raise ValueError(f"{folder} holds masks, which have no background score to choose")
+    background = background or usual
     settings, thresholds = _settings(background, setting)
     evaluation = CamEvaluation(len(class_names), thresholds)
 
@@ -130,7 +136,8 @@ def evaluate_folder(
     failed: dict[str, str] = {}
     count = partial(_count, len(class_names), thresholds)
     tasks = [(found[name], masks / f"{name}.png") for name in there]
-    for name, result in zip(there, tqdm(_map(count, tasks, workers), str(folder), len(there), disable=not progress)):
+    results = in_parallel(count, tasks, workers)
+    for name, result in zip(there, tqdm(results, str(folder), len(there), unit="image", disable=not progress)):
         if isinstance(result, ImageCounts):
             counts[name] = result
             evaluation.add(result)
@@ -142,23 +149,31 @@ def evaluate_folder(
     asked = set(wanted)
     return FolderEvaluation(
         str(folder), str(masks), str(image_list or "all CAMs"), tuple(class_names), background, tuple(settings),
-        sweep, sweep.best, setting is None, counts, tuple(name for name in wanted if name not in found),
+        sweep, sweep.best if setting is None else settings.index(setting), setting is None and background != "none",
+        counts, tuple(name for name in wanted if name not in found),
         tuple(name for name in found if name not in asked), failed,
     )  # fmt: skip
 
 
-def read_image_list(path: str | Path) -> list[str]:
-    """Image names of a list file: one a line, with or without folders, endings and a second column."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+def on_common_images(evaluations: Sequence[FolderEvaluation]) -> list[FolderEvaluation]:
+    """The same evaluations of those images alone that all have, so that their figures belong together."""
+    names = [name for name in evaluations[0].counts if all(name in one.counts for one in evaluations)]
     if not names:
-        raise ValueError(f"{path} names no images")
-    return names
+        raise ValueError(f"{' and '.join(one.folder for one in evaluations)} have no image in common")
+    found = []
+    for one in evaluations:
+        again = CamEvaluation(len(one.class_names), one.sweep.thresholds)
+        for name in names:
+            again.add(one.counts[name])
+        sweep = again.compute()
+        chosen = sweep.best if one.chosen_here else one.chosen
+        found.append(replace(one, sweep=sweep, chosen=chosen, counts={name: one.counts[name] for name in names}))
+    return found
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations on the images that both have.
+    """Two evaluations of the same images.
 
     Attributes:
         images: how many.
@@ -182,13 +197,13 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
     Sets of as many images are drawn with replacement, the same for both; the setting of each side stays as chosen.
 
     Raises:
-        ValueError: where the class lists differ or no image is in both.
+        ValueError: where the class lists or the images differ.
     """
     if first.class_names != second.class_names:
         raise ValueError(f"{first.folder} and {second.folder} were judged with different class names")
-    names = [name for name in first.counts if name in second.counts]
-    if not names:
-        raise ValueError(f"{first.folder} and {second.folder} have no image in common")
+    if first.counts.keys() != second.counts.keys():
+        raise ValueError(f"{first.folder} and {second.folder} were judged on different images, see on_common_images")
+    names = list(first.counts)
     sides = [_stack(side, names) for side in (first, second)]
     generator, gains = np.random.default_rng(seed), []
     for _ in range(resamples):
@@ -201,10 +216,17 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
     return Comparison(len(names), miou, float(low), float(high), float(np.mean(np.array(gains) > 0)), b - a)
 
 
-def write_evaluation(folder: str | Path, content: dict[str, Any]) -> None:
-    """Writes `eval.json` into a folder."""
+def write_evaluation(
+    folder: str | Path, content: dict[str, Any], evaluations: Sequence[FolderEvaluation], titles: Sequence[str]
+) -> None:
+    """Writes `eval.json`, and `images.csv` with the mean IoU [%] of each image's classes in each evaluation."""
     with replacing(Path(folder) / "eval.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with replacing(Path(folder) / "images.csv") as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", *titles])
+        for name in evaluations[0].counts:
+            table.writerow([name, *(f"{100 * image_iou(one, name):.2f}" for one in evaluations)])
 
 
 def image_iou(evaluation: FolderEvaluation, name: str) -> float:
@@ -231,18 +253,21 @@ def _iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _settings(background: str, setting: float | None) -> tuple[list[float], NDArray[np.float64]]:
-    """The settings and their thresholds, both ascending by threshold."""
+    """The settings and their thresholds, both ascending by threshold; the given one is among them."""
+    given = [] if setting is None else [setting]
+    if background == "none":
+        return [0.5], np.array([0.5])  # between a mask's 0 and 1
     if background == "constant":
         if setting is not None and not 0 <= setting <= 1:
             raise ValueError(f"threshold: expected 0 to 1, got {setting}")
-        found = THRESHOLDS if setting is None else np.array([setting])
+        found = np.union1d(THRESHOLDS, given)
         return found.tolist(), found
     if background != "power":
         raise ValueError(f'background: expected "constant" or "power", got {background!r}')
     if setting is not None and not setting > 0:
         raise ValueError(f"power: expected more than 0, got {setting}")
-    powers = sorted(POWERS if setting is None else (setting,), reverse=True)
-    return list(powers), power_thresholds(powers)
+    powers = sorted({*POWERS, *given}, reverse=True)
+    return powers, power_thresholds(powers)
 
 
 def _count(num_classes: int, thresholds: NDArray[np.float64], files: tuple[Path, Path]) -> ImageCounts | str:
@@ -253,15 +278,6 @@ def _count(num_classes: int, thresholds: NDArray[np.float64], files: tuple[Path,
         return CamEvaluation(num_classes, thresholds).count(found.scores(*labels.shape), found.class_index, labels)
     except (OSError, ValueError) as error:
         return str(error)
-
-
-def _map(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """Results in the order of the items, from as many processes."""
-    if workers < 2 or len(items) < 2 * workers:
-        yield from map(function, items)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(function, items, chunksize=16)
 
 
 def _number(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,15 @@ def find_photograph(folder: str | Path, name: str) -> Path:
     """The photograph of that name; the path of a JPEG where there is none, for an error to name."""
     paths = [Path(folder) / f"{name}{suffix}" for suffix in _SUFFIXES]
     return next((path for path in paths if path.exists()), paths[0])
+
+
+def check_photographs(folder: str | Path, names: Iterable[str]) -> None:
+    """A `FileNotFoundError` where there is no such folder, or none of the photographs in it."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    names = list(names)
+    if not any(find_photograph(folder, name).exists() for name in names):
+        raise FileNotFoundError(f"{folder} holds none of the {len(names)} photographs, such as {names[0]}.jpg")
 
 
 def photograph_size(path: str | Path) -> tuple[int, int]:

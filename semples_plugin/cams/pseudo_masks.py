@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,12 @@ from tqdm import tqdm
 
 from semples_plugin.cams.drawing import voc_palette
 from semples_plugin.cams.evaluation import IGNORED
-from semples_plugin.cams.files import Cams, list_cams, read_cams
-from semples_plugin.cams.pictures import find_photograph, photograph_size, read_photograph
-from semples_plugin.files import replacing
+from semples_plugin.cams.files import FORMATS, Cams, chosen_cams, read_cams
+from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size, read_photograph
+from semples_plugin.cams.workers import in_parallel
+from semples_plugin.files import claim_folder, is_newer, replacing
 
-SETTINGS = "settings.json"
+CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Recipe:
     Attributes:
         thresholds: one background score, or two: pixels between them become 255, ignored.
         power: instead of thresholds, FMA-WSSS's background score (1 - m)^power.
-        crf: iterations of a dense CRF (Krähenbühl and Koltun, NeurIPS 2011) over the scores; 0 for none.
+        crf: iterations of a dense CRF (Krähenbühl and Koltun, NeurIPS 2011) over the labels; 0 for none.
     """
 
     thresholds: tuple[float, ...] = ()
@@ -56,16 +54,18 @@ def write_pseudo_masks(
     recipe: Recipe,
     *,
     images: str | Path | None = None,
+    image_list: str | Path | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Writes a mask for every CAM file; masks that are there already, from the same recipe, stay.
+    """Writes a mask for every CAM file; masks of the same recipe that are newer than their CAMs stay.
 
     Args:
         folder: of CAM files of any host.
         out: folder for PNGs with VOC's palette (0 background, k + 1 class k, 255 ignored) and `settings.json`.
         recipe: thresholds and CRF.
         images: folder of the photographs; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
+        image_list: text file of image names, to make masks of these alone.
         workers: processes; the number of cores by default.
         progress: show a progress bar.
 
@@ -75,27 +75,30 @@ def write_pseudo_masks(
     Raises:
         FileNotFoundError: where there are no CAMs or photographs.
         ImportError: where the CRF is asked for and `pydensecrf2` is missing.
-        ValueError: where `out` holds masks of another recipe.
+        ValueError: where photographs are needed, or `out` is the CAMs' folder or holds masks of another recipe.
     """
-    found, out = list_cams(folder), Path(out)
-    if images is not None and not Path(images).is_dir():
-        raise FileNotFoundError(f"there is no folder {images}")
+    found, out = chosen_cams(folder, image_list), Path(out)
+    if out.resolve() == Path(folder).resolve():
+        raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
+    if images is not None:
+        check_photographs(images, found)
+    elif recipe.crf:
+        raise ValueError("a CRF looks at the photographs: give --images FOLDER")
+    elif all(path.suffix == FORMATS["fma"] for path in found.values()):
+        raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     if recipe.crf:
-        if images is None:
-            raise ValueError("a CRF looks at the photographs: give --images FOLDER")
         _import_crf()
-    _claim(out, Path(folder), recipe)
-    todo = [name for name in found if not (out / f"{name}.png").exists()]
-    tasks = [
-        (found[name], out / f"{name}.png", images and find_photograph(Path(images), name), recipe) for name in todo
-    ]
+    claim_folder(out, ".png", {"CAMs": str(Path(folder).resolve()), **asdict(recipe)})
+    todo = [name for name in found if not is_newer(out / f"{name}.png", found[name])]
+    photographs = {name: find_photograph(images, name) for name in todo} if images is not None else {}
+    tasks = [(found[name], out / f"{name}.png", photographs.get(name), recipe) for name in todo]
     failed: dict[str, str] = {}
     bar = tqdm(
         total=len(found), initial=len(found) - len(todo), desc="pseudo masks", unit="image", disable=not progress
     )
-    # Threads of torch don't survive a fork, and a CRF holds the interpreter's lock.
-    with bar, ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for name, error in zip(todo, pool.map(_write_one, tasks, chunksize=8)):
+    with bar:
+        results = in_parallel(_write_one, tasks, workers or os.cpu_count() or 1, chunk=1 if recipe.crf else 8)
+        for name, error in zip(todo, results):
             if error:
                 failed[name] = error
             bar.update()
@@ -116,32 +119,30 @@ def to_labels(scores: NDArray[np.float32], class_index: Sequence[int], recipe: R
     return labels
 
 
-def refine_scores(
-    scores: NDArray[np.float32], photograph: NDArray[np.uint8], background: NDArray[np.float32], iterations: int
-) -> NDArray[np.float32]:
-    """Scores after a dense CRF whose unary term is -log of the scores beside the background, normalised to sum to 1.
+def refine_labels(labels: NDArray[np.uint8], photograph: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
+    """Labels after a dense CRF that believes each with 0.7 and moves boundaries to the photograph's edges.
 
-    The kernels are those that IRNet and its descendants use: 3 pixels for smoothness; 50 pixels and 5 grey levels,
-    weighted 10, for appearance.
+    Kernels and confidence are those that IRNet and its descendants use: 3 pixels for smoothness; 50 pixels and 5 grey
+    levels, weighted 10, for appearance.
 
     Args:
-        scores: `[P, H, W]` in [0, 1].
+        labels: `[H, W]`, 0 background.
         photograph: RGB `[H, W, 3]`.
-        background: `[H, W]`, the background's score.
         iterations: of mean-field inference.
-
-    Returns:
-        `[P + 1, H, W]`, probabilities, background first.
     """
     crf = _import_crf()
-    together = np.concatenate([background[None], scores]).clip(1e-5, None)
-    unary = -np.log(together / together.sum(0)).reshape(len(together), -1)
-    height, width = background.shape
-    field = crf.DenseCRF2D(width, height, len(together))
-    field.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
+    values, index = np.unique(labels, return_inverse=True)
+    if len(values) < 2:
+        return labels
+    unary = np.full((len(values), labels.size), -np.log((1 - CONFIDENCE) / (len(values) - 1)), dtype=np.float32)
+    unary[index.reshape(-1), np.arange(labels.size)] = -np.log(CONFIDENCE)
+    height, width = labels.shape
+    field = crf.DenseCRF2D(width, height, len(values))
+    field.setUnaryEnergy(unary)
     field.addPairwiseGaussian(sxy=3, compat=3)
     field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.require(photograph, requirements=["C", "W"]), compat=10)
-    return np.asarray(field.inference(iterations), dtype=np.float32).reshape(together.shape)
+    marginals = np.asarray(field.inference(iterations)).reshape(len(values), height, width)
+    return values[marginals.argmax(0)]
 
 
 def _write_one(task: tuple[Path, Path, Path | None, Recipe]) -> str:
@@ -174,28 +175,10 @@ def _labels_of(cams: Cams, image: Path | None, recipe: Recipe, path: Path) -> ND
     if not recipe.crf or image is None:
         return to_labels(scores, cams.class_index, recipe)
     photograph = read_photograph(image)
-    highest = scores.max(0)
-    if recipe.power is not None:
-        backgrounds = [(1 - highest) ** np.float32(recipe.power)]
-    else:
-        backgrounds = [np.full_like(highest, threshold) for threshold in recipe.thresholds]
-    numbers = np.array([0, *(k + 1 for k in cams.class_index)], dtype=np.uint8)
-    each = [numbers[refine_scores(scores, photograph, b, recipe.crf).argmax(0)] for b in backgrounds]
+    single = [recipe] if recipe.power is not None else [replace(recipe, thresholds=(t,)) for t in recipe.thresholds]
+    each = [refine_labels(to_labels(scores, cams.class_index, one), photograph, recipe.crf) for one in single]
     # Where a low and a high background score disagree, nobody knows.
     return np.where(each[0] == each[-1], each[0], IGNORED).astype(np.uint8)
-
-
-def _claim(out: Path, folder: Path, recipe: Recipe) -> None:
-    settings = json.loads(json.dumps({"cams": str(folder.resolve()), **asdict(recipe)}))
-    path = out / SETTINGS
-    if path.is_file():
-        there = json.loads(path.read_text())
-        if there != settings:
-            raise ValueError(f"{out} holds masks of {there}, not of {settings}; choose another folder")
-    elif out.is_dir() and any(out.glob("*.png")):
-        raise ValueError(f"{out} holds PNGs already, which would be taken for masks of this run; choose another folder")
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _import_crf() -> Any:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from semples_plugin.cams.curves import COLOURS, draw_curve
+from semples_plugin.cams.curves import colours, draw_curve
 from semples_plugin.cams.drawing import ERRORS, Picture, encode, fitted
-from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare, image_iou
+from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
 from semples_plugin.cams.pictures import find_photograph, read_photograph
 from semples_plugin.cams.prompt_views import NearWords, draw_prompt
-from semples_plugin.cams.show import draw_image, ranked
+from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
+from semples_plugin.cams.tables import counted, describe_gain, describe_setting
 from semples_plugin.clip import FrozenClip
 from semples_plugin.files import replacing
 from semples_plugin.prompts import BackgroundPrompts
@@ -48,7 +49,7 @@ def write_report(
 
     Args:
         path: of the HTML file.
-        evaluations: one, or two to compare, "before" first, on the same masks.
+        evaluations: of the same images; where there are several, the one to beat comes first.
         titles: what to call them.
         images: folder of the photographs; without it there are no images on the page.
         shown: how many of the best and how many of the worst images.
@@ -57,17 +58,16 @@ def write_report(
         heading: of the page.
 
     Raises:
-        ValueError: where evaluations and titles aren't one or two, or as many.
+        ValueError: where there are none, or other numbers of evaluations and titles.
         OSError: where the page can't be written; an older one stays as it was.
     """
-    if not 1 <= len(evaluations) <= 2 or len(titles) != len(evaluations):
-        raise ValueError(f"expected one or two evaluations with a title each, got {len(evaluations)} and {len(titles)}")
-    comparison = compare(evaluations[0], evaluations[1]) if len(evaluations) == 2 else None
-    parts = [
-        _head(heading, evaluations, titles, comparison),
-        _section("mIoU over the background score", _svg(draw_curve(evaluations, titles, "svg"))),
-        _section("Classes", _classes(evaluations, titles)),
-    ]
+    if not evaluations or len(titles) != len(evaluations):
+        raise ValueError(f"expected evaluations with a title each, got {len(evaluations)} and {len(titles)}")
+    comparisons = [compare(evaluations[0], one) for one in evaluations[1:]]
+    parts = [_head(heading, evaluations, titles, comparisons)]
+    if any(one.background != "none" for one in evaluations):
+        parts.append(_section("mIoU over the background score", _svg(draw_curve(evaluations, titles, "svg"))))
+    parts.append(_section("Classes", _classes(evaluations, titles)))
     if images is not None:
         parts += _images(evaluations, titles, images, shown)
     if words:
@@ -99,52 +99,35 @@ def prompt_panels(
     return panels
 
 
-def describe_setting(evaluation: FolderEvaluation) -> str:
-    """How the background was scored, and on what the setting was chosen."""
-    setting = evaluation.settings[evaluation.chosen]
-    what = f"(1 - m)^{setting:g}" if evaluation.background == "power" else f"a constant {setting:g}"
-    return f"background score {what}, {'the best on these masks' if evaluation.chosen_here else 'as given'}"
-
-
-def describe_gain(comparison: Comparison) -> str:
-    """The gain with its interval, and whether it is more than noise."""
-    gain = 100 * (comparison.miou[1] - comparison.miou[0])
-    low, high = 100 * comparison.low, 100 * comparison.high
-    if low <= 0 <= high:
-        verdict = "the interval holds 0: such a difference can be luck"
-    else:
-        verdict = "better on nearly every resampled set" if gain > 0 else "worse on nearly every resampled set"
-    return (
-        f"{gain:+.1f} points of mIoU on {comparison.images} images; 95 % bootstrap interval {low:+.1f} to {high:+.1f}: "
-        f"{verdict}"
-    )
-
-
 def _head(
-    heading: str, evaluations: Sequence[FolderEvaluation], titles: Sequence[str], comparison: Comparison | None
+    heading: str, evaluations: Sequence[FolderEvaluation], titles: Sequence[str], comparisons: Sequence[Comparison]
 ) -> str:
     tiles = [(title, f"{100 * one.miou:.1f}", describe_setting(one)) for one, title in zip(evaluations, titles)]
-    if comparison is not None:
+    for title, comparison in zip(titles[1:], comparisons):
         gain = 100 * (comparison.miou[1] - comparison.miou[0])
-        tiles.append(("gain", f"{gain:+.1f}", describe_gain(comparison)))
+        of = f" of {title}" if len(comparisons) > 1 else ""
+        tiles.append((f"gain{of}", f"{gain:+.1f}", describe_gain(comparison)))
     cards = "".join(
         f'<div class="tile"><h3>{escape(title)}</h3><p class="big">{value}</p><p>{escape(note)}</p></div>'
         for title, value, note in tiles
     )
     one = evaluations[-1]
     facts = (
-        f"{len(one.counts)} images of {escape(Path(one.split).name)}; {len(one.class_names)} classes and background; "
+        f"{counted(len(one.counts), 'image')} of {escape(Path(one.split).name)}; {len(one.class_names)} classes and "
+        "background; "
         f"masks: {escape(one.masks)}; CAMs: {', '.join(escape(e.folder) for e in evaluations)}."
     )
     warning = ""
     if any(e.chosen_here for e in evaluations):
         warning = (
             '<p class="warn">The background score was chosen on the masks that it is reported on. On other images it '
-            "would be a little lower; give --setting to report at one that was chosen elsewhere.</p>"
+            "would be a little lower; give <code>--setting</code> to report at one that was chosen elsewhere.</p>"
         )
-    left = [f"{len(e.missing)} without CAMs, {len(e.failed)} unreadable" for e in evaluations if e.missing or e.failed]
-    if left:
-        warning += f'<p class="warn">Left out: {escape("; ".join(left))}.</p>'
+    for title, one in zip(titles, evaluations):
+        for what, names in (("have no CAMs", one.missing), ("could not be judged", one.failed)):
+            if names:
+                some = ", ".join(list(names)[:5]) + (", ..." if len(names) > 5 else "")
+                warning += f'<p class="warn">{escape(f"{title}: {len(names)} {what}, and are left out: {some}.")}</p>'
     return f'<h1>{escape(heading)}</h1>\n<p class="facts">{facts}</p>\n<div class="tiles">{cards}</div>\n{warning}'
 
 
@@ -160,7 +143,7 @@ def _classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> 
     for k in order:
         cells = "".join(
             f'<td class="bar" style="--w:{0 if np.isnan(iou[k]) else iou[k]:.1f}%;--c:{colour}">{_cell(iou[k])}</td>'
-            for iou, colour in zip(ious, COLOURS[-len(ious) :])
+            for iou, colour in zip(ious, colours(len(ious)))
         )
         if len(ious) > 1:
             cells += f'<td class="{"up" if gain[k] > 0 else "down"}">{_cell(gain[k], "+.1f")}</td>'
@@ -182,21 +165,20 @@ def _images(
         f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in ERRORS.items()
     )
     captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ": errors"))]
-    both = len(evaluations) > 1
+    both, lost = len(evaluations) > 1, gain_of(evaluations, names[-1]) < 0
     sections = []
     for title, part in (
         ("Most gained" if both else "Best images", names[:shown]),
-        ("Most lost" if both else "Worst images", names[::-1][:shown]),
+        (("Most lost" if lost else "Least gained") if both else "Worst images", names[::-1][:shown]),
     ):
         rows = []
         for name in part:
-            ious = " → ".join(f"{100 * image_iou(e, name):.0f}" for e in evaluations)
             try:
                 row = draw_image(evaluations, name, images)
             except (OSError, ValueError) as error:  # one bad picture costs one row
                 rows.append(f"<p>{escape(name)}: {escape(str(error))}</p>")
                 continue
-            rows.append(f"<h3>{escape(name)}: IoU {ious} %</h3>{_row(zip(captions, row))}")
+            rows.append(f"<h3>{escape(describe_image(evaluations, name))}</h3>{_row(zip(captions, row))}")
         sections.append(_section(title, f'<p class="legend">{legend}</p>' + "".join(rows)))
     return sections
 
@@ -246,7 +228,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _cell(value: float, form: str = ".1f") -> str:
-    return "" if np.isnan(value) else format(value, form)
+    return "-" if np.isnan(value) else format(value, form)
 
 
 _STYLE = """
@@ -267,8 +249,10 @@ section { margin-top: 1rem; }
 .tile .big { margin: .1rem 0 .3rem; font-size: 2.2rem; font-weight: 650; line-height: 1.1; }
 .tile p:last-child { margin: 0; font-size: .85rem; color: var(--soft); }
 .warn { margin-top: 1rem; padding: .7rem 1rem; border-left: 4px solid #e0a100; background: #fff8e4; border-radius: 6px }
-.curve svg { display: block; width: 100%; max-width: 680px; height: auto; }
+.curve svg { display: block; width: 100%; max-width: 860px; height: auto; margin: auto; }
 .scroll { overflow-x: auto; }
+@media (max-width: 640px) { .scroll::before { content: "more to the right \2192"; font-size: .8rem; } }
+code { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, .left, td:nth-child(2):not(.bar) { text-align: left; }

@@ -26,7 +26,8 @@ def draw_images(
         titles: of the evaluations.
     """
     captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ", errors"))]
-    grid = draw_grid([draw_image(evaluations, name, images) for name in names], captions)
+    rows = [draw_image(evaluations, name, images) for name in names]
+    grid = draw_grid(rows, captions, row_captions=[describe_image(evaluations, name) for name in names])
     return np.concatenate([grid, draw_legend(grid.shape[1])])
 
 
@@ -38,7 +39,7 @@ def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str |
         raise ValueError(f"{name}: the photograph has {photograph.shape[:2]} pixels, its mask {mask.shape}")
     row = [photograph, overlay_mask(photograph, np.where(mask == 255, 0, mask))]
     for evaluation in evaluations:
-        cams = read_cams(list_cams(evaluation.folder)[name])
+        cams = read_cams(list_cams(evaluation.folder, masks=True)[name])
         scores = cams.scores(*mask.shape)
         setting = evaluation.settings[evaluation.chosen]
         recipe = Recipe(power=setting) if evaluation.background == "power" else Recipe(thresholds=(setting,))
@@ -50,9 +51,22 @@ def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str |
     return row
 
 
+def describe_image(evaluations: Sequence[FolderEvaluation], name: str) -> str:
+    """An image's name, the classes in its mask, and its IoU in each evaluation."""
+    counts = evaluations[0].counts[name]
+    shown = [k for k, pixels in zip(counts.classes, counts.in_mask) if k and pixels]
+    classes = ", ".join(evaluations[0].class_names[k - 1] for k in shown) or "background alone"
+    ious = " -> ".join(f"{100 * image_iou(one, name):.0f}" for one in evaluations)
+    return f"{name} ({classes}): IoU {ious} %"
+
+
+def gain_of(evaluations: Sequence[FolderEvaluation], name: str) -> float:
+    """How much the last evaluation's IoU of an image exceeds the first's; that IoU itself where it is one."""
+    last = image_iou(evaluations[-1], name)
+    return last - image_iou(evaluations[0], name) if len(evaluations) > 1 else last
+
+
 def ranked(evaluations: Sequence[FolderEvaluation]) -> list[str]:
-    """Image names from best to worst: by the gain of the last evaluation over the first, or by IoU where it is one."""
-    first, last = evaluations[0], evaluations[-1]
-    names = [name for name in first.counts if name in last.counts]
-    worth = {name: image_iou(last, name) - (image_iou(first, name) if len(evaluations) > 1 else 0.0) for name in names}
-    return sorted(names, key=lambda name: (-worth[name], name))
+    """Names of the images that all have, from best to worst: by `gain_of`."""
+    names = [name for name in evaluations[0].counts if all(name in one.counts for one in evaluations)]
+    return sorted(names, key=lambda name: (-gain_of(evaluations, name), name))

@@ -6,18 +6,48 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semples_plugin.cams.folders import FolderEvaluation
+from semples_plugin.cams.folders import Comparison, FolderEvaluation
 from semples_plugin.cams.prompt_views import NearWords
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def describe_setting(evaluation: FolderEvaluation) -> str:
+    """How the background was scored, and on what the setting was chosen."""
+    setting, how = evaluation.settings[evaluation.chosen], "as given"
+    if evaluation.background == "none":
+        return "masks as they are"
+    what = f"(1 - m)^{setting:g}" if evaluation.background == "power" else f"a constant {setting:g}"
+    if evaluation.chosen_here:
+        how = "the best on these masks"
+        if evaluation.chosen in (0, len(evaluation.settings) - 1):
+            how += ", and the last that was tried: do the CAMs span 0 to 1?"
+    return f"background score {what}, {how}"
+
+
+def describe_gain(comparison: Comparison) -> str:
+    """The gain with its interval, and whether it is more than noise."""
+    gain = 100 * (comparison.miou[1] - comparison.miou[0])
+    low, high = 100 * comparison.low, 100 * comparison.high
+    if low <= 0 <= high:
+        verdict = "the interval holds 0: such a difference can be luck"
+    else:
+        verdict = "better on nearly every resampled set" if gain > 0 else "worse on nearly every resampled set"
+    images = counted(comparison.images, "image")
+    return f"{gain:+.1f} points of mIoU on {images}; 95 % bootstrap interval {low:+.1f} to {high:+.1f}: {verdict}"
+
+
 def format_classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> str:
-    """IoU per class of each evaluation, the gain, and precision and recall of the last, in percent."""
+    """IoU per class of each evaluation, the last's gain over the first, its precision and recall, in percent."""
     last = evaluations[-1]
     columns = [100 * one.sweep.iou[one.chosen] for one in evaluations]
-    if len(columns) == 2:
-        columns.append(columns[1] - columns[0])
+    if len(columns) > 1:
+        columns.append(columns[-1] - columns[0])
     columns += [100 * last.sweep.precision[last.chosen], 100 * last.sweep.recall[last.chosen]]
-    heads = [*titles, *(["gain"] if len(evaluations) == 2 else []), "precision", "recall"]
+    heads = [*titles, *(["gain"] if len(evaluations) > 1 else []), "precision", "recall"]
     widths = [max(len(head), 7) for head in heads]
     lines = [f"{'IoU [%]':16}" + "".join(f"  {head:>{width}}" for head, width in zip(heads, widths))]
     for k, name in enumerate(("background", *last.class_names)):

@@ -39,6 +39,7 @@ CamsOf = Callable[[slice], Tensor]
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
 ROWS = ("baseline", "match", "unlearned", "full")
 ABLATION = ("text only", "image only")
+TINY_CLIP = "the demo's tiny CLIP"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def run_demo(
 
 def load_tiny_clip(device: str | torch.device = "cpu") -> FrozenClip:
     """The embedded CLIP, a real `open_clip.CLIP` of 64 x 64 pixels that knows the demo's world alone."""
-    return FrozenClip(load_tiny_clip_model(), TinyTokenizer(), "the demo's tiny CLIP").to(device)
+    return FrozenClip(load_tiny_clip_model(), TinyTokenizer(), TINY_CLIP).to(device)
 
 
 def normalize_images(

@@ -1,0 +1,246 @@
+"""What the commands about CAMs do, see `cli`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semples_plugin.cams.folders import FolderEvaluation
+    from semples_plugin.cams.prompt_views import NearWords
+    from semples_plugin.cams.report import PromptPictures
+    from semples_plugin.clip import FrozenClip
+    from semples_plugin.prompts import BackgroundPrompts
+
+CLIP = ("ViT-B-32-quickgelu", "openai")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """`semples eval`."""
+    from semples_plugin.cams.curves import write_curve
+    from semples_plugin.cams.folders import compare, write_evaluation
+    from semples_plugin.cams.tables import counted, describe_gain, describe_setting, format_classes
+
+    evaluations, titles, code = _judge(options)
+    first = evaluations[0]
+    content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations)}
+    print(format_classes(evaluations, titles))
+    for title, one in zip(titles, evaluations):
+        of = len(one.counts) + len(one.failed) + len(one.missing)
+        images = counted(len(one.counts), "image") + (f" (of {of})" if of > len(one.counts) else "")
+        print(f"{title}: mIoU {100 * one.miou:.2f} % on {images} of {one.split}; {describe_setting(one)}")
+    occurring = int((first.sweep.iou[first.chosen] >= 0).sum())
+    print(f"mIoU is the mean of {occurring} classes that occur, of {len(first.class_names)} ({options.classes}) and "
+          "background.")  # fmt: skip
+    if any(one.chosen_here for one in evaluations):
+        print("The background score was chosen on the masks that it is reported on; to report a figure, choose it on "
+              "other images and give --setting.")  # fmt: skip
+    for title, one in zip(titles[1:], evaluations[1:]):
+        comparison = compare(first, one)
+        print(f"{title} beside {titles[0]}: {describe_gain(comparison)}")
+        content[title]["beside the first"] = {
+            "images": comparison.images, "gain": comparison.miou[1] - comparison.miou[0],
+            "interval": [comparison.low, comparison.high], "better on": comparison.above,
+        }  # fmt: skip
+    write_evaluation(options.out, content, evaluations, titles)
+    write_curve(Path(options.out) / "curve.png", evaluations, titles)
+    print(f"wrote eval.json, images.csv and curve.png to {options.out}")
+    return code
+
+
+def show(options: argparse.Namespace) -> int:
+    """`semples show`."""
+    from semples_plugin.cams.drawing import write_picture
+    from semples_plugin.cams.pictures import check_photographs
+    from semples_plugin.cams.show import describe_image, draw_images, ranked
+
+    evaluations, titles, code = _judge(options)
+    names = ranked(evaluations)
+    if options.names:
+        unknown = [name for name in options.names if name not in names]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not among the {len(names)} images that were judged")
+        names = options.names
+    elif options.best or options.worst:
+        names = names[: options.best] if options.best else names[: -options.worst - 1 : -1]
+    elif len(names) > 6:
+        names = [*names[:3], *names[-3:]]
+    check_photographs(options.images, names)
+    write_picture(options.out, draw_images(evaluations, names, options.images, titles))
+    print("\n".join(describe_image(evaluations, name) for name in names))
+    print(f"wrote {options.out}")
+    return code
+
+
+def report(options: argparse.Namespace) -> int:
+    """`semples report`."""
+    from semples_plugin.cams.files import list_cams
+    from semples_plugin.cams.pictures import check_photographs
+    from semples_plugin.cams.prompt_views import nearest_words
+    from semples_plugin.cams.report import prompt_panels, write_report
+
+    if options.images:  # what would fail at the end fails before the work
+        check_photographs(options.images, list_cams(options.cams[0], masks=True))
+    words: list[NearWords] = []
+    panels: list[PromptPictures] = []
+    prompts = _load_prompts(options) if options.prompts else None
+    evaluations, titles, code = _judge(options)
+    if prompts is not None:
+        if prompts[0].class_names != evaluations[0].class_names:
+            raise ValueError(
+                f"{options.prompts} is of the classes {', '.join(prompts[0].class_names or ())}; the CAMs were judged "
+                f"with {', '.join(evaluations[0].class_names)}: give --classes, or leave --prompts out"
+            )
+        words = nearest_words(*prompts, _vocabulary(options, prompts[1]))
+        panels = prompt_panels(*prompts, evaluations[-1], options.images) if options.images else []
+    write_report(
+        options.out, evaluations, titles, images=options.images, shown=options.shown, words=words, prompts=panels,
+        heading=options.title,
+    )  # fmt: skip
+    print(f"wrote {options.out}")
+    return code
+
+
+def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[str], int]:
+    """Evaluations of the images that all folders have, their titles, and the exit status."""
+    from semples_plugin.cams.folders import evaluate_folder, on_common_images
+    from semples_plugin.labels import read_class_names
+
+    folders, settings = options.cams, options.setting or [None]
+    titles = options.titles or _titles(folders)
+    if len(titles) != len(folders):
+        raise ValueError(f"--titles: expected {len(folders)}, one for each folder, got {len(titles)}")
+    if len(settings) not in (1, len(folders)):
+        raise ValueError(f"--setting: expected 1 or {len(folders)}, one for each folder, got {len(settings)}")
+    if options.classes is None:
+        beside = Path(options.masks).absolute().parent / "classes.txt"
+        options.classes = str(beside) if beside.is_file() else "voc"
+    names = read_class_names(options.classes)
+    each = [
+        evaluate_folder(
+            folder, options.masks, names, image_list=options.list, background=options.background, setting=setting,
+            workers=options.workers, progress=not options.quiet,
+        )
+        for folder, setting in zip(folders, settings * len(folders) if len(settings) == 1 else settings)
+    ]  # fmt: skip
+    for one in each:
+        _tell(f"{one.folder}: images without CAMs", one.missing)
+        _tell(f"{one.folder}: CAMs of images that are not in {one.split}", one.extra)
+        _tell(f"{one.folder}: could not be judged", [f"{name} ({why})" for name, why in one.failed.items()])
+    together = on_common_images(each) if len(each) > 1 else each
+    all_names = {name for one in each for name in one.counts}
+    _tell("left out, not in every folder", sorted(all_names - set(together[0].counts)))
+    return together, titles, int(any(one.failed for one in each))
+
+
+def _titles(folders: Sequence[str]) -> list[str]:
+    """The last parts of the paths, as many as it takes to tell them apart."""
+    parts = [Path(folder).absolute().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"expected different folders, got {', '.join(folders)}")
+    for depth in range(1, max(map(len, parts)) + 1):
+        titles = ["/".join(part[-depth:]) for part in parts]
+        if len(set(titles)) == len(titles):
+            break
+    return titles
+
+
+def _tell(what: str, names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        print(f"{what}: {len(names)}: {shown}", file=sys.stderr)
+
+
+def convert(options: argparse.Namespace) -> int:
+    """`semples convert`."""
+    from semples_plugin.cams.convert import convert_folder
+
+    failed = convert_folder(
+        options.cams, options.out, options.to, images=options.images, image_list=options.list,
+        progress=not options.quiet,
+    )  # fmt: skip
+    _tell("could not be converted", [f"{name} ({why})" for name, why in failed.items()])
+    print(f"CAMs of {options.cams} are in {options.out}")
+    return int(bool(failed))
+
+
+def pseudo_masks(options: argparse.Namespace) -> int:
+    """`semples pseudo-masks`."""
+    from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
+
+    recipe = Recipe(tuple(options.threshold or ()), options.power, options.crf)
+    failed = write_pseudo_masks(
+        options.cams, options.out, recipe, images=options.images, image_list=options.list, workers=options.workers,
+        progress=not options.quiet,
+    )  # fmt: skip
+    _tell("have no mask", [f"{name} ({why})" for name, why in failed.items()])
+    print(f"masks of {options.cams} are in {options.out}")
+    return int(bool(failed))
+
+
+def prompt_words(options: argparse.Namespace) -> None:
+    """`semples prompts words`."""
+    from semples_plugin.cams.prompt_views import nearest_words
+    from semples_plugin.cams.tables import format_words
+
+    prompts, clip = _load_prompts(options)
+    print(format_words(nearest_words(prompts, clip, _vocabulary(options, clip), options.count)))
+
+
+def prompt_show(options: argparse.Namespace) -> None:
+    """`semples prompts show`."""
+    from semples_plugin.cams.drawing import draw_grid, write_picture
+    from semples_plugin.cams.pictures import read_photograph
+    from semples_plugin.cams.prompt_views import draw_prompt
+
+    prompts, clip = _load_prompts(options)
+    rows = [draw_prompt(prompts, clip, options.class_name, read_photograph(path), options.beside)
+            for path in options.images]  # fmt: skip
+    write_picture(options.out, draw_grid([[p for _, p in row] for row in rows], [c for c, _ in rows[0]]))
+    print(f"wrote {options.out}")
+
+
+def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
+    from semples_plugin.demo.data import CONTEXTS, OBJECTS
+    from semples_plugin.demo.run import TINY_CLIP
+
+    if getattr(options, "vocabulary", None):
+        lines = Path(options.vocabulary).read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    if clip.name == TINY_CLIP:  # it knows no other words
+        return (*OBJECTS, *CONTEXTS)
+    from semples_plugin.cams.prompt_views import VOCABULARY
+
+    return VOCABULARY
+
+
+def _load_prompts(options: argparse.Namespace) -> tuple[BackgroundPrompts, FrozenClip]:
+    """The prompts, checked to belong to the CLIP, and that CLIP: the given one, or the one that the file names."""
+    from semples_plugin.clip import FrozenClip
+    from semples_plugin.demo.run import TINY_CLIP
+    from semples_plugin.labels import read_class_names
+    from semples_plugin.prompts import BackgroundPrompts
+
+    prompts = BackgroundPrompts.load(options.prompts)
+    if prompts.class_names is None and options.classes is None:
+        raise ValueError(f"{options.prompts} doesn't say its classes, as the release's files don't: give --classes")
+    if options.clip == "demo" or (options.clip is None and prompts.clip_name == TINY_CLIP):
+        from semples_plugin.demo.run import load_tiny_clip
+
+        clip = load_tiny_clip(options.device)
+    else:
+        name, pretrained = _named_clip(prompts.clip_name)
+        clip = FrozenClip.load(options.clip or name, options.pretrained or pretrained, device=options.device)
+    prompts.claim(clip, prompts.class_names or read_class_names(options.classes))
+    return prompts.to(clip.device), clip
+
+
+def _named_clip(name: str | None) -> tuple[str, str]:
+    """Name and weights of what `FrozenClip.name` says; the release's CLIP where that is none that can be loaded."""
+    if name is not None and name.startswith("local-dir:"):
+        return name, CLIP[1]
+    architecture, _, weights = (name or "").partition("/")
+    return (architecture, weights) if weights else CLIP
