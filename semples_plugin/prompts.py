@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
 from semples_plugin.checks import plain_name
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.files import replacing
+from semples_plugin.version import __version__
 
 RELEASE_SUFFIX = (13,)
 """The authors' code puts the token 13 (a full stop inside a word) where the text "." would give 269."""
@@ -140,7 +141,8 @@ class BackgroundPrompts(nn.Module):
             "seed": self.seed,
             "learned": self.learned,
             "similarities": self.similarities,
-            "versions": {name: version(name) for name in ("semples-plugin", "torch", "open_clip_torch")},
+            # Of the modules themselves: a checkout on PYTHONPATH has no metadata, and this line comes after hours.
+            "versions": {"semples-plugin": __version__, "torch": torch.__version__, "open_clip": open_clip.__version__},
         }
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in about.items()})

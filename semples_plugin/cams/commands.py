@@ -33,8 +33,8 @@ def evaluate(options: argparse.Namespace) -> int:
         images = counted(len(one.counts), "image") + (f" (of {of})" if of > len(one.counts) else "")
         print(f"{title}: mIoU {100 * one.miou:.2f} % on {images} of {one.split}; {describe_setting(one)}")
     occurring = int((first.sweep.iou[first.chosen] >= 0).sum())
-    print(f"mIoU is the mean of {occurring} classes that occur, of {len(first.class_names)} ({options.classes}) and "
-          "background.")  # fmt: skip
+    print(f"Each mIoU is the mean over the {occurring} that occur of {len(first.class_names) + 1} classes, background "
+          f"included ({options.classes}).")  # fmt: skip
     if any(one.chosen_here for one in evaluations):
         print("The background score was chosen on the masks that it is reported on; to report a figure, choose it on "
               "other images and give --setting.")  # fmt: skip
