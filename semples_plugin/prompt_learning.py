@@ -132,19 +132,15 @@ def learn_background_prompts(
     kept, state = from_first((folder.read_features(), folder.read_state()))
     if kept is not None:
         done = len(state["history"][0]) if state else 0
-        warnings.warn(
+        _warn(
             f"{work_dir} holds an interrupted run, which is continued: the backgrounds of {len(kept[1])} pairs, "
             f"{done} of {epochs} epochs; if the model has changed since, delete the folder and call again",
-            UserWarning,
-            stacklevel=2,
         )
     else:
         if prompts.learned:
-            warnings.warn(
+            _warn(
                 "these prompts were learned already, and are learned further; to begin anew give the regularizer "
                 "new BackgroundPrompts",
-                UserWarning,
-                stacklevel=2,
             )
         try:
             kept = _walk(regularizer, batches, progress)
@@ -158,11 +154,9 @@ def learn_background_prompts(
     history = PromptHistory(list(regularizer.class_names), pairs.tolist())
     history.unseen = [name for name, count in zip(history.class_names, history.pairs) if count == 0]
     if history.unseen:
-        warnings.warn(
+        _warn(
             f"no image shows {', '.join(history.unseen)}: their prompts are not learned and would suppress "
             "nothing in particular; check the labels, or leave these classes out",
-            UserWarning,
-            stacklevel=2,
         )
     with _learning(prompts):
         start = prompts.vectors.detach().clone()
@@ -182,7 +176,7 @@ def learn_background_prompts(
             "prompts",
             epochs,
             initial=len(history.loss),
-            disable=not progress,
+            disable=not (progress and is_first()),
         )
         for epoch in bar:
             order = torch.randperm(len(features), generator=_generator(seed, epoch))
@@ -204,8 +198,8 @@ def learn_background_prompts(
             history.label.append(labels.diagonal().tolist())
             history.drifted = _drifted(history, at_start, labels)
             bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
-            if epoch + 1 in (math.ceil(epochs / 4), epochs):
-                _warn_of_drift(history, epoch + 1, epochs)
+            if history.drifted and epoch + 1 in (math.ceil(epochs / 4), epochs):
+                _warn(_describe_drift(history.drifted, epoch + 1, epochs))
             folder.write_state(
                 {
                     "vectors": prompts.vectors.detach().cpu(),
@@ -348,15 +342,18 @@ def _drifted(history: PromptHistory, at_start: Tensor, labels: Tensor) -> list[s
     ]
 
 
-def _warn_of_drift(history: PromptHistory, epoch: int, epochs: int) -> None:
-    if history.drifted:
-        warnings.warn(
-            f"after {epoch} of {epochs} epochs the prompts of {', '.join(history.drifted)} come nearest to their own "
-            "label, and nearer than they began: they describe the object, and refinement would suppress it; look at "
-            "these classes' masks (objects left in the background?), or raise LossWeights.text",
-            UserWarning,
-            stacklevel=3,
-        )
+def _warn(message: str) -> None:
+    """Warns the caller of `learn_background_prompts`, once and not on every rank."""
+    if is_first():
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _describe_drift(classes: Sequence[str], epoch: int, epochs: int) -> str:
+    return (
+        f"after {epoch} of {epochs} epochs the prompts of {', '.join(classes)} come nearest to their own label, and "
+        "nearer than they began: they describe the object, and refinement would suppress it; look at these classes' "
+        "masks (objects left in the background?), or raise LossWeights.text"
+    )
 
 
 class _WorkDir:

@@ -1,6 +1,7 @@
 """Every script and every block of Python that a reader may copy runs."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,18 @@ def test_wrap_your_model_goes_through_the_stages(tmp_path):
     match, refine = run_script("wrap_your_model.py", cwd=tmp_path).splitlines()
     assert "loss_refine" not in match and "loss_refine" in refine
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.safetensors"]
+
+
+def test_a_plain_loop_runs_on_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(ROOT / "examples" / "several_gpus.py")]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    pairs, start, end = re.search(r"prompts of (\d+) pairs, L_prompt ([\d.]+) to ([\d.]+)", done.stdout).groups()
+    assert int(pairs) == make_scenes(101, seed=0).labels.sum()  # though the sampler makes it 102 images
+    assert float(end) < 0.7 * float(start) and "refine=" in done.stderr
+    assert done.stderr.count("come nearest to their own label") <= 2  # the first rank speaks for all
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def config(world, work_dir, iterations=12, **changes) -> Config:
     found.merge_from_dict({
         "work_dir": str(work_dir), "train_cfg.max_iters": iterations, "train_dataloader.batch_size": 4,
         "custom_hooks.0.baseline": 4, "custom_hooks.0.match": 4, "custom_hooks.0.draw_interval": 3,
+        "custom_hooks.0.restart": "baseline",
         "custom_hooks.0.learning": {"epochs": 2, "lr": 2e-2, "batch_size": 16, "progress": False},
         "default_hooks.checkpoint.interval": 1, "default_hooks.checkpoint.max_keep_ckpts": -1,
         "default_hooks.logger.interval": 1, "log_level": "ERROR",
@@ -127,6 +128,14 @@ def test_a_run_goes_through_the_stages(whole):
     kept = EventAccumulator(str(events)).Reload()
     assert [e.step for e in kept.Scalars("loss_refine")] == [9, 10, 11, 12]
     assert {i.step: i.height for i in kept.Images("semples_masks")} == {6: 362, 9: 530, 12: 530}  # prompts in (c)
+
+
+def test_refinement_may_go_on_from_where_matching_ended(whole, world, tmp_path):
+    folder, *_ = whole
+    changes = {"resume": True, "load_from": str(folder / "iter_8.pth"), "custom_hooks.0.restart": "matched"}
+    runner, _ = train(config(world, tmp_path, iterations=9, **changes))
+    matched = torch.load(folder / "iter_8.pth", weights_only=False)["state_dict"]["classifier.weight"]
+    assert 0 < (runner.model.classifier.weight - matched).abs().max() < 1.5e-3  # one step away
 
 
 @pytest.mark.parametrize("at", [2, 4, 6, 8, 10], ids=["baseline", "its end", "(a)", "its end, before (b)", "(c)"])

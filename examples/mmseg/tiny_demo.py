@@ -3,8 +3,8 @@
     python -m semples_plugin.demo.export demo-world
     python examples/mmseg/train.py examples/mmseg/tiny_demo.py
 
-150 iterations of a classifier, 100 of (a), (b), 100 of (c) from the classifier again. Without SemPLeS:
---cfg-options model.regularizer=None custom_hooks=[] train_cfg.max_iters=150
+150 iterations of a classifier, 100 of (a), (b), 100 of (c) from where (a) ended. Without SemPLeS:
+--cfg-options model.regularizer=None custom_hooks=[]
 """
 
 custom_imports = {"imports": ["semples_plugin.adapters.mmseg"]}
@@ -26,7 +26,8 @@ model = {
                     "weights": {"background": 0.4, "text": 0.02, "refine": 0.2}},
 }  # fmt: skip
 custom_hooks = [
-    {"type": "SemPLeSStages", "baseline": 150, "match": 100, "prompt_length": 16, "prompt_std": None,
+    {"type": "SemPLeSStages", "baseline": 150, "match": 100, "restart": "matched",
+     "prompt_length": 16, "prompt_std": None,
      "learning": {"epochs": 20, "lr": 2e-2, "batch_size": 128}, "draw_interval": 50},
 ]  # fmt: skip
 

@@ -1,9 +1,4 @@
-"""The demo's scenes and CAMs as files, as a host would have them, and the report on them.
-
-    python -m semples_plugin.demo.export demo-world
-
-writes scenes to train on and to test with, for configs and scripts that read data sets in VOC's layout.
-"""
+"""The demo's scenes and CAMs as files, as a host would have them, and the report on them."""
 
 from __future__ import annotations
 
@@ -77,13 +72,18 @@ def write_world(folder: Path, train: int = 1000, test: int = 300, seed: int = 0)
 
 def main() -> None:
     """Writes the world."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m semples_plugin.demo.export",
+        description="Writes scenes of the demo's world, to train on and to test with, for configs and scripts that "
+        "read data sets in VOC's layout.",
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=1000, help="scenes to train on (default: %(default)s)")
     parser.add_argument("--test", type=int, default=300, help="scenes to test with (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     write_world(options.folder, options.train, options.test, options.seed)
+    print(f"wrote {options.folder}/train and /test: images, masks, list.txt, cls_labels.npy and classes.txt")
 
 
 if __name__ == "__main__":

@@ -164,16 +164,18 @@ def format_table(rows: dict[str, list[Judgement]]) -> str:
         "full": "(c) + refinement, learned prompts (full)",
     }
     count = len(next(iter(rows.values())))
-    lines = [f"{f'mean of {count} seeds (standard deviation)':42}  mIoU [%]      coverage      context activation"]
+    of = "one seed" if count == 1 else f"mean of {count} seeds (standard deviation)"
+    lines = [f"{of:42}  mIoU [%]      coverage      context activation"]
     for name, judgements in rows.items():
         cells = []
         for field, form in (
-            ("miou", "{:5.1f} ({:3.1f})"),
-            ("coverage", "{:5.2f} ({:4.2f})"),
-            ("context", "{:5.2f} ({:4.2f})"),
+            ("miou", "5.1f"),
+            ("coverage", "5.2f"),
+            ("context", "5.2f"),
         ):
             values = np.array([getattr(judgement, field) for judgement in judgements])
-            cells.append(form.format(values.mean(), values.std(ddof=1) if count > 1 else 0.0))
+            spread = f" ({values.std(ddof=1):{form[1:]}})" if count > 1 else ""
+            cells.append(f"{values.mean():{form}}{spread}")
         lines.append(f"{titles[name]:42}  " + "  ".join(f"{cell:12}" for cell in cells).rstrip())
     return "\n".join(lines)
 
