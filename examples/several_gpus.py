@@ -1,6 +1,6 @@
 """A plain loop on as many GPUs as there are, with a progress bar and pictures; without GPUs, on as many CPU processes.
 
-    torchrun --nproc-per-node 2 examples/several_gpus.py
+    torchrun --standalone --nproc-per-node 2 examples/several_gpus.py
 
 DDP needs no flag: CLIP has nothing to train, and ranks may have different numbers of pairs, also none."""
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+# Before torch: its threads wait for one another by spinning, which costs minutes where something else has a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import open_clip
 import pytest

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import save_clip
+from torch.utils.tensorboard import SummaryWriter
 
 from semples_plugin.demo.data import make_scenes
 
@@ -118,6 +119,7 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
         "WEIGHTS_BEFORE_A": start,
         "your_loss": lambda cams, labels: F.binary_cross_entropy_with_logits(cams.mean((2, 3)), labels),
         "torch": torch,
+        "SummaryWriter": SummaryWriter,
     }
     monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: load_tiny_clip())
     monkeypatch.setattr(Preset, "learning_options", lambda self: {"epochs": 2})
@@ -126,4 +128,4 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), yours)
     assert any(not torch.equal(start[name], value) for name, value in model.state_dict().items())
-    assert (tmp_path / "prompts.safetensors").is_file()
+    assert (tmp_path / "prompts.safetensors").is_file() and list((tmp_path / "runs" / "a").iterdir())
