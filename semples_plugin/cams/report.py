@@ -251,7 +251,7 @@ section { margin-top: 1rem; }
 .warn { margin-top: 1rem; padding: .7rem 1rem; border-left: 4px solid #e0a100; background: #fff8e4; border-radius: 6px }
 .curve svg { display: block; width: 100%; max-width: 860px; height: auto; margin: auto; }
 .scroll { overflow-x: auto; }
-@media (max-width: 640px) { .scroll::before { content: "more to the right \2192"; font-size: .8rem; } }
+@media (max-width: 640px) { .scroll::before { content: "more to the right →"; font-size: .8rem; } }
 code { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
