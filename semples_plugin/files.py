@@ -14,15 +14,22 @@ SETTINGS = "settings.json"
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name once the block has ended without an exception.
 
+    Args:
+        path: of the file that is made or replaced.
+        source_time: where it is made from another file, that one's `st_mtime_ns` from before it was read; the new file
+            gets it as its own time, for `is_made_of`.
+
     Raises:
-        OSError: as the block raises it (a full disk, say); the temporary file is gone then, an older `path` intact.
+        OSError: as the block raises it, with `path` for its name; the temporary file is gone then, an older `path`
+            intact.
     """
     path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    # Its name is short, so that it may be written where `path` may be, and hidden from those who list the folder.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,7 +40,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         # mkstemp's files are private; a colleague should be able to read ours, unless the older one was private too.
         temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
+        if source_time is not None:
+            os.utime(temporary, ns=(source_time, source_time))
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, name):  # a full disk gives no name, and nobody knows the temporary
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,7 +74,7 @@ def claim_folder(folder: Path, ending: str, settings: Mapping[str, Any]) -> None
             sides = ", ".join(f"{name} {there.get(name)} and not {wanted[name]}" for name in differ)
             raise ValueError(f"{folder} was made with {sides}: choose another folder, or empty this one")
         return
-    if folder.is_dir() and any(folder.glob(f"*{ending}")):
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.glob(f"*{ending}")):
         raise ValueError(
             f"{folder} holds {ending} files already, which would be taken for some of this run's: choose another folder"
         )
@@ -69,6 +82,12 @@ def claim_folder(folder: Path, ending: str, settings: Mapping[str, Any]) -> None
         temporary.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
-def is_newer(target: Path, source: Path) -> bool:
-    """Whether a file is there and was made after the one that it is made from."""
-    return target.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+def is_made_of(target: Path, source: Path) -> bool:
+    """Whether a file is there, and `replacing` wrote it from the other one as that is now: it has the same time then.
+
+    A newer time would say less: a folder that is copied over another one brings older files, with other contents.
+    """
+    if not target.exists():
+        return False
+    made, there = target.stat().st_mtime_ns, source.stat().st_mtime_ns
+    return made in (there, there - there % 10**9)  # some file systems keep whole seconds

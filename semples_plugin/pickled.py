@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +30,25 @@ def read_pickled(path: str | Path) -> Any:
         try:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            read(file)
-            found = _DataUnpickler(file).load()
-            return _plain(found)
+            shape, _, dtype = read(file)
+            if not dtype.hasobject:
+                raise ValueError(f"expected a dictionary, got an array of {dtype} {list(shape)}")
+            return _plain(_DataUnpickler(file).load())
         except Exception as error:  # a damaged pickle raises nearly anything
             raise ValueError(f"{path} is damaged, or holds more than data: {error}") from error
 
 
-def _plain(found: Any) -> Any:
+def _plain(found: Any, depth: int = 0) -> Any:
     """Stand-ins, wherever they are in containers, as what they stand for."""
     if isinstance(found, _Array):
-        return _plain(found.value)
+        return _plain(found.value, depth)
+    if not isinstance(found, (dict, list, tuple)):
+        return found
+    if depth == 2:  # lists that name one another often fill any memory once they are written out
+        raise ValueError("expected numbers and arrays in one dictionary, got containers in containers")
     if isinstance(found, dict):
-        return {_plain(key): _plain(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return type(found)(_plain(part) for part in found)
-    return found
+        return {_plain(key, depth + 1): _plain(value, depth + 1) for key, value in found.items()}
+    return type(found)(_plain(part, depth + 1) for part in found)
 
 
 class _Dtype:
@@ -102,6 +105,8 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     import torch
 
     whole = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)  # its own name for this is deprecated
+    if math.prod(size) > whole.numel():
+        raise ValueError(f"a tensor of size {list(size)} holds {whole.numel()} numbers")
     if whole.dtype == torch.bfloat16:
         whole = whole.float()
     return whole.as_strided(size, stride, offset).numpy()
@@ -123,6 +128,17 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _DataUnpickler(pickle._Unpickler):  # Python's own: the one in C reserves as much memory as the file asks for
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    del dispatch[pickle.BYTEARRAY8[0]]  # reserves, too, and is in no host's file
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], (_Array, _Dtype)):  # nothing else here has a state
+            raise pickle.UnpicklingError(f"it sets the state of a {type(self.stack[-2]).__name__}")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -65,7 +66,8 @@ class TrainingLog:
         self.writer, self.every, self.title, self.step = writer, every, title, start
         self.due, self._first = False, start + 1
         self._bar = tqdm(total=steps, initial=start, desc=title, disable=not progress)
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: Counter[str] = Counter()  # a name may be missing from some steps
         self._pairs, self._since, self._steps = 0, time.perf_counter(), 0
 
     def __enter__(self) -> TrainingLog:
@@ -77,7 +79,10 @@ class TrainingLog:
         self._bar.close()
 
     def __call__(
-        self, losses: Mapping[str, Tensor], masks: ClassMasks, figures: Mapping[str, Tensor] | None = None
+        self,
+        losses: Mapping[str, Tensor | float],
+        masks: ClassMasks,
+        figures: Mapping[str, Tensor | float] | None = None,
     ) -> None:
         """Takes the losses of a step, by name, its masks, and the regularizer's `figures`."""
         if not isinstance(losses, Mapping):
@@ -86,7 +91,8 @@ class TrainingLog:
         self._steps += 1
         self._pairs += len(masks)
         for name, value in {**losses, **(figures or {})}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+            self._sums[name] = self._sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+            self._counts[name] += 1
         self.due = self.step % self.every == 0
         self._bar.update()
         if self.due or self.step == self._first:
@@ -103,7 +109,7 @@ class TrainingLog:
         return picture
 
     def _tell(self) -> None:
-        means = {name: float(total) / self._steps for name, total in self._sums.items()}
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         shown = {name.removeprefix("loss_"): f"{v:.3f}" for name, v in means.items() if name.startswith("loss_")}
         if self.step > self._first:  # the first step warms up
             means["pairs_per_second"] = self._pairs / max(time.perf_counter() - self._since, 1e-9)
@@ -112,7 +118,8 @@ class TrainingLog:
         if self.writer is not None:
             for name, value in means.items():
                 self.writer.add_scalar(f"{self.title}/{name}", value, self.step)
-        self._sums, self._pairs, self._since, self._steps = {}, 0, time.perf_counter(), 0
+        self._sums, self._counts = {}, Counter()
+        self._pairs, self._since, self._steps = 0, time.perf_counter(), 0
 
 
 @torch.no_grad()

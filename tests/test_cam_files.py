@@ -6,10 +6,13 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from semples_plugin import files
+from semples_plugin.cams import files as cam_files
 from semples_plugin.cams.convert import convert_folder
 from semples_plugin.cams.files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
+from semples_plugin.cams.pictures import read_photograph
 
 CLASSES = (2, 7, 11)
 
@@ -109,7 +112,18 @@ class Attack:
         return (os.mkdir, (self.path,))
 
 
-@pytest.mark.parametrize("content", ["attack", "tensor", "words", "shape", "twice", "nan", "cut", "list", "empty"])
+class State:
+    """Asks the reader to set what a function of its own takes by default."""
+
+    def __reduce__(self):
+        return (np._core.multiarray.scalar, (np.dtype("f4"), b"1234"), {"x": 1})
+
+
+CONTENTS = ("attack", "tensor", "words", "shape", "twice", "nan", "low", "cut", "list", "empty", "numbers", "byte",
+            "fraction", "point", "nested", "wide", "state", "bytearray")  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
     path = tmp_path / "x.npy"
     attack = Attack(str(tmp_path / "attacked"))
@@ -121,10 +135,21 @@ def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
         "twice": {"keys": torch.tensor([1, 1, 2]), "high_res": maps()},
         "nan": {0: np.full((3, 4), np.nan, np.float32)},
         "cut": {0: maps()[0]},
+        "low": {0: np.array([[0, -np.inf]], np.float32)},
         "list": [1, 2],
         "empty": {},
+        "numbers": None,
+        "byte": {254: maps()[0]},  # its label would be 255, ignored
+        "fraction": {"keys": [0.7], "high_res": maps()[:1]},
+        "point": {0: np.zeros((0, 4), np.float32)},
+        "nested": {0: doubled(40)},
+        "wide": {0: torch.ones(1).expand(10**6, 10**6)},
+        "state": {0: State()},
+        "bytearray": {0: bytearray(4)},
     }
     np.save(path, np.array(things[content], dtype=object))
+    if content == "numbers":
+        np.save(path, maps())
     if content == "empty":
         path.write_bytes(b"")
     elif content == "cut":
@@ -157,14 +182,56 @@ def test_code_in_an_npz_or_in_a_tensors_storage_does_not_run(tmp_path):
     assert not (tmp_path / "attacked").exists()
 
 
+def doubled(times):
+    """A list of lists of ... that takes few bytes in a file and 2^times once written out."""
+    found = [0.0]
+    for _ in range(times):
+        found = [found, found]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("host", [*HOSTS, "png", "jpg"])
+def test_damage_of_any_kind_is_told_in_a_sentence(tmp_path, host):
+    random = np.random.default_rng(0)
+    path = tmp_path / f"x{HOSTS[host][1] if host in HOSTS else '.' + host}"
+    if host in HOSTS:
+        HOSTS[host][0](path, maps((5, 6)))
+    else:
+        Image.fromarray(random.integers(0, 255, (9, 10), dtype=np.uint8)).save(path)
+    whole, read = path.read_bytes(), read_cams if host != "jpg" else read_photograph
+    told = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in random.integers(len(whole), size=random.integers(1, 4)):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(len(whole)) if random.random() < 0.3 else None])
+        try:
+            read(path)  # some damage hides in the numbers
+        except ValueError as error:
+            assert str(error).startswith(str(path))
+            told += 1
+    assert told > 50
+
+
+def test_an_npz_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cam_files, "_MAX_BYTES", 1 << 10)
+    np.savez_compressed(tmp_path / "x.npz", cam=np.zeros((1, 40, 40), np.float32), fg_cls=np.array([0]))
+    with pytest.raises(ValueError, match=r"cam.npy in it would take more than"):
+        read_cams(tmp_path / "x.npz")
+
+
 def test_folders_without_cams_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         list_cams(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no CAMs"):
         list_cams(tmp_path)
+    (tmp_path / ".new-a.npy").touch()  # a kill left it
+    with pytest.raises(FileNotFoundError, match="holds no CAMs"):
+        list_cams(tmp_path)
     for suffix in (".npy", ".npz"):
         (tmp_path / f"x{suffix}").touch()
-    with pytest.raises(ValueError, match="two files of x"):
+    with pytest.raises(ValueError, match="CAMs of two hosts"):
         list_cams(tmp_path)
 
 
@@ -181,7 +248,7 @@ def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkey
 
     monkeypatch.setattr(files.os, "fsync", fsync)
     failed = convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False)
-    assert list(failed) == ["b"] and "No space left" in failed["b"]
+    assert list(failed) == ["b"] and failed["b"].endswith(f"No space left on device: '{tmp_path / 'out' / 'b.npy'}'")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy", "settings.json"]
     assert convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False) == {}  # only b is made now
     assert len(calls) == 4 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
@@ -199,9 +266,15 @@ def test_conversions_are_not_mixed_and_follow_their_cams(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             convert_folder(tmp_path / folder, out, to, progress=False)
-    as_weaktr(tmp_path / "one" / "a.npy", maps(seed=2))  # trained again
-    convert_folder(tmp_path / "one", out, "clims", progress=False)
-    assert np.array_equal(read_cams(out / "a.npy").maps, maps(seed=2))
+    for seed, age in ((2, 0), (3, 3600)):  # trained again; and replaced by older ones, as `cp -p` and rsync do it
+        path = tmp_path / "one" / "a.npy"
+        as_weaktr(path, maps(seed=seed))
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+        convert_folder(tmp_path / "one", out, "clims", progress=False)
+        assert np.array_equal(read_cams(out / "a.npy").maps, maps(seed=seed))
+    seconds = path.stat().st_mtime_ns // 10**9 * 10**9
+    os.utime(out / "a.npy", ns=(seconds, seconds))  # on a file system that keeps no more
+    assert files.is_made_of(out / "a.npy", path)
 
 
 def test_maps_that_are_not_normalised_are_no_scores(tmp_path):

@@ -72,7 +72,7 @@ def test_classes_are_different_and_known():
     for classes in ([-1, 0], [1, 1], [0, 2]):
         with pytest.raises(ValueError, match="different classes of 0 to 1"):
             evaluation.update(np.zeros((2, 4, 4)), classes, np.zeros((4, 4), np.uint8))
-    with pytest.raises(OSError, match="a picture's format"):
+    with pytest.raises(ValueError, match="a picture's format"):
         write_picture("picture", np.zeros((4, 4, 3), np.uint8))
 
 

@@ -2,15 +2,18 @@
 
 import base64
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from semples_plugin import BackgroundPrompts
+from semples_plugin.cams.curves import draw_curve
 from semples_plugin.cams.drawing import ERRORS, draw_grid, fitted, overlay_errors
 from semples_plugin.cams.folders import evaluate_folder, image_iou
 from semples_plugin.cams.prompt_views import VOCABULARY, nearest_words, where_clip_sees
+from semples_plugin.cams.report import prompt_panels
 from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
 from semples_plugin.cli import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
@@ -94,7 +97,32 @@ def test_show_draws_the_chosen_images(world, tmp_path, capsys):
     assert f"IoU {ious[0]} -> {ious[1]} %" in describe_image(evaluations, last)
     assert gain_of(evaluations, last) <= gain_of(evaluations, order[0])
     assert main([*command, "--names", "0001", "nope"]) == 1
-    assert "nope: not among the 8 images" in capsys.readouterr().err
+    assert "nope: not among the CAMs of" in capsys.readouterr().err
+    assert main([*command[:-4], "--out", str(tmp_path / "a.txt")]) == 1
+    assert "a.txt: expected a name that ends in a picture's format" in capsys.readouterr().err
+
+
+def test_a_damaged_photograph_costs_its_row(world, tmp_path, clip, prompts, capsys):
+    shutil.copytree(world / "images", tmp_path / "images")
+    evaluations = [judge(world, "before"), judge(world, "after")]
+    first, *_, last = ranked(evaluations)
+    (tmp_path / "images" / f"{first}.png").write_bytes(b"no picture")
+    command = ["show", str(world / "before"), "--masks", str(world / "masks"), "--images", str(tmp_path / "images"),
+               "--out", str(tmp_path / "a.png"), "--quiet", "--names"]  # fmt: skip
+    assert main([*command, first, last]) == 0 and "is damaged, or no photograph" in capsys.readouterr().err
+    assert main([*command, last]) == 0
+    assert main([*command, first]) == 1 and "no image to draw" in capsys.readouterr().err
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="no photograph"):
+        assert prompt_panels(prompts, clip, evaluations[0], tmp_path / "images") == []
+
+
+def test_titles_are_drawn_as_they_are(world):
+    evaluations = [judge(world, "before"), judge(world, "after")]
+    drawn = draw_curve(evaluations, ["_before", "100$ and 200$"], "svg").decode()
+    assert "<!-- _before" in drawn.replace("<!--  _before", "<!-- _before")
+    assert "<!-- 100$ and 200$" in drawn.replace(r"\$", "$")
 
 
 def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):

@@ -45,6 +45,11 @@ def test_the_writer_gets_means_between_two_looks(batch, capsys):
     assert ("a/pairs_per_second", 1) not in writer.scalars  # the first step warms up
     bar = capsys.readouterr().err
     assert "refine=5.500" in bar and "area" not in bar and "pairs/s=" in bar and "10/10" in bar
+    other = Writer()
+    with TrainingLog(4, other, every=4, progress=False) as log:
+        for step in range(4):  # a part that only some steps have, as a number
+            log({"loss_cls": 1.0, **({"loss_refine": 3.0} if step else {})}, masks)
+    assert other.scalars["semples/loss_refine", 4] == 3 and other.scalars["semples/loss_cls", 4] == 1
     with pytest.raises(ValueError, match="at least 1"):
         TrainingLog(every=0)
     with pytest.raises(ValueError, match="more than the 100 already made, got 18"):

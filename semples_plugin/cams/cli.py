@@ -28,6 +28,12 @@ def _add(subparsers: Any, name: str, summary: str, more: str = "") -> argparse.A
     return parser
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
 def _add_eval(subparsers: Any) -> None:
     parser = _add(
         subparsers,
@@ -54,8 +60,8 @@ def _add_show(subparsers: Any) -> None:
     parser.add_argument("--images", required=True, help="folder of the photographs")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--names", nargs="+", help="images to draw (default: the three best and the three worst)")
-    chosen.add_argument("--best", type=int, metavar="N", help="the N best, or most gained")
-    chosen.add_argument("--worst", type=int, metavar="N", help="the N worst, or most lost")
+    chosen.add_argument("--best", type=_number, metavar="N", help="the N best, or most gained")
+    chosen.add_argument("--worst", type=_number, metavar="N", help="the N worst, or most lost")
     parser.add_argument("--out", default="cams.png", help="picture to write (default: %(default)s)")
     parser.set_defaults(run=commands.show)
 
@@ -67,7 +73,7 @@ def _add_report(subparsers: Any) -> None:
     )  # fmt: skip
     _add_judging(parser)
     parser.add_argument("--images", help="folder of the photographs; without it the page has no pictures")
-    parser.add_argument("--shown", type=int, default=4, help="best and worst images each (default: %(default)s)")
+    parser.add_argument("--shown", type=_number, default=4, help="best and worst images each (default: %(default)s)")
     parser.add_argument("--prompts", help="prompts file: adds near words, and where CLIP sees each class's prompt")
     _add_clip(parser)
     parser.add_argument("--title", default="CAM report", help="heading of the page")
@@ -79,7 +85,7 @@ def _add_convert(subparsers: Any) -> None:
     parser = _add(
         subparsers, "convert", "turn CAM files of one host into another's",
         "clims: CLIMS and IRNet; weaktr: WeakTr and MCTformer; fma: FMA-WSSS, whose seeding takes them then. Files of "
-        "the same conversion that are newer than their CAMs stay.",
+        "the same conversion stay while their CAMs are the same.",
     )  # fmt: skip
     parser.add_argument("cams", help="folder of CAM files; what they hold says whose they are")
     parser.add_argument("out", help="folder for the converted ones")
@@ -93,7 +99,7 @@ def _add_convert(subparsers: Any) -> None:
 def _add_pseudo_masks(subparsers: Any) -> None:
     parser = _add(
         subparsers, "pseudo-masks", "write palette PNGs from CAMs, for the segmentation network to learn from",
-        "Interrupted, it goes on where it was; masks of the same settings that are newer than their CAMs stay. "
+        "Interrupted, it goes on where it was; masks of the same settings stay while their CAMs are the same. "
         "`semples eval OUT --masks MASKS` judges them.",
     )  # fmt: skip
     parser.add_argument("cams", help="folder of CAM files of any host")
@@ -111,7 +117,7 @@ def _add_pseudo_masks(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--images", help="folder of the photographs, for the CRF and for FMA-WSSS's CAMs")
     parser.add_argument("--list", help="text file of image names, to make masks of these alone")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=_number, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=commands.pseudo_masks)
 
@@ -121,7 +127,7 @@ def _add_prompts(subparsers: Any) -> None:
     actions = prompts.add_subparsers(dest="action", metavar="show|words", required=True)
     words = _add(actions, "words", "name the words nearest to each class's prompt")
     words.add_argument("--vocabulary", help="text file with one word a line (default: some 120 words of scenes)")
-    words.add_argument("--count", type=int, default=5, help="words per class (default: %(default)s)")
+    words.add_argument("--count", type=_number, default=5, help="words per class (default: %(default)s)")
     show = _add(actions, "show", "draw where CLIP sees a class's prompt, its label, and texts of your own")
     show.add_argument("--class", dest="class_name", required=True, help="class name")
     show.add_argument("--images", nargs="+", required=True, help="photographs")
@@ -151,7 +157,7 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
         help="threshold or power to report at, for all folders or one for each (default: the best on these masks)",
     )  # fmt: skip
     add("--titles", nargs="+", help="what to call the folders (default: their names)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    add("--workers", type=_number, default=os.cpu_count(), help="processes (default: one per core)")
     add("--quiet", action="store_true", help="no progress bar")
 
 

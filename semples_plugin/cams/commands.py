@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +22,15 @@ def evaluate(options: argparse.Namespace) -> int:
     """`semples eval`."""
     from semples_plugin.cams.curves import write_curve
     from semples_plugin.cams.folders import compare, write_evaluation
-    from semples_plugin.cams.tables import counted, describe_gain, describe_setting, format_classes
+    from semples_plugin.cams.tables import describe_gain, describe_judgement, format_classes
 
     evaluations, titles, code = _judge(options)
     first = evaluations[0]
     content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations)}
     print(format_classes(evaluations, titles))
     for title, one in zip(titles, evaluations):
-        of = len(one.counts) + len(one.failed) + len(one.missing)
-        images = counted(len(one.counts), "image") + (f" (of {of})" if of > len(one.counts) else "")
-        print(f"{title}: mIoU {100 * one.miou:.2f} % on {images} of {one.split}; {describe_setting(one)}")
-    occurring = int((first.sweep.iou[first.chosen] >= 0).sum())
-    print(f"Each mIoU is the mean over the {occurring} that occur of {len(first.class_names) + 1} classes, background "
-          f"included ({options.classes}).")  # fmt: skip
+        print(f"{title}: {describe_judgement(one)}")
+    print(f"Classes are those of {options.classes}, and background; one that masks and predictions lack doesn't count.")
     if any(one.chosen_here for one in evaluations):
         print("The background score was chosen on the masks that it is reported on; to report a figure, choose it on "
               "other images and give --setting.")  # fmt: skip
@@ -53,16 +49,18 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """`semples show`."""
-    from semples_plugin.cams.drawing import write_picture
+    from semples_plugin.cams.drawing import check_picture_name, write_picture
+    from semples_plugin.cams.files import list_cams
     from semples_plugin.cams.pictures import check_photographs
     from semples_plugin.cams.show import describe_image, draw_images, ranked
 
+    # What would fail at the end fails before the work.
+    check_picture_name(options.out)
+    _check_names(options.names, list_cams(options.cams[0], masks=True), f"the CAMs of {options.cams[0]}")
     evaluations, titles, code = _judge(options)
     names = ranked(evaluations)
     if options.names:
-        unknown = [name for name in options.names if name not in names]
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: not among the {len(names)} images that were judged")
+        _check_names(options.names, names, f"the {len(names)} images that were judged")
         names = options.names
     elif options.best or options.worst:
         names = names[: options.best] if options.best else names[: -options.worst - 1 : -1]
@@ -82,7 +80,7 @@ def report(options: argparse.Namespace) -> int:
     from semples_plugin.cams.prompt_views import nearest_words
     from semples_plugin.cams.report import prompt_panels, write_report
 
-    if options.images:  # what would fail at the end fails before the work
+    if options.images:  # as above
         check_photographs(options.images, list_cams(options.cams[0], masks=True))
     words: list[NearWords] = []
     panels: list[PromptPictures] = []
@@ -104,6 +102,12 @@ def report(options: argparse.Namespace) -> int:
     return code
 
 
+def _check_names(names: Sequence[str] | None, known: Container[str], what: str) -> None:
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not among {what}")
+
+
 def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[str], int]:
     """Evaluations of the images that all folders have, their titles, and the exit status."""
     from semples_plugin.cams.folders import evaluate_folder, on_common_images
@@ -111,8 +115,8 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
 
     folders, settings = options.cams, options.setting or [None]
     titles = options.titles or _titles(folders)
-    if len(titles) != len(folders):
-        raise ValueError(f"--titles: expected {len(folders)}, one for each folder, got {len(titles)}")
+    if len(titles) != len(folders) or len(set(titles)) != len(titles):
+        raise ValueError(f"--titles: expected {len(folders)} different ones, got {', '.join(titles)}")
     if len(settings) not in (1, len(folders)):
         raise ValueError(f"--setting: expected 1 or {len(folders)}, one for each folder, got {len(settings)}")
     if options.classes is None:
@@ -131,8 +135,7 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
         _tell(f"{one.folder}: CAMs of images that are not in {one.split}", one.extra)
         _tell(f"{one.folder}: could not be judged", [f"{name} ({why})" for name, why in one.failed.items()])
     together = on_common_images(each) if len(each) > 1 else each
-    all_names = {name for one in each for name in one.counts}
-    _tell("left out, not in every folder", sorted(all_names - set(together[0].counts)))
+    _tell("left out, not in every folder", sorted({name for one in together for name in one.left_out}))
     return together, titles, int(any(one.failed for one in each))
 
 
@@ -150,8 +153,9 @@ def _titles(folders: Sequence[str]) -> list[str]:
 
 def _tell(what: str, names: Sequence[str]) -> None:
     if names:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        print(f"{what}: {len(names)}: {shown}", file=sys.stderr)
+        from semples_plugin.cams.tables import few
+
+        print(f"{what}: {len(names)}: {few(names)}", file=sys.stderr)
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -192,10 +196,11 @@ def prompt_words(options: argparse.Namespace) -> None:
 
 def prompt_show(options: argparse.Namespace) -> None:
     """`semples prompts show`."""
-    from semples_plugin.cams.drawing import draw_grid, write_picture
+    from semples_plugin.cams.drawing import check_picture_name, draw_grid, write_picture
     from semples_plugin.cams.pictures import read_photograph
     from semples_plugin.cams.prompt_views import draw_prompt
 
+    check_picture_name(options.out)
     prompts, clip = _load_prompts(options)
     rows = [draw_prompt(prompts, clip, options.class_name, read_photograph(path), options.beside)
             for path in options.images]  # fmt: skip

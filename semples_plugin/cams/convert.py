@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from semples_plugin.cams.files import FORMATS, chosen_cams, read_cams, write_cams
 from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size
-from semples_plugin.files import claim_folder, is_newer
+from semples_plugin.files import claim_folder, is_made_of
 
 
 def convert_folder(
@@ -21,10 +21,11 @@ def convert_folder(
     image_list: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Writes every CAM file of a folder in another host's format; files that are there and newer than theirs stay.
+    """Writes every CAM file of a folder in another host's format; files that were made of the CAMs as they are stay.
 
-    From `clims` and `weaktr` the full-size maps go over bit by bit, to any format. From `fma`, whose maps are small
-    and raw, they become scores at full size first, as its own evaluation makes them.
+    From `clims` and `weaktr` the full-size maps, float32, go over bit by bit, to any format. From `fma`, whose maps are
+    small and raw, they become scores at full size first, as its own evaluation makes them. A file gets the time of the
+    one that it is made from.
 
     Args:
         folder: of CAM files of any host.
@@ -55,16 +56,16 @@ def convert_folder(
     failed: dict[str, str] = {}
     for name, path in tqdm(found.items(), f"to {to}", unit="image", disable=not progress):
         target = out / f"{name}{FORMATS[to]}"
-        if is_newer(target, path):
+        if is_made_of(target, path):
             continue
         try:
-            cams = read_cams(path)
+            source_time, cams = path.stat().st_mtime_ns, read_cams(path)
             if cams.format == "fma" and to != "fma":
                 if images is None:
                     raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
                 scores = cams.scores(*photograph_size(find_photograph(images, name)))
                 cams = replace(cams, planes=scores)
-            write_cams(target, replace(cams, format=to))
+            write_cams(target, replace(cams, format=to), source_time)
         except (OSError, ValueError) as error:
             failed[name] = str(error)
     return failed

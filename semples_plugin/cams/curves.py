@@ -33,10 +33,10 @@ def draw_curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str], f
         for evaluation, title, colour in zip(evaluations, titles, colours(len(evaluations))):
             x, y, t = evaluation.settings, 100 * evaluation.sweep.miou, evaluation.chosen
             if evaluation.background == "none":
-                axes.axhline(y[t], color=colour, label=f"{title}: {y[t]:.1f}")
+                axes.axhline(y[t], color=colour, label=_label(f"{title}: {y[t]:.1f}"))
             elif evaluation.background == kind:
                 marker = "." if len(x) < 20 else None
-                axes.plot(x, y, color=colour, label=f"{title}: {y[t]:.1f} at {x[t]:g}", marker=marker)
+                axes.plot(x, y, color=colour, label=_label(f"{title}: {y[t]:.1f} at {x[t]:g}"), marker=marker)
                 axes.plot(x[t], y[t], "o", color=colour)
         axes.set(xlabel=_LABELS[kind], ylabel="mIoU [%]")
         axes.grid(alpha=0.25)
@@ -45,6 +45,11 @@ def draw_curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str], f
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
+
+
+def _label(text: str) -> str:
+    """As it is: to matplotlib a $ begins a formula, and a label that begins with _ is none."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def write_curve(path: str | Path, evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> None:

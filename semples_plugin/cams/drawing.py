@@ -132,7 +132,7 @@ def draw_legend(width: int) -> Picture:
     left = _GAP
     for name, colour in ERRORS.items():
         canvas[8:22, left : left + 14] = colour
-        cv2.putText(canvas, name, (left + 20, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1, cv2.LINE_AA)
+        cv2.putText(canvas, name, (left + 20, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
         left += 34 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0]
     return canvas
 
@@ -149,11 +149,21 @@ def fitted(picture: Picture, side: int) -> Picture:
 
 
 def encode(picture: Picture, suffix: str) -> bytes:
-    """An RGB picture in the format of a file's ending, such as `.png`."""
+    """An RGB picture in the format of a file's ending, such as `.png`; a `ValueError` where that can't hold it."""
     import cv2
 
-    _, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    done, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    if not done:
+        raise ValueError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels doesn't fit into {suffix}")
     return bytes(encoded.tobytes())
+
+
+def check_picture_name(path: str | Path) -> None:
+    """A `ValueError` where the file's ending is no picture's."""
+    import cv2
+
+    if not cv2.haveImageWriter(str(path)):
+        raise ValueError(f"{path}: expected a name that ends in a picture's format, like .png or .jpg")
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
@@ -161,12 +171,9 @@ def write_picture(path: str | Path, picture: Picture) -> None:
 
     Raises:
         OSError: where it can't be written; an older file of that name stays as it was.
+        ValueError: where the ending is no picture's.
     """
-    import cv2
-
-    try:
-        encoded = encode(picture, Path(path).suffix)
-    except cv2.error as error:
-        raise OSError(f"{path}: expected a name that ends in a picture's format, like .png or .jpg") from error
+    check_picture_name(path)
+    encoded = encode(picture, Path(path).suffix)
     with replacing(path) as temporary:
         temporary.write_bytes(encoded)

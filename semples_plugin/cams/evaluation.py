@@ -35,7 +35,13 @@ class ThresholdSweep:
 
     @property
     def best(self) -> int:
-        """Position of the best threshold. It is chosen on the masks that it is reported on."""
+        """Position of the best threshold. It is chosen on the masks that it is reported on.
+
+        Raises:
+            ValueError: where no mask holds anything but 255.
+        """
+        if np.isnan(self.miou).all():
+            raise ValueError("there is nothing to judge: no mask holds anything but 255")
         return int(np.nanargmax(self.miou))
 
 
@@ -65,11 +71,13 @@ class CamEvaluation:
     are where a host puts a plane of them beside its CAMs.
 
     Args:
-        num_classes: K, without background.
+        num_classes: K, without background; 254 at most.
         thresholds: ascending background scores.
     """
 
     def __init__(self, num_classes: int, thresholds: Sequence[float] | NDArray[np.floating]) -> None:
+        if not 0 < num_classes < IGNORED:
+            raise ValueError(f"num_classes: expected 1 to {IGNORED - 1}, as masks are bytes, got {num_classes}")
         self.thresholds = np.asarray(thresholds, dtype=np.float64)
         if self.thresholds.ndim != 1 or len(self.thresholds) == 0 or (np.diff(self.thresholds) <= 0).any():
             raise ValueError("thresholds: expected at least one, ascending")
@@ -100,6 +108,8 @@ class CamEvaluation:
     def count(self, cams: Sequence[Plane], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
         """Counts an image, as `update` takes it, without adding it."""
         labels = self._labels(mask)
+        if {cam.dtype.kind for cam in cams} - {"f"}:
+            raise TypeError(f"cams: expected floating point numbers, got {', '.join(str(cam.dtype) for cam in cams)}")
         if [cam.shape for cam in cams] != [mask.shape] * len(class_index):
             shapes = [cam.shape for cam in cams]
             raise ValueError(f"cams: expected {len(class_index)} maps {mask.shape} to fit the mask, got {shapes}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ FORMATS = {"clims": ".npy", "weaktr": ".npy", "fma": ".npz"}
 Plane = NDArray[np.float32]
 _ENDINGS = {".jpg", ".jpeg", ".png", ".npy", ".npz"}  # of names in lists; other dots belong to the names
 EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
+MAX_CLASSES = 254  # masks are bytes: 0 is background, 255 ignored
+_MAX_BYTES = 1 << 31  # of an array in an .npz, which can be a thousand times as large as its file
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Cams:
     """CAMs of one image.
 
     Attributes:
-        planes: P maps `[h, w]`, float32, as the file has them.
+        planes: P maps `[h, w]`, float32, as the file has them; other types are rounded to it.
         class_index: the P classes, 0-based.
         format: of the file, see `FORMATS`; or "labels" for a mask.
     """
@@ -84,18 +86,18 @@ def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: where there is no such folder, or nothing of that kind in it.
-        ValueError: where an image has two files.
+        ValueError: where it holds CAMs of two kinds.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     files: dict[str, Path] = {}
-    inside = sorted(folder.iterdir())
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # a kill leaves such files
     for path in inside:
         if path.suffix in (".npy", ".npz"):
-            if path.stem in files:
-                raise ValueError(f"{folder} holds two files of {path.stem}: .npy and .npz")
             files[path.stem] = path
+    if {".npy", ".npz"} <= {path.suffix for path in inside}:
+        raise ValueError(f"{folder} holds .npy and .npz files, CAMs of two hosts: give each a folder of its own")
     if masks and not files:
         files = {path.stem: path for path in inside if path.suffix == ".png"}
     if not files:
@@ -122,13 +124,21 @@ def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dic
 
 
 def read_image_list(path: str | Path) -> list[str]:
-    """Image names of a list file: one a line, with or without folders, endings and a second column."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    paths = [Path(line.split()[0]) for line in lines if line.strip()]
+    """Image names of a list file, each once: one a line, with or without folders, endings and a second column.
+
+    Raises:
+        OSError: where it can't be read.
+        ValueError: where it is no text in UTF-8, or names no images.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, one image name a line ({error})") from error
+    paths = [PureWindowsPath(line.split()[0]) for line in lines if line.strip()]  # reads either kind of slash
     names = [path.stem if path.suffix.lower() in _ENDINGS else path.name for path in paths]
     if not names:
         raise ValueError(f"{path} names no images")
-    return names
+    return list(dict.fromkeys(names))
 
 
 def read_cams(path: str | Path) -> Cams:
@@ -142,32 +152,29 @@ def read_cams(path: str | Path) -> Cams:
     try:
         if path.suffix == ".png":
             return _read_labels(path)
-        if path.suffix == ".npz":
-            with np.load(path) as file:  # pickles inside are refused by default
-                planes, class_index, form = list(file["cam"]), file["fg_cls"], "fma"
-        else:
-            planes, class_index, form = _read_dictionary(read_pickled(path))
-        planes = [np.asarray(plane, dtype=np.float32) for plane in planes]
-        classes = tuple(int(k) for k in class_index)
-    except OSError:
-        raise
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        found, class_index, form = _read_npz(path) if path.suffix == ".npz" else _read_dictionary(read_pickled(path))
+        classes = _checked_classes(class_index, len(found))
+        planes = [np.asarray(plane, dtype=np.float32) for plane in found]
+    except Exception as error:  # what damaged bytes raise, nobody can list
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         prefix = "" if str(error).startswith(str(path)) else f"{path} is damaged, or no CAM file: "
-        raise ValueError(f"{prefix}{error}") from error
+        raise ValueError(f"{prefix}{error or type(error).__name__}") from error
     shapes = {plane.shape for plane in planes}
-    different = len(set(classes)) == len(classes) and min(classes, default=0) >= 0
-    if len(planes) != len(classes) or not different or len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
-        raise ValueError(
-            f"{path}: expected a map [h, w] for each of P different classes from 0, got {len(planes)} of the shapes "
-            f"{sorted(shapes)} for {list(classes)}"
-        )
-    if not all(np.isfinite(plane.max()) for plane in planes if plane.size):
+    if len(shapes) > 1 or any(len(shape) != 2 or 0 in shape for shape in shapes):
+        raise ValueError(f"{path}: expected maps [h, w] of one size, got {', '.join(map(str, sorted(shapes)))}")
+    if not all(np.isfinite(plane.max()) and np.isfinite(plane.min()) for plane in planes):
         raise ValueError(f"{path}: NaN or infinite values")
     return Cams(planes, classes, form)
 
 
-def write_cams(path: str | Path, cams: Cams) -> None:
+def write_cams(path: str | Path, cams: Cams, source_time: int | None = None) -> None:
     """Writes a CAM file as the host of `cams.format` writes it; maps must be at full size for `clims`, `weaktr`.
+
+    Args:
+        path: of the file.
+        cams: what it shall hold.
+        source_time: see `replacing`.
 
     Raises:
         OSError: where it can't be written; an older file of that name stays as it was.
@@ -185,7 +192,7 @@ def write_cams(path: str | Path, cams: Cams) -> None:
         content = {"keys": keys, "cam": small, "high_res": cams.maps}
     else:
         content = dict(zip(cams.class_index, cams.planes))
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, source_time) as temporary, temporary.open("wb") as file:
         if cams.format == "fma":
             np.savez(file, **content)
         else:
@@ -205,6 +212,26 @@ def _min_max(plane: Plane) -> Plane:
     positive = np.maximum(plane, 0)
     low, high = positive.min(), positive.max()
     return (positive - low) / (high - low + np.float32(EPS))
+
+
+def _checked_classes(class_index: Any, maps: int) -> tuple[int, ...]:
+    classes = tuple(int(k) for k in class_index)
+    in_range = all(0 <= k < MAX_CLASSES for k in classes) and list(classes) == [float(k) for k in class_index]
+    if len(classes) != maps or len(set(classes)) != maps or not in_range:
+        raise ValueError(
+            f"expected a map for each of P different classes from 0 to {MAX_CLASSES - 1}, got {maps} for "
+            f"{np.asarray(class_index).tolist()}"
+        )
+    return classes
+
+
+def _read_npz(path: Path) -> tuple[list[Any], Any, str]:
+    with zipfile.ZipFile(path) as archive:
+        large = [entry.filename for entry in archive.infolist() if entry.file_size > _MAX_BYTES]
+    if large:
+        raise ValueError(f"{large[0]} in it would take more than {_MAX_BYTES >> 30} GiB")
+    with np.load(path) as file:  # pickles inside are refused by default
+        return list(file["cam"]), file["fg_cls"], "fma"
 
 
 def _read_dictionary(found: Any) -> tuple[list[Any], Any, str]:

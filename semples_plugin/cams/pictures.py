@@ -1,4 +1,4 @@
-"""Reading photographs and masks."""
+"""Reading photographs and masks, and writing masks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from semples_plugin.cams.drawing import voc_palette
+from semples_plugin.files import replacing
 
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
 
@@ -22,6 +25,25 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"{path}: expected one channel of class numbers in bytes, got {mask.dtype} {list(mask.shape)}")
     return mask
+
+
+def write_mask(path: str | Path, mask: NDArray[np.uint8], source_time: int | None = None) -> None:
+    """Writes class numbers `[H, W]` as a PNG with VOC's palette.
+
+    Args:
+        path: of the file.
+        mask: 0 background, k + 1 class k, 255 ignored.
+        source_time: see `semples_plugin.files.replacing`.
+
+    Raises:
+        OSError: where it can't be written; an older file of that name stays as it was.
+    """
+    from PIL import Image
+
+    with replacing(path, source_time) as temporary:
+        picture = Image.fromarray(mask, mode="P")
+        picture.putpalette(voc_palette().flatten().tolist())
+        picture.save(temporary, format="PNG")
 
 
 def read_photograph(path: str | Path) -> NDArray[np.uint8]:
@@ -53,7 +75,7 @@ def photograph_size(path: str | Path) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no photograph {path}") from None
-    except (OSError, SyntaxError) as error:
+    except Exception as error:
         raise ValueError(f"{path} is damaged, or no photograph: {error}") from error
 
 
@@ -65,5 +87,5 @@ def _read(path: str | Path, what: str, mode: str | None) -> NDArray[np.uint8]:
             return np.asarray(image if mode is None else image.convert(mode))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} {path}") from None
-    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+    except Exception as error:  # Pillow calls a broken PNG a syntax error, and a bomb by its name
         raise ValueError(f"{path} is damaged, or no {what}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from semples_plugin.cams.drawing import voc_palette
 from semples_plugin.cams.evaluation import IGNORED
 from semples_plugin.cams.files import FORMATS, Cams, chosen_cams, read_cams
-from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size, read_photograph
+from semples_plugin.cams.pictures import (
+    check_photographs,
+    find_photograph,
+    photograph_size,
+    read_photograph,
+    write_mask,
+)
 from semples_plugin.cams.workers import in_parallel
-from semples_plugin.files import claim_folder, is_newer, replacing
+from semples_plugin.files import claim_folder, is_made_of
 
 CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
 
@@ -55,10 +59,12 @@ def write_pseudo_masks(
     *,
     images: str | Path | None = None,
     image_list: str | Path | None = None,
-    workers: int | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Writes a mask for every CAM file; masks of the same recipe that are newer than their CAMs stay.
+    """Writes a mask for every CAM file; masks of the same recipe that were made of the CAMs as they are stay.
+
+    A mask gets the time of the CAM file that it is made from.
 
     Args:
         folder: of CAM files of any host.
@@ -66,7 +72,7 @@ def write_pseudo_masks(
         recipe: thresholds and CRF.
         images: folder of the photographs; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
         image_list: text file of image names, to make masks of these alone.
-        workers: processes; the number of cores by default.
+        workers: processes; more than one want a script that guards its start with `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
@@ -88,8 +94,11 @@ def write_pseudo_masks(
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     if recipe.crf:
         _import_crf()
-    claim_folder(out, ".png", {"CAMs": str(Path(folder).resolve()), **asdict(recipe)})
-    todo = [name for name in found if not is_newer(out / f"{name}.png", found[name])]
+    sources = {"CAMs": str(Path(folder).resolve())}
+    if recipe.crf:
+        sources["images"] = str(Path(images or "").resolve())
+    claim_folder(out, ".png", {**sources, **asdict(recipe)})
+    todo = [name for name in found if not is_made_of(out / f"{name}.png", found[name])]
     photographs = {name: find_photograph(images, name) for name in todo} if images is not None else {}
     tasks = [(found[name], out / f"{name}.png", photographs.get(name), recipe) for name in todo]
     failed: dict[str, str] = {}
@@ -97,7 +106,7 @@ def write_pseudo_masks(
         total=len(found), initial=len(found) - len(todo), desc="pseudo masks", unit="image", disable=not progress
     )
     with bar:
-        results = in_parallel(_write_one, tasks, workers or os.cpu_count() or 1, chunk=1 if recipe.crf else 8)
+        results = in_parallel(_write_one, tasks, workers, chunk=1 if recipe.crf else 8)
         for name, error in zip(todo, results):
             if error:
                 failed[name] = error
@@ -148,15 +157,9 @@ def refine_labels(labels: NDArray[np.uint8], photograph: NDArray[np.uint8], iter
 def _write_one(task: tuple[Path, Path, Path | None, Recipe]) -> str:
     """An error in a sentence, or nothing."""
     path, target, image, recipe = task
-    from PIL import Image
-
     try:
-        cams = read_cams(path)
-        labels = _labels_of(cams, image, recipe, path)
-        with replacing(target) as temporary:
-            picture = Image.fromarray(labels, mode="P")
-            picture.putpalette(voc_palette().flatten().tolist())
-            picture.save(temporary, format="PNG")
+        source_time = path.stat().st_mtime_ns
+        write_mask(target, _labels_of(read_cams(path), image, recipe, path), source_time)
     except (OSError, ValueError) as error:
         return str(error)
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,7 +18,7 @@ from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
 from semples_plugin.cams.pictures import find_photograph, read_photograph
 from semples_plugin.cams.prompt_views import NearWords, draw_prompt
 from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
-from semples_plugin.cams.tables import counted, describe_gain, describe_setting
+from semples_plugin.cams.tables import counted, describe_gain, describe_setting, few
 from semples_plugin.clip import FrozenClip
 from semples_plugin.files import replacing
 from semples_plugin.prompts import BackgroundPrompts
@@ -88,14 +89,21 @@ def write_report(
 def prompt_panels(
     prompts: BackgroundPrompts, clip: FrozenClip, evaluation: FolderEvaluation, images: str | Path
 ) -> list[PromptPictures]:
-    """For each class that is in a mask, where CLIP sees its prompt in the image that shows most of it."""
+    """For each class that is in a mask, where CLIP sees its prompt in the image that shows most of it.
+
+    A photograph that can't be read is told by a warning, and the next one is taken.
+    """
     panels = []
     for k, name in enumerate(evaluation.class_names, 1):
         shown = {image: int(c.in_mask[c.classes == k].sum()) for image, c in evaluation.counts.items()}
-        image = max(shown, key=lambda image: shown[image])
-        if shown[image]:
-            photograph = read_photograph(find_photograph(images, image))
+        for image in sorted((image for image in shown if shown[image]), key=lambda image: -shown[image]):
+            try:
+                photograph = read_photograph(find_photograph(images, image))
+            except (OSError, ValueError) as error:
+                warnings.warn(str(error), stacklevel=2)
+                continue
             panels.append(PromptPictures(name, tuple(draw_prompt(prompts, clip, name, photograph))))
+            break
     return panels
 
 
@@ -124,10 +132,14 @@ def _head(
             "would be a little lower; give <code>--setting</code> to report at one that was chosen elsewhere.</p>"
         )
     for title, one in zip(titles, evaluations):
-        for what, names in (("have no CAMs", one.missing), ("could not be judged", one.failed)):
+        for what, names in (
+            ("have no CAMs", one.missing),
+            ("could not be judged", one.failed),
+            ("are not in every folder", one.left_out),
+        ):
             if names:
-                some = ", ".join(list(names)[:5]) + (", ..." if len(names) > 5 else "")
-                warning += f'<p class="warn">{escape(f"{title}: {len(names)} {what}, and are left out: {some}.")}</p>'
+                text = f"{title}: {len(names)} {what}, and are left out: {few(names)}."
+                warning += f'<p class="warn">{escape(text)}</p>'
     return f'<h1>{escape(heading)}</h1>\n<p class="facts">{facts}</p>\n<div class="tiles">{cards}</div>\n{warning}'
 
 
@@ -189,7 +201,7 @@ def _words(words: Sequence[NearWords]) -> str:
         near = ", ".join(f"{escape(word)} <small>{cosine:.2f}</small>" for word, cosine in one.words)
         background = "" if one.background is None else f"{one.background:.2f}"
         rows.append(
-            f"<tr><th>{escape(one.class_name)}</th><td>{near}</td><td>{one.label:.2f}</td><td>{background}</td>"
+            f"<tr><th>{escape(one.class_name)}</th><td>{near}</td><td>{one.label:.2f}</td><td>{background}</td></tr>"
         )
     return (
         "<p>Nearest words of each class's learned background prompt, and its cosine with the class's own label (lower "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,20 @@ def draw_images(
         names: of the images, one row each.
         images: folder of the photographs.
         titles: of the evaluations.
+
+    Raises:
+        ValueError: where none of them can be drawn; one that can't is told by a warning.
     """
     captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ", errors"))]
-    rows = [draw_image(evaluations, name, images) for name in names]
-    grid = draw_grid(rows, captions, row_captions=[describe_image(evaluations, name) for name in names])
+    rows = {}
+    for name in names:
+        try:
+            rows[name] = draw_image(evaluations, name, images)
+        except (OSError, ValueError) as error:
+            warnings.warn(str(error), stacklevel=2)
+    if not rows:
+        raise ValueError("there is no image to draw")
+    grid = draw_grid([*rows.values()], captions, row_captions=[describe_image(evaluations, name) for name in rows])
     return np.concatenate([grid, draw_legend(grid.shape[1])])
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from semples_plugin.cams.folders import Comparison, FolderEvaluation
+from semples_plugin.cams.folders import ENOUGH, Comparison, FolderEvaluation
 from semples_plugin.cams.prompt_views import NearWords
 
 
 def counted(number: int, what: str) -> str:
     """ "1 image", "2 images"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def few(names: Iterable[str]) -> str:
+    """The first five."""
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def describe_judgement(evaluation: FolderEvaluation) -> str:
+    """mIoU, over how many classes and images, and how the background was scored."""
+    judged = len(evaluation.counts)
+    of = judged + sum(map(len, (evaluation.failed, evaluation.missing, evaluation.left_out)))
+    images = counted(judged, "image") + (f" (of {of})" if of > judged else "")
+    iou = evaluation.sweep.iou[evaluation.chosen]
+    classes = f"{int((iou >= 0).sum())} of {len(iou)} classes"
+    where = f"{images} of {evaluation.split}"
+    return f"mIoU {100 * evaluation.miou:.2f} % over {classes} on {where}; {describe_setting(evaluation)}"
 
 
 def describe_setting(evaluation: FolderEvaluation) -> str:
@@ -32,7 +49,9 @@ def describe_gain(comparison: Comparison) -> str:
     """The gain with its interval, and whether it is more than noise."""
     gain = 100 * (comparison.miou[1] - comparison.miou[0])
     low, high = 100 * comparison.low, 100 * comparison.high
-    if low <= 0 <= high:
+    if comparison.images < ENOUGH:
+        verdict = f"too few images to tell it from luck, for which it takes {ENOUGH}"
+    elif low <= 0 <= high:
         verdict = "the interval holds 0: such a difference can be luck"
     else:
         verdict = "better on nearly every resampled set" if gain > 0 else "worse on nearly every resampled set"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -22,17 +25,33 @@ def in_parallel(
         items: its arguments.
         workers: processes; with one, or few items, everything happens in this one.
         chunk: items that a process takes at once.
+
+    Raises:
+        ChildProcessError: where a process was killed.
     """
     if workers < 2 or len(items) < 2 * workers:
         yield from map(function, items)
         return
     # Threads of torch don't survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_the_parent)
     try:
         yield from pool.map(function, items, chunksize=chunk)
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"one of {workers} processes was killed, perhaps because memory ran out: try again with fewer workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed can tell nobody; without this its workers would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from semples_plugin.cams.drawing import voc_palette, write_picture
+from semples_plugin.cams.drawing import write_picture
 from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.folders import evaluate_folder
+from semples_plugin.cams.pictures import write_mask
 from semples_plugin.cams.prompt_views import nearest_words
 from semples_plugin.cams.report import prompt_panels, write_report
 from semples_plugin.clip import FrozenClip
@@ -21,14 +22,9 @@ from semples_plugin.prompts import BackgroundPrompts
 
 def write_scenes(folder: Path, scenes: Scenes) -> None:
     """`images/`, `masks/` and `classes.txt`, as data sets in VOC's layout have them."""
-    from PIL import Image
-
     for i, (image, mask) in enumerate(zip(scenes.images, scenes.objects)):
         write_picture(folder / "images" / f"{i:04}.png", image)
-        with replacing(folder / "masks" / f"{i:04}.png") as temporary:
-            picture = Image.fromarray(mask, mode="P")
-            picture.putpalette(voc_palette().flatten().tolist())
-            picture.save(temporary, format="PNG")
+        write_mask(folder / "masks" / f"{i:04}.png", mask)
     with replacing(folder / "classes.txt") as temporary:
         temporary.write_text("\n".join(OBJECTS) + "\n")
 
