@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SETTINGS = "settings.json"
-
 
 @contextlib.contextmanager
 def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path]:
@@ -52,7 +50,9 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
 
 
 def claim_folder(folder: Path, ending: str, settings: Mapping[str, Any]) -> None:
-    """Writes `settings.json` into a folder that is to be filled, and perhaps filled further by a later call.
+    """Writes down of what a folder is made, which is to be filled, and perhaps filled further by a later call.
+
+    That goes beside the folder, into `FOLDER.settings.json`: hosts take every file in a folder for one of its kind.
 
     Args:
         folder: it may not exist yet.
@@ -63,23 +63,24 @@ def claim_folder(folder: Path, ending: str, settings: Mapping[str, Any]) -> None
         ValueError: where the folder holds files of other settings, or of unknown ones.
     """
     wanted = json.loads(json.dumps(settings))
-    path = folder / SETTINGS
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text())
-            differ = [name for name in wanted if there.get(name) != wanted[name]]
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path} can't be read ({error}): choose another folder, or empty this one") from error
-        if differ:
-            sides = ", ".join(f"{name} {there.get(name)} and not {wanted[name]}" for name in differ)
-            raise ValueError(f"{folder} was made with {sides}: choose another folder, or empty this one")
+    path = folder.resolve().with_name(f"{folder.resolve().name}.settings.json")
+    there = {file.suffix for file in folder.glob("*") if not file.name.startswith(".")}
+    if not there or (ending not in there and not path.is_file()):
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2) + "\n")
         return
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.glob(f"*{ending}")):
+    if not path.is_file():
         raise ValueError(
             f"{folder} holds {ending} files already, which would be taken for some of this run's: choose another folder"
         )
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+    try:
+        made = json.loads(path.read_text())
+        differ = [name for name in wanted if made.get(name) != wanted[name]]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} can't be read ({error}): choose another folder, or empty this one") from error
+    if differ:
+        sides = ", ".join(f"{name} {made.get(name)} and not {wanted[name]}" for name in differ)
+        raise ValueError(f"{folder} was made with {sides}: choose another folder, or empty this one")
 
 
 def is_made_of(target: Path, source: Path) -> bool:

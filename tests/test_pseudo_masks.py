@@ -46,10 +46,10 @@ def test_masks_are_palette_pngs_and_a_second_call_makes_only_what_is_missing(wor
     as_weaktr(world / "cams" / "2.npy", maps(seed=9))  # retrained
     assert main(command) == 0 and (out / "0.png").stat().st_mtime_ns == before
     assert np.array_equal(np.asarray(Image.open(out / "2.png")), to_labels(maps(seed=9), CLASSES, Recipe((0.4, 0.6))))
-    assert json.loads((out / "settings.json").read_text())["thresholds"] == [0.4, 0.6]
+    assert json.loads(out.with_name(f"{out.name}.settings.json").read_text())["thresholds"] == [0.4, 0.6]
     assert main([*command[:3], "--threshold", "0.5"]) == 1
     assert "was made with thresholds [0.4, 0.6] and not [0.5]: choose another folder" in capsys.readouterr().err
-    (out / "settings.json").write_text("{")
+    out.with_name(f"{out.name}.settings.json").write_text("{")
     assert main(command) == 1 and "settings.json can't be read" in capsys.readouterr().err
 
 

@@ -29,7 +29,7 @@ def convert_folder(
 
     Args:
         folder: of CAM files of any host.
-        out: folder for the converted ones and `settings.json`, which says of what they are made.
+        out: folder for the converted ones; `OUT.settings.json` beside it says of what they are made.
         to: "clims", "weaktr" or "fma", see `semples_plugin.cams.files`.
         images: folder of the photographs, for their size; needed from `fma` to the others.
         image_list: text file of image names, to convert these alone.

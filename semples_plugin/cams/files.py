@@ -179,12 +179,12 @@ def write_cams(path: str | Path, cams: Cams, source_time: int | None = None) -> 
     Raises:
         OSError: where it can't be written; an older file of that name stays as it was.
     """
-    import torch
-
     if cams.format == "fma":
         # Its evaluation and its seeding read these two; logits and attention are its network's alone.
         content: Any = {"cam": cams.maps, "fg_cls": np.array(cams.class_index, dtype=np.int64)}
     elif cams.format == "clims":
+        import torch
+
         height, width = cams.size or (0, 0)
         strided = [resized(plane, -(-height // 4), -(-width // 4)) for plane in cams.planes]
         keys = torch.tensor(cams.class_index, dtype=torch.int64)

@@ -68,7 +68,8 @@ def write_pseudo_masks(
 
     Args:
         folder: of CAM files of any host.
-        out: folder for PNGs with VOC's palette (0 background, k + 1 class k, 255 ignored) and `settings.json`.
+        out: folder for PNGs with VOC's palette: 0 background, k + 1 class k, 255 ignored; `OUT.settings.json` beside
+            it says of what they are made.
         recipe: thresholds and CRF.
         images: folder of the photographs; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
         image_list: text file of image names, to make masks of these alone.
