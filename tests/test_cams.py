@@ -35,14 +35,18 @@ def slow_miou(threshold):
     return hits / union
 
 
-def test_the_sweep_equals_a_loop_per_threshold_exactly():
-    evaluation = CamEvaluation(3, THRESHOLDS)
+@pytest.mark.parametrize("num_classes", [3, 254])  # 254 with 200 thresholds and more take places beyond 16 bits
+def test_the_sweep_equals_a_loop_per_threshold_exactly(num_classes):
+    between = [] if num_classes == 3 else np.linspace(0.001, 0.999, 301)
+    evaluation = CamEvaluation(num_classes, np.union1d(THRESHOLDS, between))
     for cams, present, mask in images():
         evaluation.update(cams, present, mask)
     sweep = evaluation.compute()
-    for t, threshold in enumerate(THRESHOLDS):
+    for t, threshold in enumerate(sweep.thresholds):
+        if threshold not in THRESHOLDS:
+            continue
         expected = slow_miou(threshold)
-        np.testing.assert_array_equal(sweep.iou[t], expected)
+        np.testing.assert_array_equal(sweep.iou[t, :4], expected)
         assert sweep.miou[t] == expected.mean()
     assert sweep.miou[sweep.best] == sweep.miou.max()
 
@@ -57,6 +61,14 @@ def test_a_class_that_nobody_shows_does_not_count():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="ascending"):
         CamEvaluation(2, [0.5, 0.4])
+    with pytest.raises(ValueError, match="expected 1 to 254, as masks are bytes, got 255"):
+        CamEvaluation(255, [0.5])
+    with pytest.raises(TypeError, match="expected floating point numbers, got int64"):
+        CamEvaluation(2, [0.5]).update(np.ones((1, 2, 2), np.int64), [0], np.ones((2, 2), np.uint8))
+    nothing = CamEvaluation(2, [0.5])
+    nothing.update(np.ones((1, 2, 2)), [0], np.full((2, 2), 255))
+    with pytest.raises(ValueError, match="no mask holds anything but 255"):
+        _ = nothing.compute().best
     evaluation = CamEvaluation(2, [0.5])
     for cams, present, mask, words in (
         (np.ones((1, 2, 3)), [0], np.zeros((2, 2), dtype=np.uint8), "to fit the mask"),

@@ -157,7 +157,7 @@ class CamEvaluation:
         rows = np.full(256, self.num_classes + 2)
         rows[: self.num_classes + 1], rows[IGNORED] = np.arange(self.num_classes + 1), self.num_classes + 1
         size = (self.num_classes + 3) * shape[0] * shape[1]
-        first = (rows * shape[0] * shape[1]).astype(np.uint16 if size <= 1 << 16 else np.int32)
+        first: NDArray[np.integer] = (rows * shape[0] * shape[1]).astype(np.uint16 if size <= 1 << 16 else np.int32)
         below = _Below(self.thresholds.astype(planes[0].dtype)) if planes else None
         found: Counts = np.zeros(size, dtype=np.int64)
         for start in range(0, known.size, _CHUNK):
