@@ -66,8 +66,10 @@ class CamAdapter:
     @torch.no_grad()
     def _look(self, maps: Tensor) -> None:
         """Warns, at the first batch, of CAMs that make masks in [0, 1] and yet are of another kind."""
-        self._looked, lowest = True, float(maps.min())
-        if self.kind == "logits" and lowest >= 0:
+        self._looked, lowest, highest = True, float(maps.min()), float(maps.max())
+        if self.kind == "relu" and highest <= 0:
+            what = 'without a positive value: their masks are empty; is it "logits"?'
+        elif self.kind == "logits" and lowest >= 0:
             what = 'without a negative value: as logits they make masks of 0.5 and more everywhere; is it "relu"?'
         elif self.kind == "min-max" and lowest < 0:
             what = f'with negative values ({lowest:.2g}), whose zero min-max would move; is it "relu", or "logits"?'

@@ -104,6 +104,10 @@ class CamSegmentor(BaseSegmentor):
         scale: factor of the objectives.
         data_preprocessor: mmseg's; its mean and std say how the images are normalised. They must be RGB.
         init_cfg: of mmengine.
+        pretrained, train_cfg, test_cfg: nothing; mmseg's `init_model` gives them to every segmentor.
+
+    A CAM head of one's own is a subclass whose `extract_feat` returns other raw CAMs. A segmentor of another kind is
+    trained by `SemPLeSStages` as well where it has `regularizer`, `active` and `images_and_masks`.
     """
 
     def __init__(
@@ -120,12 +124,16 @@ class CamSegmentor(BaseSegmentor):
         scale: float = 1.0,
         data_preprocessor: Mapping[str, Any] | None = None,
         init_cfg: Any = None,
+        pretrained: None = None,
+        train_cfg: None = None,
+        test_cfg: None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=False)
         self.num_classes, self.in_index, self.threshold = num_classes, in_index, threshold
         self.cls_weight, self.kind, self.align_corners = cls_weight, kind, False
+        self.out_channels = num_classes + 1  # of the scores, as mmseg's test-time augmentation asks
         self.active = False  # the hook switches the objectives on
         self.adapter: CamAdapter | None = None
         if regularizer is not None:
@@ -141,8 +149,14 @@ class CamSegmentor(BaseSegmentor):
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
         """CAMs `[N, K, h, w]`, raw."""
-        features = self.backbone(inputs)
-        return self.classifier(features[self.in_index] if isinstance(features, (tuple, list)) else features)
+        found = self.backbone(inputs)
+        features = found[self.in_index] if isinstance(found, (tuple, list)) else found
+        if features.shape[1] != self.classifier.in_channels:
+            raise ValueError(
+                f"in_channels is {self.classifier.in_channels}, the backbone's feature map {self.in_index} has "
+                f"{features.shape[1]}"
+            )
+        return self.classifier(features)
 
     def encode_decode(self, inputs: Tensor, batch_data_samples: Any) -> Tensor:
         """CAMs `[N, K, h, w]`, raw."""
@@ -161,19 +175,24 @@ class CamSegmentor(BaseSegmentor):
         if self.adapter is not None and self.active:
             if self.regularizer.clip.device != inputs.device:
                 self.regularizer.to(inputs.device)
-            images = neutral_padding(inputs, _padding(inputs, data_samples), self.regularizer)
-            parts = self.regularizer(images, self.masks(cams, labels))
+            parts = self.regularizer(*self._images_and_masks(inputs, data_samples, cams, labels))
             losses.update({name: self.adapter.scale * value for name, value in parts.items()})
             losses.update(self.regularizer.figures)
         elif not losses:
             losses["loss_cls"] = 0.0 * cams.sum()
         return losses
 
-    def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
-        """Masks of the present classes, as the objectives take them."""
-        if self.adapter is None:
-            raise ValueError("a model without a regularizer has no masks")
-        return self.adapter.masks(cams.float(), labels)
+    def images_and_masks(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> tuple[Tensor, ClassMasks]:
+        """A preprocessed batch as the objectives take it: images without padding, and masks of the present classes."""
+        labels = mmseg_data.labels_of(data_samples, self.num_classes).to(inputs.device)
+        return self._images_and_masks(inputs, data_samples, self.extract_feat(inputs), labels)
+
+    def _images_and_masks(
+        self, inputs: Tensor, data_samples: Sequence[SegDataSample], cams: Tensor, labels: Tensor
+    ) -> tuple[Tensor, ClassMasks]:
+        images = neutral_padding(inputs, _padding(inputs, data_samples), self.regularizer)
+        assert self.adapter is not None
+        return images, self.adapter.masks(cams.float(), labels)
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None) -> Sequence[SegDataSample]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts
+from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.folders import THRESHOLDS
 from semples_plugin.labels import load_image_labels
 from semples_plugin.make_labels import image_name, read_table
@@ -41,24 +42,19 @@ class LoadImageLabels:
 
     def __init__(self, source: str, class_names: Sequence[str] | None = None, num_classes: int | None = None) -> None:
         self.source, self.num_classes = source, num_classes or (len(class_names) if class_names else None)
-        self.labels: dict[str, NDArray[np.float32]] = {}
-        if source == "mask":
-            if self.num_classes is None:
-                raise ValueError('source="mask" needs num_classes, without background')
-        elif Path(source).suffix == ".npy":
-            self.labels = load_image_labels(source)
-        elif class_names is None:
-            raise ValueError(f"{source}: a table of labels needs class_names, in label order")
-        else:
-            for name, classes in read_table(Path(source), list(class_names)).items():
-                self.labels[name] = np.zeros(len(class_names), np.float32)
-                self.labels[name][list(classes)] = 1
+        self.labels = {} if source == "mask" else _read_labels(Path(source), class_names)
+        if source == "mask" and self.num_classes is None:
+            raise ValueError('source="mask" needs num_classes, without background')
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Adds the labels to a pipeline's results."""
+        if "data_samples" in results:
+            raise ValueError("LoadImageLabels comes before PackCamInputs in the pipeline")
         if self.source == "mask":
             results[KEY] = self._from_mask(results)
         else:
+            if not results.get("img_path"):
+                raise ValueError("an image that comes as an array has no name to look for labels: leave them out")
             name = image_name(results["img_path"])
             if name not in self.labels:
                 raise KeyError(
@@ -92,10 +88,31 @@ class PackCamInputs(PackSegInputs):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Packs the results of a pipeline."""
+        if "pad_fixed_size" in results:  # Pad doesn't say what was there before
+            raise ValueError(
+                "the transform Pad hides which pixels are padding, and CLIP would look at them: leave it out, and let "
+                'the model pad, data_preprocessor=dict(type="SegDataPreProcessor", size=..., or size_divisor=...)'
+            )
         packed: dict[str, Any] = super().transform(results)
         if KEY in results:
             setattr(packed["data_samples"], KEY, LabelData(data=torch.from_numpy(np.array(results[KEY]))))
         return packed
+
+
+def _read_labels(source: Path, class_names: Sequence[str] | None) -> dict[str, NDArray[np.float32]]:
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"there is no file {source} of image labels; `semples labels` makes it from masks, COCO's JSON or a CSV"
+        )
+    if source.suffix == ".npy":
+        return load_image_labels(source)
+    if class_names is None:
+        raise ValueError(f"{source}: a table of labels needs class_names, in label order")
+    labels = {}
+    for name, classes in read_table(source, list(class_names)).items():
+        labels[name] = np.zeros(len(class_names), np.float32)
+        labels[name][list(classes)] = 1
+    return labels
 
 
 def label_of(sample: Any, num_classes: int) -> Tensor | None:
@@ -192,19 +209,26 @@ class CamMetric(BaseMetric):
     """mIoU of CAMs against masks at every background score, from one pass: `mIoU` at the best, and which that is.
 
     It reads the scores that `CamSegmentor` leaves in `seg_logits`, background first; 255 is ignored. The best score is
-    chosen on the masks that it is reported on: on another set give `thresholds=[...]` with the one that was chosen.
+    chosen on the masks that it is reported on: on another set give `thresholds=[...]` with the one that was chosen. It
+    can write the CAMs as well, for `semples eval`, `report` and `pseudo-masks`.
 
     Args:
         thresholds: background scores, ascending; 0.00 to 0.99 by default.
+        output_dir: folder for a CAM file of each image, in WeakTr's format; images without masks are only written.
         collect_device, prefix: of mmengine.
     """
 
     default_prefix = "cam"
 
     def __init__(
-        self, thresholds: Sequence[float] | None = None, collect_device: str = "cpu", prefix: str | None = None
+        self,
+        thresholds: Sequence[float] | None = None,
+        output_dir: str | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        self.output_dir = None if output_dir is None else Path(output_dir)
         self.thresholds = THRESHOLDS if thresholds is None else np.asarray(thresholds)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
@@ -212,12 +236,21 @@ class CamMetric(BaseMetric):
         evaluation = CamEvaluation(len(self.dataset_meta["classes"]) - 1, self.thresholds)
         for sample in data_samples:
             scores = sample["seg_logits"]["data"][1:].float().cpu().numpy()
-            mask = sample["gt_sem_seg"]["data"].squeeze(0).cpu().numpy()
             present = [k for k, plane in enumerate(scores) if plane.max() >= 0]
-            self.results.append(evaluation.count([scores[k] for k in present], present, mask))
+            planes = [scores[k] for k in present]
+            if self.output_dir is not None:
+                path = self.output_dir / f"{image_name(sample['img_path'])}.npy"
+                write_cams(path, Cams(planes, tuple(present), "weaktr"))
+            if "gt_sem_seg" in sample:
+                mask = sample["gt_sem_seg"]["data"].squeeze(0).cpu().numpy()
+                self.results.append(evaluation.count(planes, present, mask))
+            elif self.output_dir is None:
+                raise ValueError("samples have no masks: put LoadAnnotations into the pipeline, or give output_dir")
 
     def compute_metrics(self, results: list[ImageCounts]) -> dict[str, float]:
         """`mIoU`, `precision` and `recall` in percent at the best background score, and that `threshold`."""
+        if not results:
+            return {}
         names = self.dataset_meta["classes"]
         evaluation = CamEvaluation(len(names) - 1, self.thresholds)
         for counts in results:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.loops import EpochBasedTrainLoop
@@ -24,6 +27,8 @@ from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.training_log import draw_pairs
 
 STATE = "semples"  # key in mmengine's checkpoints
+_LEARNING = ("epochs", "lr", "batch_size", "weight_decay", "progress")  # of learn_background_prompts, for a config
+_NEEDED = ("regularizer", "active", "images_and_masks")  # of a model
 
 
 @HOOKS.register_module(force=True)
@@ -32,16 +37,18 @@ class SemPLeSStages(Hook):
 
     Lengths are epochs under an epoch-based loop and iterations under an iteration-based one. Whatever comes after (a)
     is (c). Resuming from mmengine's checkpoints goes on in the same stage, with the same prompts; an interrupted (b)
-    goes on from its own work folder.
+    goes on from its own work folder where the run is resumed, and begins anew otherwise. Learning rates are the
+    runner's: (c) goes on where their schedule stands.
 
     Args:
         match: length of (a). 0 begins with (c), for which the regularizer's config then names a prompts file.
         baseline: length of the training with `loss_cls` alone, before (a).
         restart: where (c) begins: "baseline", with the weights from which (a) began, as the authors' release does, or
-            "matched", with those in which (a) ended.
+            "matched", with those in which (a) ended. The former takes the optimizer's state, gradients that it has
+            gathered, and mmengine's moving average of the weights (`EMAHook`) back as well.
         prompt_length: L.
         prompt_std: of their start; None for the size of CLIP's word vectors.
-        learning: options of `learn_background_prompts`, such as `epochs`, `lr`, `batch_size`.
+        learning: options of `learn_background_prompts`: `epochs`, `lr`, `batch_size`, `weight_decay`, `progress`.
         seed: of the prompts.
         draw_interval: iterations between two pictures of masks, and, in (c), of where CLIP sees the prompts, through
             the runner's visualizer; 0 for none.
@@ -65,15 +72,27 @@ class SemPLeSStages(Hook):
             raise ValueError(f"expected lengths of at least 0, got baseline {baseline} and match {match}")
         if restart not in ("baseline", "matched"):
             raise ValueError(f'restart: expected "baseline" or "matched", got {restart!r}')
+        unknown = set(learning or ()) - set(_LEARNING)
+        if unknown:
+            raise ValueError(f"learning: expected some of {', '.join(_LEARNING)}, got {', '.join(sorted(unknown))}")
         self.baseline, self.match, self.restart = baseline, match, restart
         self.prompt_length, self.prompt_std, self.seed = prompt_length, prompt_std, seed
         self.learning, self.draw_interval = dict(learning or {}), draw_interval
         self._start: dict[str, Tensor] | None = None
         self._prompts: dict[str, Any] | None = None
+        self._stage = ""
 
     def before_train(self, runner: Runner) -> None:
-        """Checks that the model has a regularizer, and takes up a resumed run's prompts."""
-        regularizer = _model(runner).regularizer  # raises where there is none
+        """Checks the model, says what will come, and takes up a resumed run's prompts."""
+        model = _model(runner)
+        missing = [name for name in _NEEDED if name not in dir(model)]
+        if missing:
+            raise ValueError(
+                f"{type(model).__name__} has no {', '.join(missing)}, which SemPLeSStages asks for; a CamSegmentor, "
+                "or a subclass of it, has"
+            )
+        regularizer = model.regularizer  # raises where there is none
+        self._tell_plan(runner)
         if self._prompts is not None:
             regularizer.prompts = self._read(self._prompts)
         if self.match == 0 and regularizer.prompts is None:
@@ -97,8 +116,8 @@ class SemPLeSStages(Hook):
         if not (self.draw_interval and model.active and self.every_n_train_iters(runner, self.draw_interval)):
             return
         if is_first():
-            with evaluating(model):
-                images, masks = _masks_of(model, data_batch)
+            with _same_randomness(), evaluating(model):
+                images, masks = _images_and_masks(model, data_batch)
             picture = draw_pairs(images, masks, model.regularizer)
             runner.visualizer.add_image("semples_masks", picture, step=runner.iter + 1)
 
@@ -113,8 +132,32 @@ class SemPLeSStages(Hook):
         if state and runner._resume:
             self._start, self._prompts = state["start"], state["prompts"]
 
+    def _tell_plan(self, runner: Runner) -> None:
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        unit, whole = ("epochs", runner.max_epochs) if by_epoch else ("iterations", runner.max_iters)
+        refine = whole - self.baseline - self.match
+        runner.logger.info(
+            "SemPLeS: %d %s of baseline, %d of (a) matching, (b) prompts, %d of (c) refinement",
+            self.baseline, unit, self.match, max(refine, 0),
+        )  # fmt: skip
+        if refine <= 0:
+            runner.logger.warning(
+                "SemPLeS: baseline %d and match %d are all of the %d %s: prompts are never learned, and refinement "
+                "never comes",
+                self.baseline, self.match, whole, unit,
+            )  # fmt: skip
+
     def _enter(self, runner: Runner, progress: int) -> None:
         """Brings the model into the stage that belongs to so much progress; at its beginning and after a resume."""
+        self._bring_about(runner, progress)
+        refining = _model(runner).regularizer.prompts is not None
+        stage = "(c) refinement" if refining else "(a) matching"
+        stage = stage if _model(runner).active else "baseline"
+        if stage != self._stage:
+            self._stage = stage
+            runner.logger.info("SemPLeS: %s from iteration %d on", stage, runner.iter + 1)
+
+    def _bring_about(self, runner: Runner, progress: int) -> None:
         model = _model(runner)
         model.active = progress >= self.baseline
         if not model.active:
@@ -127,6 +170,10 @@ class SemPLeSStages(Hook):
         if self.restart == "baseline":
             model.load_state_dict(self._start)
             runner.optim_wrapper.optimizer.state.clear()  # momenta belong to the weights that are gone
+            runner.optim_wrapper.zero_grad()
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.ema_model.steps.zero_()  # its average begins anew, with the weights after the next step
 
     def _learn(self, runner: Runner) -> None:
         """(b): walks the runner's data once, in order, and learns the prompts."""
@@ -138,14 +185,17 @@ class SemPLeSStages(Hook):
             len(regularizer.class_names), self.prompt_length, clip.text_width, std=std, seed=self.seed
         )
         folder = Path(runner.work_dir) / "semples"
-        runner.logger.info("SemPLeS (b): learning prompts from the whole training set")
+        unfinished = folder / "prompts.unfinished"
+        if is_first() and not runner._resume:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of another run, whose model was another
+        runner.logger.info("SemPLeS: (b) prompts, from the whole training set")
         try:
             # The walk must leave no trace in what follows: the order and the augmentations of (c) stay its own.
-            with _same_randomness(), evaluating(model):
+            with _same_randomness(), evaluating(model), _warnings_to(runner.logger):
                 history = learn_background_prompts(
                     regularizer,
                     self._walk(runner),
-                    work_dir=folder / "prompts.unfinished",
+                    work_dir=unfinished,
                     save_to=folder / "prompts.safetensors",
                     seed=self.seed,
                     **self.learning,
@@ -154,7 +204,7 @@ class SemPLeSStages(Hook):
             regularizer.prompts = None  # the next try begins with (b) again
             raise
         runner.logger.info(
-            "SemPLeS (b): L_prompt %.4f after %d epochs; prompts in %s; (c) from here on",
+            "SemPLeS: L_prompt %.4f after %d epochs; prompts in %s",
             history.loss[-1],
             len(history.loss),
             folder / "prompts.safetensors",
@@ -172,7 +222,7 @@ class SemPLeSStages(Hook):
         }
         for batch in Runner.build_dataloader(settings, seed=self.seed):
             paths = [sample.metainfo["img_path"] for sample in batch["data_samples"]]
-            yield *_masks_of(model, batch), paths
+            yield *_images_and_masks(model, batch), paths
 
     def _read(self, state: dict[str, Any]) -> BackgroundPrompts:
         prompts = BackgroundPrompts(*state["vectors"].shape, template=state["template"])
@@ -192,14 +242,25 @@ def _model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def _masks_of(model: Any, batch: Any) -> tuple[Tensor, ClassMasks]:
+def _images_and_masks(model: Any, batch: Any) -> tuple[Tensor, ClassMasks]:
     """Images and masks of a loader's batch, without gradients."""
-    from semples_plugin.adapters.mmseg_data import labels_of
-
     data = model.data_preprocessor(copy.deepcopy(batch), training=True)
-    images, samples = data["inputs"], data["data_samples"]
-    labels = labels_of(samples, model.num_classes).to(images.device)
-    return images, model.masks(model.extract_feat(images), labels).detach()
+    images, masks = model.images_and_masks(data["inputs"], data["data_samples"])
+    return images, masks.detach()
+
+
+@contextmanager
+def _warnings_to(logger: Any) -> Iterator[None]:
+    """Python's warnings go into the run's log as well."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, *arguments: Any, **named: Any) -> None:
+            shown(message, *arguments, **named)
+            logger.warning("%s", message)
+
+        warnings.showwarning = show
+        yield
 
 
 class _same_randomness:  # noqa: N801, reads as a statement

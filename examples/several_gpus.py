@@ -1,8 +1,10 @@
-"""A plain loop on as many GPUs as there are, with a progress bar and pictures; without GPUs, on as many CPU processes.
+"""A plain loop on as many GPUs as there are, with a progress bar; without GPUs, on as many CPU processes.
 
     torchrun --standalone --nproc-per-node 2 examples/several_gpus.py
 
 DDP needs no flag: CLIP has nothing to train, and ranks may have different numbers of pairs, also none."""
+
+import copy
 
 import torch
 import torch.distributed as dist
@@ -52,12 +54,17 @@ def train(epochs: int, title: str) -> None:
                 log(losses, masks, regularizer.figures)
 
 
+start = copy.deepcopy(model.state_dict())
 train(3, "(a)")
+model.eval()
 regularizer.prompts = BackgroundPrompts(len(OBJECTS), length=8, width=clip.text_width, std=clip.token_std).to(device)
 with torch.no_grad():  # (b): all ranks learn the same prompts, from every image once, by its number
     own = model.module
     batches = ((x.to(device), masks_of(own(x.to(device)), y), number.tolist()) for x, y, number in loader)
     history = learn_background_prompts(regularizer, batches, epochs=10, lr=2e-2)
+model.load_state_dict(start)  # (c) starts from the same weights as (a)
+optimizer.state.clear()
+model.train()
 train(3, "(c)")
 if rank == 0:
     regularizer.prompts.save("prompts.safetensors")

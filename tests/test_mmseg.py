@@ -17,14 +17,14 @@ pytest.importorskip("mmseg", reason="needs semples-plugin[mmseg]")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mmengine.config import Config
-    from mmengine.hooks import Hook
+    from mmengine.hooks import EMAHook, Hook
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
     from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
     import semples_plugin.adapters.mmseg
 
-from semples_plugin import BackgroundPrompts
+from semples_plugin import BackgroundPrompts, prompt_learning
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
 
@@ -69,10 +69,14 @@ def config(world, work_dir, iterations=12, **changes) -> Config:
 
 
 class Listener(Hook):
-    """Keeps the losses of every iteration."""
+    """Keeps the losses of every iteration, and whether a gradient was pending before it."""
 
     def __init__(self) -> None:
         self.losses: dict[int, dict[str, float]] = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        runner.pending = getattr(runner, "pending", {})
+        runner.pending[runner.iter] = any(p.grad is not None and p.grad.any() for p in runner.model.parameters())
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.losses[runner.iter] = {name: float(v) for name, v in outputs.items() if name.startswith("loss_")}
@@ -127,7 +131,7 @@ def test_a_run_goes_through_the_stages(whole):
     (events,) = folder.glob("*/vis_data/events.*")
     kept = EventAccumulator(str(events)).Reload()
     assert [e.step for e in kept.Scalars("loss_refine")] == [9, 10, 11, 12]
-    assert {i.step: i.height for i in kept.Images("semples_masks")} == {6: 362, 9: 530, 12: 530}  # prompts in (c)
+    assert {i.step: i.height for i in kept.Images("semples_masks")} == {6: 414, 9: 608, 12: 608}  # prompts in (c)
 
 
 def test_refinement_may_go_on_from_where_matching_ended(whole, world, tmp_path):
@@ -147,6 +151,62 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole, world, tmp_
         assert found.keys() == losses[i].keys()
         for name, value in found.items():
             assert value == pytest.approx(losses[i][name], rel=1e-5), (i, name)
+
+
+def test_the_plan_and_every_change_of_stage_are_logged(whole, world, tmp_path, caplog):
+    folder, *_ = whole
+    changes = {"log_level": "INFO", "custom_hooks.0.match": 8, "load_from": str(folder / "iter_4.pth"), "resume": True}
+    train(config(world, tmp_path, iterations=6, **changes))
+    (log,) = tmp_path.glob("*/*.log")
+    text = log.read_text()
+    assert "SemPLeS: 4 iterations of baseline, 8 of (a) matching, (b) prompts, 0 of (c) refinement" in text
+    assert "baseline 4 and match 8 are all of the 6 iterations: prompts are never learned" in text
+    assert text.count("SemPLeS: (a) matching from iteration 5 on") == 1 and "(c) refinement from" not in text
+
+
+class Stop(Exception):  # noqa: N818, no error
+    """Interrupts (b)."""
+
+
+def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world, tmp_path, monkeypatch):
+    folder, _, losses = whole
+    changes = {"resume": True, "load_from": str(folder / "iter_8.pth"), "log_level": "WARNING"}
+
+    def interrupt(*_):
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(prompt_learning, "_label_similarities", interrupt)  # after the walk
+        train(config(world, tmp_path, iterations=9, **changes))
+    unfinished = tmp_path / "semples" / "prompts.unfinished"
+    features = torch.load(unfinished / "features.pt", weights_only=True)
+    features["features"] *= -1  # so that it shows whether they are taken
+    torch.save(features, unfinished / "features.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, resumed = train(config(world, tmp_path, iterations=9, **changes))
+    assert resumed[8]["loss_refine"] != pytest.approx(losses[8]["loss_refine"], rel=1e-5)
+    logs = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    assert "holds an interrupted run, which is continued" in logs  # Python's warnings are in the log, too
+    unfinished.mkdir()
+    torch.save(features, unfinished / "features.pt")
+    fresh = train(config(world, tmp_path, iterations=9))[1]  # in the same folder, of a model of its own
+    assert fresh[8]["loss_refine"] == pytest.approx(losses[8]["loss_refine"], rel=1e-5)
+
+
+def test_a_restart_takes_averages_and_gathered_gradients_back(whole, world, tmp_path):
+    changes = {
+        "optim_wrapper.accumulative_counts": 3,  # an update at 3, 6 and 9, so that a gradient is pending at 8
+        "custom_hooks": [*config(world, tmp_path).custom_hooks, {"type": "EMAHook"}],
+        "default_hooks.checkpoint.interval": 4,
+    }
+    runner, _ = train(config(world, tmp_path / "a", iterations=9, **changes))
+    start = torch.load(tmp_path / "a" / "iter_4.pth", weights_only=False)["ema_state_dict"]["module.classifier.weight"]
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    assert runner.pending[7] and not runner.pending[8]
+    # Checkpoints hold the raw weights under ema's name. One update of (c) alone lies between them.
+    assert (runner.model.classifier.weight - start).abs().max() < 1.5e-3
+    assert (ema.ema_model.module.classifier.weight - start).abs().max() < 1.5e-3 and ema.ema_model.steps == 1
 
 
 def test_weights_alone_are_loaded_without_a_stage(whole, world, tmp_path):
@@ -237,9 +297,17 @@ def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
     )
     with pytest.raises(ValueError, match="labels have 8 columns, expected 9"):
         wide(dict(image))
-    for wrong, words in (({"source": "mask"}, "needs num_classes"), ({"source": "a.csv"}, "needs class_names")):
-        with pytest.raises(ValueError, match=words):
+    for wrong, error, words in (
+        ({"source": "mask"}, ValueError, "needs num_classes"),
+        ({"source": str(tmp_path / "labels.txt")}, ValueError, "needs class_names"),
+        ({"source": "nowhere.npy"}, FileNotFoundError, "no file nowhere.npy of image labels; `semples labels` makes"),
+    ):
+        with pytest.raises(error, match=words):
             TRANSFORMS.build({"type": "LoadImageLabels", **wrong})
+    with pytest.raises(ValueError, match="comes before PackCamInputs"):
+        npy({"inputs": None, "data_samples": None})
+    with pytest.raises(ValueError, match="array has no name"):
+        npy({"img": None, "img_path": None})
 
 
 def test_lists_of_names_and_of_paths_are_read(tmp_path):
@@ -274,6 +342,8 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
         ({"model.regularizer.clip": "tiny"}, ValueError, 'or "demo", got'),
         ({"model.regularizer.weights": {"refinement": 1}}, ValueError, "expected some of foreground"),
         ({"model.regularizer": None}, ValueError, "the model has no regularizer"),
+        ({"model.in_channels": 64}, ValueError, "in_channels is 64, the backbone's feature map -1 has 32"),
+        ({"custom_hooks.0.learning": {"epoch": 3}}, ValueError, "learning: expected some of epochs, lr,.* got epoch"),
         ({"custom_hooks.0.restart": "start"}, ValueError, 'expected "baseline" or "matched"'),
         ({"custom_hooks.0.match": -1}, ValueError, "lengths of at least 0"),
         ({"custom_hooks.0.match": 0, "custom_hooks.0.baseline": 0}, ValueError, "match=0 begins with refinement"),

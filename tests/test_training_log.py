@@ -63,8 +63,8 @@ def test_pictures_show_each_pairs_image_and_mask(batch):
     log = TrainingLog(writer=Writer(), progress=False)
     picture = log.draw(images, masks, regularizer)
     assert log.writer.images["semples/masks", 0] is picture
-    assert picture.shape[:2] == (26 + 2 * 168, 3 * 168 + 8)
-    image, heat = picture[26:186, 8:168], picture[194:354, 8:168]
+    assert picture.shape[:2] == (26 + 2 * 194, 3 * 168 + 8)
+    image, heat = picture[52:212, 8:168], picture[246:406, 8:168]
     assert abs(image[:80].astype(int) - heat[:80]).mean() > 20  # the upper half is masked: red over the image
     assert heat[:80, :, 0].mean() > heat[80:, :, 0].mean()
     assert draw_pairs(images, masks[:0], regularizer).shape == (64, 64, 3)
@@ -86,11 +86,11 @@ def test_tensorboard_keeps_scalars_and_pictures(batch, tmp_path):
 def test_learned_prompts_are_drawn_where_clip_sees_them(batch):
     regularizer, images, masks = batch
     regularizer.prompts = BackgroundPrompts(2, 4, regularizer.clip.text_width)
-    assert draw_pairs(images, masks, regularizer).shape[0] == 26 + 2 * 168  # not before they are learned
+    assert draw_pairs(images, masks, regularizer).shape[0] == 26 + 2 * 194  # not before they are learned
     regularizer.prompts.learned = True
     with_prompts = draw_pairs(images, masks, regularizer)
-    assert with_prompts.shape[0] == 26 + 3 * 168
+    assert with_prompts.shape[0] == 26 + 3 * 194
     with torch.no_grad():
         regularizer.prompts.vectors[1] *= -3
-    changed = (draw_pairs(images, masks, regularizer) != with_prompts)[26 + 336 :].any((0, 2))
+    changed = (draw_pairs(images, masks, regularizer) != with_prompts)[26 + 388 :].any((0, 2))
     assert not changed[:172].any() and changed[180:].any()  # the first pair is of class 0, the others of class 1

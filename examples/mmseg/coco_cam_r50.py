@@ -10,7 +10,7 @@ root = "data/COCO2014"
 num_classes = 80
 labels = {"type": "LoadImageLabels", "num_classes": num_classes}
 train_labels = {**labels, "source": f"{root}/cls_labels_train.npy"}
-test_labels = {**labels, "source": f"{root}/cls_labels_val.npy"}
+val_labels = {**labels, "source": f"{root}/cls_labels_val.npy"}
 dataset = {"type": "WsssCoco", "masks": 80, "data_root": root, "_delete_": True}
 
 model = {"num_classes": num_classes, "regularizer": {"preset": "coco", "max_pairs": 64}}
@@ -23,13 +23,13 @@ train_pipeline = [
     train_labels,
     {"type": "PackCamInputs"},
 ]
-test_pipeline = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, test_labels, {"type": "PackCamInputs"}]
+val_pipeline = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, val_labels, {"type": "PackCamInputs"}]
 train_dataloader = {
     "dataset": {**dataset, "split": "train", "ann_file": "lists/train.txt", "pipeline": train_pipeline,
                 "data_prefix": {"img_path": "train2014", "seg_map_path": "masks"}},
 }  # fmt: skip
 val_dataloader = {
-    "dataset": {**dataset, "split": "val", "ann_file": "lists/val.txt", "pipeline": test_pipeline,
+    "dataset": {**dataset, "split": "val", "ann_file": "lists/val.txt", "pipeline": val_pipeline,
                 "data_prefix": {"img_path": "val2014", "seg_map_path": "masks"}},
 }  # fmt: skip
 test_dataloader = val_dataloader

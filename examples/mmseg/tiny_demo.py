@@ -43,6 +43,7 @@ def data(part):
             "pipeline": pipeline}  # fmt: skip
 
 
+test_pipeline = [{"type": "LoadImageFromFile"}, {"type": "PackCamInputs"}]  # of mmseg.apis, without labels
 train_dataloader = {"batch_size": 16, "num_workers": 0, "dataset": data("train"),
                     "sampler": {"type": "InfiniteSampler", "shuffle": True}}  # fmt: skip
 val_dataloader = {"batch_size": 1, "num_workers": 0, "dataset": data("test"),

@@ -1,7 +1,8 @@
 """Trains and tests a config with mmengine's runner; mmsegmentation's own `tools/train.py` does the same.
 
 python examples/mmseg/train.py CONFIG
-torchrun --nproc-per-node 4 examples/mmseg/train.py CONFIG --launcher pytorch
+python examples/mmseg/train.py CONFIG --test CHECKPOINT
+torchrun --nproc-per-node 4 examples/mmseg/train.py CONFIG --launcher pytorch        # on as many GPUs
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--work-dir", help="default: work_dirs/NAME OF THE CONFIG")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
+    parser.add_argument("--test", metavar="CHECKPOINT", help="test these weights, and train nothing")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, help="KEY=VALUE in the config")
     options = parser.parse_args()
@@ -25,8 +27,11 @@ def main() -> None:
     config.merge_from_dict(options.cfg_options)
     config.work_dir = options.work_dir or f"work_dirs/{options.config.stem}"
     config.launcher, config.resume = options.launcher, options.resume
+    if options.test:
+        config.load_from = options.test
     runner = Runner.from_cfg(config)
-    runner.train()
+    if not options.test:
+        runner.train()
     if "test_dataloader" in config:
         runner.test()
 

@@ -36,7 +36,8 @@ train_pipeline = [
     labels,
     {"type": "PackCamInputs"},
 ]
-test_pipeline = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, labels, {"type": "PackCamInputs"}]
+val_pipeline = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, labels, {"type": "PackCamInputs"}]
+test_pipeline = [{"type": "LoadImageFromFile"}, {"type": "PackCamInputs"}]  # of mmseg.apis, without labels
 train_dataloader = {
     "batch_size": 16, "num_workers": 4, "persistent_workers": True,
     "sampler": {"type": "DefaultSampler", "shuffle": True},
@@ -44,7 +45,7 @@ train_dataloader = {
 }  # fmt: skip
 val_dataloader = {
     "batch_size": 1, "num_workers": 4, "sampler": {"type": "DefaultSampler", "shuffle": False},
-    "dataset": {**dataset, "ann_file": f"{lists}/train.txt", "pipeline": test_pipeline},
+    "dataset": {**dataset, "ann_file": f"{lists}/train.txt", "pipeline": val_pipeline},
 }  # fmt: skip
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = {"type": "CamMetric"}

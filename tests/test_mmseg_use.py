@@ -1,0 +1,130 @@
+"""mmsegmentation's own tools on our models: inference, test-time augmentation, CAM files; and models of one's own."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_mmseg import CONFIG, config, scope, train, whole, world  # noqa: F401, fixtures
+
+pytest.importorskip("mmseg", reason="needs semples-plugin[mmseg]")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from mmengine.runner import Runner
+    from mmengine.structures import LabelData
+    from mmseg.apis import inference_model, init_model, show_result_pyplot
+    from mmseg.models import SegTTAModel
+    from mmseg.registry import MODELS, TRANSFORMS
+    from mmseg.structures import SegDataSample
+
+    from semples_plugin.adapters.mmseg import CamSegmentor
+
+from semples_plugin.cams.folders import evaluate_folder
+from semples_plugin.demo.data import OBJECTS
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # mmengine's and mmcv's own
+
+
+def test_mmsegs_inference_segments_a_photograph_of_ones_own(whole, world, tmp_path):  # noqa: F811
+    model = init_model(config(world, tmp_path), str(whole[0] / "iter_12.pth"), device="cpu")
+    path = world / "test/images/0003.png"
+    found = inference_model(model, str(path))
+    assert found.pred_sem_seg.data.shape == (1, 64, 64) and found.seg_logits.data.shape == (9, 64, 64)
+    pixels = np.asarray(Image.open(path))[:, :, ::-1]
+    assert torch.equal(inference_model(model, pixels.copy()).pred_sem_seg.data, found.pred_sem_seg.data)
+    show_result_pyplot(model, str(path), found, show=False, out_file=str(tmp_path / "a.png"), with_labels=False)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_mmsegs_test_time_augmentation_merges_our_scores(whole, world, tmp_path):  # noqa: F811
+    found = config(world, tmp_path)
+    model = init_model(found, str(whole[0] / "iter_12.pth"), device="cpu")
+    augmented = SegTTAModel(module=model, data_preprocessor=found.model.data_preprocessor)
+    flips = [[{"type": "RandomFlip", "prob": 0.0}, {"type": "RandomFlip", "prob": 1.0, "direction": "horizontal"}],
+             [{"type": "PackCamInputs"}]]  # fmt: skip
+    load = {"type": "LoadImageFromFile"}
+    pipeline = [TRANSFORMS.build(load), TRANSFORMS.build({"type": "TestTimeAug", "transforms": flips})]
+    results = {"img_path": str(world / "test/images/0003.png")}
+    for transform in pipeline:
+        results = transform(results)
+    batch = {key: [[value] for value in results[key]] for key in results}
+    (merged,) = augmented.test_step(batch)
+    pixels = np.asarray(Image.open(world / "test/images/0003.png"))[:, :, ::-1]
+    plain, mirrored = (inference_model(model, part.copy()).seg_logits.data for part in (pixels, pixels[:, ::-1]))
+    expected = (plain.softmax(0) + mirrored.flip(2).softmax(0)).argmax(0)
+    assert torch.equal(merged.pred_sem_seg.data[0], expected) and expected.any()
+
+
+def test_cam_files_from_a_test_run_are_judged_as_the_metric_judges(whole, world, tmp_path):  # noqa: F811
+    found = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "cams")})
+    found.load_from, found.experiment_name = str(whole[0] / "iter_12.pth"), str(tmp_path)
+    metrics = Runner.from_cfg(found).test()
+    judged = evaluate_folder(tmp_path / "cams", world / "test/masks", OBJECTS, progress=False)
+    assert len(judged.counts) == 12 and 100 * judged.miou == pytest.approx(metrics["cam/mIoU"], abs=1e-9)
+    assert judged.settings[judged.chosen] == metrics["cam/threshold"]
+    found = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "more")})
+    found.load_from, found.experiment_name = str(whole[0] / "iter_12.pth"), f"{tmp_path} more"
+    found.test_dataloader.dataset.pipeline.pop(1)  # photographs without masks
+    assert Runner.from_cfg(found).test() == {}
+    for path in (tmp_path / "cams").iterdir():
+        assert path.read_bytes() == (tmp_path / "more" / path.name).read_bytes()
+    found = config(world, tmp_path)
+    found.experiment_name = f"{tmp_path} none"
+    found.test_dataloader.dataset.pipeline.pop(1)
+    with pytest.raises(ValueError, match="no masks: put LoadAnnotations into the pipeline, or give output_dir"):
+        Runner.from_cfg(found).test()
+
+
+def test_a_cam_head_of_ones_own_is_a_subclass(world, tmp_path):  # noqa: F811
+    @MODELS.register_module(force=True)
+    class TwoLayers(CamSegmentor):
+        def __init__(self, *, in_channels, hidden=16, **options):
+            super().__init__(in_channels=hidden, **options)
+            self.reduce = torch.nn.Conv2d(in_channels, hidden, 3, padding=1)
+
+        def extract_feat(self, inputs):
+            return self.classifier(self.reduce(self.backbone(inputs)[-1]).relu())
+
+    changes = {"model.type": "TwoLayers", "custom_hooks.0.baseline": 1, "custom_hooks.0.match": 1}
+    _, losses = train(config(world, tmp_path, iterations=3, **changes))
+    assert ["loss_refine" in losses[i] for i in range(3)] == [False, False, True]
+
+    @MODELS.register_module(force=True)
+    class Alien(TwoLayers):
+        images_and_masks = property()
+
+        def __dir__(self):
+            return [name for name in super().__dir__() if name not in ("images_and_masks", "active")]
+
+    changes["model.type"] = "Alien"
+    with pytest.raises(ValueError, match="Alien has no active, images_and_masks, which SemPLeSStages asks for"):
+        train(config(world, tmp_path, **changes))
+
+
+def test_padding_is_in_no_view_and_pad_is_refused(world, tmp_path):  # noqa: F811
+    model = MODELS.build(config(world, tmp_path).model)
+    label = torch.zeros(8)
+    label[:2] = 1
+    sample = SegDataSample(metainfo={"padding_size": (0, 16, 0, 8)}, gt_image_labels=LabelData(data=label))
+    inputs = torch.randn(1, 3, 64, 64).clamp(-1, 1)
+    images, masks = model.images_and_masks(inputs, [sample])
+    assert masks.class_index.tolist() == [0, 1] and torch.equal(images[0, :, :56, :48], inputs[0, :, :56, :48])
+    padded = torch.cat([images[0, :, 56:].flatten(1), images[0, :, :56, 48:].flatten(1)], dim=1)
+    assert (padded == padded[:, :1]).all() and not (inputs[0, :, 56:] == inputs[0, :, 56:57, :1]).all()
+    pack = TRANSFORMS.build({"type": "PackCamInputs"})
+    pad = TRANSFORMS.build({"type": "Pad", "size": (80, 80)})
+    with pytest.raises(ValueError, match="the transform Pad hides which pixels are padding"):
+        pack(pad({"img": np.zeros((64, 64, 3), np.uint8), "img_path": "a.png"}))
+
+
+def test_the_config_is_tested_by_the_script(whole, world, tmp_path, monkeypatch, capsys):  # noqa: F811
+    import runpy
+
+    config(world, tmp_path)  # writes the config beside the data
+    (file,) = world.glob("tiny_*.py")
+    command = ["train.py", str(file), "--work-dir", str(tmp_path), "--test", str(whole[0] / "iter_12.pth")]
+    monkeypatch.setattr("sys.argv", command)
+    runpy.run_path(str(CONFIG.parent / "train.py"), run_name="__main__")
+    (log,) = tmp_path.glob("*/*.log")
+    assert "cam/mIoU" in log.read_text() and "loss" not in log.read_text()
