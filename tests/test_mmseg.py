@@ -383,24 +383,24 @@ def _run(rank, world, out) -> None:
     distributed = {"launcher": "pytorch", "env_cfg": {"dist_cfg": {"backend": "gloo"}}, "model_wrapper_cfg": wrapper}
     found = config(Path(world), out, **distributed)
     found.train_dataloader.batch_size = 2
+    found.model.backbone.norm_eval = True  # the ranks' running statistics would differ
+    found.val_dataloader.dataset.indices = 11  # the sampler repeats one, so that the ranks' shares are equal
     runner, losses = train(found)
-    torch.save(
-        (
-            runner.model.module.regularizer.prompts.vectors.detach(),
-            runner.model.module.classifier.weight.detach(),
-            losses,
-        ),
-        f"{out}/{rank}.pt",
-    )
+    model = runner.model.module
+    kept = (model.regularizer.prompts.vectors.detach(), model.classifier.weight.detach())
+    torch.save((*kept, losses, runner.val_loop.run()), f"{out}/{rank}.pt")
 
 
-def test_two_processes_share_prompts_and_weights(world, tmp_path):
+def test_two_processes_share_prompts_and_weights_and_count_each_image_once(world, tmp_path):
     spawn(_run, str(world), str(tmp_path))
-    (prompts, weight, losses), (others, other_weight, _) = (
+    (prompts, weight, losses, judged), (others, other_weight, *_) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)
     )
     assert torch.equal(prompts, others) and torch.equal(weight, other_weight)
     assert "loss_refine" in losses[11]
+    alone = config(world, tmp_path, load_from=str(tmp_path / "iter_12.pth"), experiment_name="alone")
+    alone.test_dataloader.dataset.indices = 11
+    assert Runner.from_cfg(alone).test() == pytest.approx(judged, abs=1e-9)
 
 
 def test_the_script_runs_the_example(world, tmp_path):
