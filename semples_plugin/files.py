@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+_NEW = ".new-"
+CHANGED = "its CAMs changed meanwhile, or another command wrote into the same folder: make it again"
 
 
 @contextlib.contextmanager
@@ -27,60 +28,55 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
     path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     # Its name is short, so that it may be written where `path` may be, and hidden from those who list the folder.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f"{_NEW}{secrets.token_hex(4)}{path.suffix}")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # some file systems report a full disk only here
         umask = os.umask(0)
         os.umask(umask)
-        # mkstemp's files are private; a colleague should be able to read ours, unless the older one was private too.
+        # Some writers make private files; colleagues should be able to read ours, unless the older one was private.
         temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
         if source_time is not None:
             os.utime(temporary, ns=(source_time, source_time))
         temporary.replace(path)
     except OSError as error:
-        if error.errno and error.filename in (None, name):  # a full disk gives no name, and nobody knows the temporary
+        if error.errno and error.filename in (
+            None,
+            str(temporary),
+            temporary,
+        ):  # a full disk gives no name, and nobody knows the temporary
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def claim_folder(folder: Path, ending: str, settings: Mapping[str, Any]) -> None:
-    """Writes down of what a folder is made, which is to be filled, and perhaps filled further by a later call.
-
-    That goes beside the folder, into `FOLDER.settings.json`: hosts take every file in a folder for one of its kind.
+def claim_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
+    """Makes a folder that one run is to fill, or, where the same run was interrupted, to fill further.
 
     Args:
         folder: it may not exist yet.
-        ending: of the files that it is filled with.
-        settings: of what they are made; anything JSON knows.
+        is_own: whether a file in it is one that this very run would make.
 
     Raises:
-        ValueError: where the folder holds files of other settings, or of unknown ones.
+        OSError: where there can't be such a folder, or nothing can be written into it.
+        ValueError: where it holds anything else, with which the run's files would be mixed.
     """
-    wanted = json.loads(json.dumps(settings))
-    path = folder.resolve().with_name(f"{folder.resolve().name}.settings.json")
-    there = {file.suffix for file in folder.glob("*") if not file.name.startswith(".")}
-    if not there or (ending not in there and not path.is_file()):
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        return
-    if not path.is_file():
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder, or none yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} can't be written into")
+    for left in folder.glob(f"{_NEW}*"):  # by a run that was killed
+        left.unlink()
+    others = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not is_own(path)]
+    if others:
         raise ValueError(
-            f"{folder} holds {ending} files already, which would be taken for some of this run's: choose another folder"
+            f"{folder} holds {len(others)} files, such as {others[0]}, that this command didn't make, or made with "
+            "other settings, of other CAMs or of these before they changed: choose another folder, or empty this one"
         )
-    try:
-        made = json.loads(path.read_text())
-        differ = [name for name in wanted if made.get(name) != wanted[name]]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} can't be read ({error}): choose another folder, or empty this one") from error
-    if differ:
-        sides = ", ".join(f"{name} {made.get(name)} and not {wanted[name]}" for name in differ)
-        raise ValueError(f"{folder} was made with {sides}: choose another folder, or empty this one")
 
 
 def is_made_of(target: Path, source: Path) -> bool:
@@ -91,4 +87,5 @@ def is_made_of(target: Path, source: Path) -> bool:
     if not target.exists():
         return False
     made, there = target.stat().st_mtime_ns, source.stat().st_mtime_ns
-    return made in (there, there - there % 10**9)  # some file systems keep whole seconds
+    step = next(step for step in (10**9, 10**7, 10**3, 100, 1) if made % step == 0)  # of the file system
+    return 0 <= there - made < step

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("functional", "masks", "clip", "prompts", "regularizer", "prompt_learning", "cams", "cam_folders", "cam_files",
-         "distributed")  # fmt: skip
+         "pseudo_masks", "distributed")  # fmt: skip
 
 MUTATIONS = [
     ("sign of -log sim(v_f, u_f)", "regularizer", "= functional.attract(", "= -functional.attract("),
@@ -52,7 +52,8 @@ MUTATIONS = [
     ("a repeated image counted twice", "prompt_learning", "first.setdefault(pair, i)", "first[i] = i"),
     ("scores on a threshold counted above it", "cams/evaluation", "values > cv2.LUT", "values >= cv2.LUT"),
     ("the later of two equal CAMs wins", "cams/evaluation", "(plane > highest)", "(plane >= highest)"),
-    ("files of older CAMs are kept", "files", "return made in (there, there - there % 10**9)", "return made >= there"),
+    ("files of older CAMs are kept", "files", "return 0 <= there - made < step", "return there <= made"),
+    ("masks of other settings are kept", "cams/pseudo_masks", " and read_note(path) == note", ""),
     ("a verdict on few images", "cams/tables", "comparison.images < ENOUGH", "comparison.images < 1"),
     ("a pickle sets any state", "pickled", "if not isinstance(self.stack[-2], (_Array, _Dtype)):", "if False:"),
     ("code in a CAM file is run", "pickled", "raise pickle.UnpicklingError(f\"it asks for {module}.{name}, which is no array\")", "return super().find_class(module, name)"),

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from semples_plugin import files, pickled
+from semples_plugin.cams import convert
 from semples_plugin.cams import files as cam_files
 from semples_plugin.cams.convert import convert_folder
 from semples_plugin.cams.files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
@@ -240,7 +241,7 @@ def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkey
 
     def fsync(_):
         calls.append(1)
-        if len(calls) == 3:  # settings.json, a, b
+        if len(calls) == 2:  # of b
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fsync", fsync)
@@ -248,30 +249,70 @@ def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkey
     assert list(failed) == ["b"] and failed["b"].endswith(f"No space left on device: '{tmp_path / 'out' / 'b.npy'}'")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy"]  # hosts read whatever is there
     assert convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False) == {}  # only b is made now
-    assert len(calls) == 4 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
+    assert len(calls) == 3 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
 
 
-def test_conversions_are_not_mixed_and_follow_their_cams(tmp_path):
+def test_a_folder_holds_the_conversion_of_these_cams_and_nothing_else(tmp_path):
     for folder, seed in (("one", 0), ("two", 1)):
         (tmp_path / folder).mkdir()
         as_weaktr(tmp_path / folder / "a.npy", maps(seed=seed))
     out = tmp_path / "out"
     convert_folder(tmp_path / "one", out, "clims", progress=False)
-    for folder, to, words in (
-        ("two", "clims", "was made with CAMs .*one and not .*two"),
-        ("one", "fma", "format clims"),
-    ):
-        with pytest.raises(ValueError, match=words):
+    for folder, to in (("two", "clims"), ("one", "weaktr"), ("one", "fma")):
+        with pytest.raises(ValueError, match=r"holds 1 files, such as a.npy, that this command didn't make"):
             convert_folder(tmp_path / folder, out, to, progress=False)
+    (out / ".new-1.npy").touch()  # a kill left it
+    path = tmp_path / "one" / "a.npy"
     for seed, age in ((2, 0), (3, 3600)):  # trained again; and replaced by older ones, as `cp -p` and rsync do it
-        path = tmp_path / "one" / "a.npy"
         as_weaktr(path, maps(seed=seed))
         os.utime(path, (path.stat().st_mtime - age,) * 2)
-        convert_folder(tmp_path / "one", out, "clims", progress=False)
+        with pytest.raises(ValueError, match="or of these before they changed: choose"):
+            convert_folder(tmp_path / "one", out, "clims", progress=False)
+        (out / "a.npy").unlink()
+        assert convert_folder(tmp_path / "one", out, "clims", progress=False) == {}
         assert np.array_equal(read_cams(out / "a.npy").maps, maps(seed=seed))
-    seconds = path.stat().st_mtime_ns // 10**9 * 10**9
-    os.utime(out / "a.npy", ns=(seconds, seconds))  # on a file system that keeps no more
-    assert files.is_made_of(out / "a.npy", path)
+    assert [file.name for file in out.iterdir()] == ["a.npy"]  # hosts read whatever is there
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file, expected a folder"):
+        convert_folder(tmp_path / "one", tmp_path / "file", "clims", progress=False)
+
+
+@pytest.mark.parametrize("step", [10**9, 10**7, 10**3, 100, 1])
+def test_files_are_known_by_their_sources_time_as_exactly_as_it_is_kept(tmp_path, step):
+    for name in ("source", "target"):
+        (tmp_path / name).touch()
+    time = 1_795_000_001_123_456_789
+    kept = time // step * step
+    for made, is_own in ((kept, True), (kept - step, False), (kept + step, False)):
+        os.utime(tmp_path / "source", ns=(time, time))
+        os.utime(tmp_path / "target", ns=(made, made))
+        assert files.is_made_of(tmp_path / "target", tmp_path / "source") == is_own
+
+
+def test_cams_that_change_meanwhile_are_told(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    for name in ("a", "b"):
+        as_weaktr(tmp_path / "one" / f"{name}.npy", maps())
+
+    def write(path, cams, source_time):
+        write_cams(path, cams, source_time)
+        as_weaktr(tmp_path / "one" / "a.npy", maps(seed=1))  # by a training that still goes on
+
+    monkeypatch.setattr(convert, "write_cams", write)
+    failed = convert_folder(tmp_path / "one", tmp_path / "out", "clims", progress=False)
+    assert list(failed) == ["a"] and "changed meanwhile" in failed["a"]
+
+
+def test_the_photographs_size_belongs_to_a_conversion(tmp_path):
+    (tmp_path / "fma").mkdir()
+    as_fma(tmp_path / "fma" / "x.npz", maps((14, 14)))
+    for folder, size in (("images", (30, 41)), ("half", (15, 20))):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", size[::-1]).save(tmp_path / folder / "x.jpg")
+    for _ in range(2):
+        convert_folder(tmp_path / "fma", tmp_path / "out", "weaktr", images=tmp_path / "images", progress=False)
+    with pytest.raises(ValueError, match="that this command didn't make"):
+        convert_folder(tmp_path / "fma", tmp_path / "out", "weaktr", images=tmp_path / "half", progress=False)
 
 
 def test_maps_that_are_not_normalised_are_no_scores(tmp_path):

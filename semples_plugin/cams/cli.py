@@ -85,7 +85,7 @@ def _add_convert(subparsers: Any) -> None:
     parser = _add(
         subparsers, "convert", "turn CAM files of one host into another's",
         "clims: CLIMS and IRNet; weaktr: WeakTr and MCTformer; fma: FMA-WSSS, whose seeding takes them then. Files of "
-        "the same conversion stay while their CAMs are the same.",
+        "an interrupted call stay; files of other CAMs, or of these before they changed, are refused.",
     )  # fmt: skip
     parser.add_argument("cams", help="folder of CAM files; what they hold says whose they are")
     parser.add_argument("out", help="folder for the converted ones")
@@ -99,7 +99,7 @@ def _add_convert(subparsers: Any) -> None:
 def _add_pseudo_masks(subparsers: Any) -> None:
     parser = _add(
         subparsers, "pseudo-masks", "write palette PNGs from CAMs, for the segmentation network to learn from",
-        "Interrupted, it goes on where it was; masks of the same settings stay while their CAMs are the same. "
+        "Interrupted, it goes on where it was; masks of other CAMs or settings in that folder are refused. "
         "`semples eval OUT --masks MASKS` judges them.",
     )  # fmt: skip
     parser.add_argument("cams", help="folder of CAM files of any host")

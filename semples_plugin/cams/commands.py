@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
     for one in each:
         _tell(f"{one.folder}: images without CAMs", one.missing)
         _tell(f"{one.folder}: CAMs of images that are not in {one.split}", one.extra)
-        _tell(f"{one.folder}: could not be judged", [f"{name} ({why})" for name, why in one.failed.items()])
+        _tell_each(f"{one.folder}: not judged", one.failed)
     together = on_common_images(each) if len(each) > 1 else each
     _tell("left out, not in every folder", sorted({name for one in together for name in one.left_out}))
     return together, titles, int(any(one.failed for one in each))
@@ -158,6 +158,12 @@ def _tell(what: str, names: Sequence[str]) -> None:
         print(f"{what}: {len(names)}: {few(names)}", file=sys.stderr)
 
 
+def _tell_each(what: str, failed: Mapping[str, str]) -> None:
+    """A line each, as scripts may want to read which."""
+    for name, why in failed.items():
+        print(f"{what}: {name}: {why}", file=sys.stderr)
+
+
 def convert(options: argparse.Namespace) -> int:
     """`semples convert`."""
     from semples_plugin.cams.convert import convert_folder
@@ -166,8 +172,8 @@ def convert(options: argparse.Namespace) -> int:
         options.cams, options.out, options.to, images=options.images, image_list=options.list,
         progress=not options.quiet,
     )  # fmt: skip
-    _tell("could not be converted", [f"{name} ({why})" for name, why in failed.items()])
-    print(f"CAMs of {options.cams} are in {options.out}")
+    _tell_each("not converted", failed)
+    print(f"CAMs of {options.cams} are in {options.out}" + (f", but for {len(failed)}" if failed else ""))
     return int(bool(failed))
 
 
@@ -180,8 +186,8 @@ def pseudo_masks(options: argparse.Namespace) -> int:
         options.cams, options.out, recipe, images=options.images, image_list=options.list, workers=options.workers,
         progress=not options.quiet,
     )  # fmt: skip
-    _tell("have no mask", [f"{name} ({why})" for name, why in failed.items()])
-    print(f"masks of {options.cams} are in {options.out}")
+    _tell_each("without a mask", failed)
+    print(f"masks of {options.cams} are in {options.out}" + (f", but for {len(failed)}" if failed else ""))
     return int(bool(failed))
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from semples_plugin.cams.files import FORMATS, chosen_cams, read_cams, write_cams
+from semples_plugin.cams.files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
 from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size
-from semples_plugin.files import claim_folder, is_made_of
+from semples_plugin.files import CHANGED, claim_folder, is_made_of
 
 
 def convert_folder(
@@ -21,7 +21,7 @@ def convert_folder(
     image_list: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Writes every CAM file of a folder in another host's format; files that were made of the CAMs as they are stay.
+    """Writes every CAM file of a folder in another host's format; an interrupted call goes on where it was.
 
     From `clims` and `weaktr` the full-size maps, float32, go over bit by bit, to any format. From `fma`, whose maps are
     small and raw, they become scores at full size first, as its own evaluation makes them. A file gets the time of the
@@ -29,7 +29,7 @@ def convert_folder(
 
     Args:
         folder: of CAM files of any host.
-        out: folder for the converted ones; `OUT.settings.json` beside it says of what they are made.
+        out: folder for the converted ones, and nothing else.
         to: "clims", "weaktr" or "fma", see `semples_plugin.cams.files`.
         images: folder of the photographs, for their size; needed from `fma` to the others.
         image_list: text file of image names, to convert these alone.
@@ -40,8 +40,8 @@ def convert_folder(
 
     Raises:
         FileNotFoundError: where there are no CAMs, or no photographs.
-        ValueError: for an unknown format, where photographs are needed, or where `out` is `folder` or holds CAMs of
-            another conversion.
+        ValueError: for an unknown format, where photographs are needed, or where `out` is `folder` or holds files
+            that were not made of these CAMs as they are now.
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
@@ -52,11 +52,25 @@ def convert_folder(
         check_photographs(images, found)
     elif to != "fma" and all(path.suffix == FORMATS["fma"] for path in found.values()):
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
-    claim_folder(out, FORMATS[to], {"CAMs": str(Path(folder).resolve()), "format": to})
+    whole = list_cams(folder)
+
+    def is_own(path: Path) -> bool:
+        source = whole.get(path.stem)
+        if source is None or path.suffix != FORMATS[to] or not is_made_of(path, source):
+            return False
+        try:
+            there, size = read_cams(path), None
+            if source.suffix == FORMATS["fma"] != path.suffix and images is not None:
+                size = photograph_size(find_photograph(images, path.stem))
+        except (OSError, ValueError):
+            return False
+        return there.format == to and (size is None or there.size in (None, size))
+
+    claim_folder(out, is_own)
     failed: dict[str, str] = {}
     for name, path in tqdm(found.items(), f"to {to}", unit="image", disable=not progress):
         target = out / f"{name}{FORMATS[to]}"
-        if is_made_of(target, path):
+        if target.exists():  # of an interrupted call
             continue
         try:
             source_time, cams = path.stat().st_mtime_ns, read_cams(path)
@@ -68,4 +82,7 @@ def convert_folder(
             write_cams(target, replace(cams, format=to), source_time)
         except (OSError, ValueError) as error:
             failed[name] = str(error)
+    for name, path in found.items():
+        if name not in failed and not is_made_of(out / f"{name}{FORMATS[to]}", path):
+            failed[name] = CHANGED
     return failed

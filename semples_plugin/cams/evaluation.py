@@ -107,6 +107,9 @@ class CamEvaluation:
 
     def count(self, cams: Sequence[Plane], class_index: Sequence[int], mask: NDArray[np.integer]) -> ImageCounts:
         """Counts an image, as `update` takes it, without adding it."""
+        if not all(isinstance(array, np.ndarray) for array in (*cams, mask)):
+            kinds = {type(array).__name__ for array in (*cams, mask)}
+            raise TypeError(f"cams, mask: expected numpy's arrays, got {', '.join(kinds)}; tensors have .cpu().numpy()")
         labels = self._labels(mask)
         if {cam.dtype.kind for cam in cams} - {"f"}:
             raise TypeError(f"cams: expected floating point numbers, got {', '.join(str(cam.dtype) for cam in cams)}")
@@ -225,13 +228,16 @@ def power_thresholds(powers: Sequence[float]) -> NDArray[np.float64]:
     """
     found = []
     for power in powers:
-        low, high = np.float32(0), np.float32(1)  # foreground never at low, always at high
+        low: Plane = np.zeros(1, np.float32)  # never foreground
+        high: Plane = np.ones(1, np.float32)  # always
         while True:
-            middle = (low + high) / np.float32(2)
+            middle: Plane = (low + high) / np.float32(2)
             if middle in (low, high):
                 break
-            low, high = (low, middle) if middle > (np.float32(1) - middle) ** np.float32(power) else (middle, high)
-        found.append(float(low))
+            # Of an array, as there: numpy's scalars and its operator round otherwise.
+            above = middle > np.power(1 - middle, np.float32(power))
+            low, high = (low, middle) if above else (middle, high)
+        found.append(float(low[0]))
     return np.array(found)
 
 

@@ -132,6 +132,8 @@ def read_image_list(path: str | Path) -> list[str]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no list {path} of image names") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected text in UTF-8, one image name a line ({error})") from error
     paths = [PureWindowsPath(line.split()[0]) for line in lines if line.strip()]  # reads either kind of slash

@@ -283,7 +283,7 @@ def _count(num_classes: int, thresholds: NDArray[np.float64], files: tuple[Path,
             raise ValueError(f"{mask} is {IGNORED} everywhere, which leaves nothing to judge")
         return CamEvaluation(num_classes, thresholds).count(found.scores(*labels.shape), found.class_index, labels)
     except (OSError, ValueError) as error:
-        return str(error)
+        return str(error) if str(cams) in str(error) or str(mask) in str(error) else f"{cams}: {error}"
 
 
 def _number(value: float) -> float | None:

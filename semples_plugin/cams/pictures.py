@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from semples_plugin.cams.drawing import voc_palette
 from semples_plugin.files import replacing
 
+_NOTE = "semples"  # keyword in a PNG
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
 
 
@@ -27,23 +28,38 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     return mask
 
 
-def write_mask(path: str | Path, mask: NDArray[np.uint8], source_time: int | None = None) -> None:
+def write_mask(path: str | Path, mask: NDArray[np.uint8], source_time: int | None = None, note: str = "") -> None:
     """Writes class numbers `[H, W]` as a PNG with VOC's palette.
 
     Args:
         path: of the file.
         mask: 0 background, k + 1 class k, 255 ignored.
         source_time: see `semples_plugin.files.replacing`.
+        note: kept in the file, for `read_note`.
 
     Raises:
         OSError: where it can't be written; an older file of that name stays as it was.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    info = PngInfo()
+    info.add_text(_NOTE, note)
     with replacing(path, source_time) as temporary:
         picture = Image.fromarray(mask, mode="P")
         picture.putpalette(voc_palette().flatten().tolist())
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=info if note else None)
+
+
+def read_note(path: str | Path) -> str:
+    """What `write_mask` noted; nothing where it didn't, or where the file can't be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get(_NOTE, ""))
+    except Exception:
+        return ""
 
 
 def read_photograph(path: str | Path) -> NDArray[np.uint8]:

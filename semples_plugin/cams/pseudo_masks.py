@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,16 +13,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from semples_plugin.cams.evaluation import IGNORED
-from semples_plugin.cams.files import FORMATS, Cams, chosen_cams, read_cams
+from semples_plugin.cams.files import FORMATS, Cams, chosen_cams, list_cams, read_cams
 from semples_plugin.cams.pictures import (
     check_photographs,
     find_photograph,
     photograph_size,
+    read_note,
     read_photograph,
     write_mask,
 )
 from semples_plugin.cams.workers import in_parallel
-from semples_plugin.files import claim_folder, is_made_of
+from semples_plugin.files import CHANGED, claim_folder, is_made_of
 
 CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
 
@@ -43,8 +45,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.power is None) == (not self.thresholds):
             raise ValueError("expected one or two thresholds, or a power, and not both")
-        if self.power is not None and not self.power > 0:
-            raise ValueError(f"power: expected more than 0, got {self.power}")
+        if self.power is not None and not 0 < self.power < np.inf:
+            raise ValueError(f"power: expected a number above 0, got {self.power}")
         in_range = all(0 <= value <= 1 for value in self.thresholds)
         if len(self.thresholds) > 2 or not in_range or list(self.thresholds) != sorted(self.thresholds):
             raise ValueError(f"thresholds: expected one, or two ascending ones, from 0 to 1, got {self.thresholds}")
@@ -62,14 +64,13 @@ def write_pseudo_masks(
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Writes a mask for every CAM file; masks of the same recipe that were made of the CAMs as they are stay.
+    """Writes a mask for every CAM file; an interrupted call goes on where it was.
 
-    A mask gets the time of the CAM file that it is made from.
+    A mask gets the time of the CAM file that it is made from, and holds the recipe as a text of PNG's.
 
     Args:
         folder: of CAM files of any host.
-        out: folder for PNGs with VOC's palette: 0 background, k + 1 class k, 255 ignored; `OUT.settings.json` beside
-            it says of what they are made.
+        out: folder for PNGs with VOC's palette, and nothing else: 0 background, k + 1 class k, 255 ignored.
         recipe: thresholds and CRF.
         images: folder of the photographs; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
         image_list: text file of image names, to make masks of these alone.
@@ -82,7 +83,8 @@ def write_pseudo_masks(
     Raises:
         FileNotFoundError: where there are no CAMs or photographs.
         ImportError: where the CRF is asked for and `pydensecrf2` is missing.
-        ValueError: where photographs are needed, or `out` is the CAMs' folder or holds masks of another recipe.
+        ValueError: where photographs are needed, or `out` is the CAMs' folder or holds files that were not made with
+            this recipe, of these CAMs as they are now.
     """
     found, out = chosen_cams(folder, image_list), Path(out)
     if out.resolve() == Path(folder).resolve():
@@ -95,13 +97,18 @@ def write_pseudo_masks(
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     if recipe.crf:
         _import_crf()
-    sources = {"CAMs": str(Path(folder).resolve())}
-    if recipe.crf:
-        sources["images"] = str(Path(images or "").resolve())
-    claim_folder(out, ".png", {**sources, **asdict(recipe)})
-    todo = [name for name in found if not is_made_of(out / f"{name}.png", found[name])]
+    whole = list_cams(folder)
+    used = images is not None and (recipe.crf or any(path.suffix == FORMATS["fma"] for path in whole.values()))
+    note = json.dumps({**asdict(recipe), "images": str(Path(images or "").resolve()) if used else None})
+
+    def is_own(path: Path) -> bool:
+        source = whole.get(path.stem)
+        return source is not None and is_made_of(path, source) and read_note(path) == note
+
+    claim_folder(out, is_own)
+    todo = [name for name in found if not (out / f"{name}.png").exists()]
     photographs = {name: find_photograph(images, name) for name in todo} if images is not None else {}
-    tasks = [(found[name], out / f"{name}.png", photographs.get(name), recipe) for name in todo]
+    tasks = [(found[name], out / f"{name}.png", photographs.get(name), recipe, note) for name in todo]
     failed: dict[str, str] = {}
     bar = tqdm(
         total=len(found), initial=len(found) - len(todo), desc="pseudo masks", unit="image", disable=not progress
@@ -112,6 +119,9 @@ def write_pseudo_masks(
             if error:
                 failed[name] = error
             bar.update()
+    for name in found:
+        if name not in failed and not is_own(out / f"{name}.png"):
+            failed[name] = CHANGED
     return failed
 
 
@@ -120,7 +130,7 @@ def to_labels(scores: NDArray[np.float32], class_index: Sequence[int], recipe: R
     highest = scores.max(0)
     labels = (np.array(class_index, dtype=np.uint8) + 1)[scores.argmax(0)]
     if recipe.power is not None:
-        labels[highest <= (1 - highest) ** np.float32(recipe.power)] = 0
+        labels[highest <= np.power(1 - highest, np.float32(recipe.power))] = 0
         return labels
     low, high = np.array((recipe.thresholds[0], recipe.thresholds[-1]), dtype=scores.dtype)
     uncertain = (highest > low) & (highest <= high)
@@ -155,12 +165,12 @@ def refine_labels(labels: NDArray[np.uint8], photograph: NDArray[np.uint8], iter
     return values[marginals.argmax(0)]
 
 
-def _write_one(task: tuple[Path, Path, Path | None, Recipe]) -> str:
+def _write_one(task: tuple[Path, Path, Path | None, Recipe, str]) -> str:
     """An error in a sentence, or nothing."""
-    path, target, image, recipe = task
+    path, target, image, recipe, note = task
     try:
         source_time = path.stat().st_mtime_ns
-        write_mask(target, _labels_of(read_cams(path), image, recipe, path), source_time)
+        write_mask(target, _labels_of(read_cams(path), image, recipe, path), source_time, note)
     except (OSError, ValueError) as error:
         return str(error)
     return ""

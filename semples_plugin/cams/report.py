@@ -133,12 +133,12 @@ def _head(
         )
     for title, one in zip(titles, evaluations):
         for what, names in (
-            ("have no CAMs", one.missing),
-            ("could not be judged", one.failed),
-            ("are not in every folder", one.left_out),
+            ("without CAMs", one.missing),
+            ("not judged", one.failed),
+            ("not in every folder", one.left_out),
         ):
             if names:
-                text = f"{title}: {len(names)} {what}, and are left out: {few(names)}."
+                text = f"{title}: {counted(len(names), 'image')} left out, {what}: {few(names)}."
                 warning += f'<p class="warn">{escape(text)}</p>'
     return f'<h1>{escape(heading)}</h1>\n<p class="facts">{facts}</p>\n<div class="tiles">{cards}</div>\n{warning}'
 

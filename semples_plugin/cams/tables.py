@@ -40,7 +40,7 @@ def describe_setting(evaluation: FolderEvaluation) -> str:
     what = f"(1 - m)^{setting:g}" if evaluation.background == "power" else f"a constant {setting:g}"
     if evaluation.chosen_here:
         how = "the best on these masks"
-        if evaluation.chosen in (0, len(evaluation.settings) - 1):
+        if evaluation.background == "constant" and evaluation.chosen in (0, len(evaluation.settings) - 1):
             how += ", and the last that was tried: do the CAMs span 0 to 1?"
     return f"background score {what}, {how}"
 
