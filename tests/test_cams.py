@@ -63,7 +63,7 @@ def test_bad_input_is_named():
         CamEvaluation(2, [0.5, 0.4])
     with pytest.raises(ValueError, match="expected 1 to 254, as masks are bytes, got 255"):
         CamEvaluation(255, [0.5])
-    with pytest.raises(TypeError, match="expected floating point numbers, got int64"):
+    with pytest.raises(TypeError, match="expected floating point numbers of one precision, got int64"):
         CamEvaluation(2, [0.5]).update(np.ones((1, 2, 2), np.int64), [0], np.ones((2, 2), np.uint8))
     nothing = CamEvaluation(2, [0.5])
     nothing.update(np.ones((1, 2, 2)), [0], np.full((2, 2), 255))

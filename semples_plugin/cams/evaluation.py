@@ -111,8 +111,9 @@ class CamEvaluation:
             kinds = {type(array).__name__ for array in (*cams, mask)}
             raise TypeError(f"cams, mask: expected numpy's arrays, got {', '.join(kinds)}; tensors have .cpu().numpy()")
         labels = self._labels(mask)
-        if {cam.dtype.kind for cam in cams} - {"f"}:
-            raise TypeError(f"cams: expected floating point numbers, got {', '.join(str(cam.dtype) for cam in cams)}")
+        if {cam.dtype.kind for cam in cams} - {"f"} or len({cam.dtype for cam in cams}) > 1:
+            kinds = ", ".join(str(cam.dtype) for cam in cams)
+            raise TypeError(f"cams: expected floating point numbers of one precision, got {kinds}")
         if [cam.shape for cam in cams] != [mask.shape] * len(class_index):
             shapes = [cam.shape for cam in cams]
             raise ValueError(f"cams: expected {len(class_index)} maps {mask.shape} to fit the mask, got {shapes}")
@@ -183,7 +184,7 @@ def _highest(planes: Sequence[Plane]) -> tuple[Plane, NDArray[np.uint8]]:
     highest = planes[0]
     winner = np.zeros(highest.shape, dtype=np.uint8)
     for p, plane in enumerate(planes[1:], 1):
-        winner += (plane > highest).view(np.uint8) * (np.uint8(p) - winner)  # modulo 256, as bytes are
+        np.maximum(winner, (plane > highest).view(np.uint8) * np.uint8(p), out=winner)
         highest = np.maximum(highest, plane)
     return highest, winner
 
@@ -191,18 +192,19 @@ def _highest(planes: Sequence[Plane]) -> tuple[Plane, NDArray[np.uint8]]:
 class _Below:
     """How many of ascending thresholds lie below each value, as `np.searchsorted`, at a tenth of its time.
 
-    Values fall into at most 128 cells. Where none of them holds two thresholds, a table knows how many lie below a
-    cell, and one comparison settles the one in it. A power of two as the number of cells makes the product exact.
+    Values fall into 256 cells, in their order. Where none of them holds two thresholds, a table knows how many lie
+    below a cell, and one comparison settles the one in it.
     """
 
     def __init__(self, thresholds: Plane) -> None:
-        self.thresholds, self.cells = thresholds, 128
-        self.quick = thresholds[0] >= 0 and thresholds[-1] <= 1
-        places = self._cell(thresholds)
-        self.quick = self.quick and len(np.unique(places)) == len(thresholds)
-        self.fewer = np.searchsorted(places, np.arange(256)).astype(np.uint8)
-        self.inside = np.full(256, np.inf, dtype=thresholds.dtype)
-        self.inside[places] = thresholds
+        self.thresholds = thresholds
+        self.quick = thresholds.dtype != np.float16 and thresholds[0] >= 0 and thresholds[-1] <= 1
+        if self.quick:
+            places = self._cell(thresholds)
+            self.quick = len(np.unique(places)) == len(thresholds)
+            self.fewer = np.searchsorted(places, np.arange(256)).astype(np.uint8)
+            self.inside = np.full(256, np.inf, dtype=thresholds.dtype)
+            self.inside[places] = thresholds
 
     def __call__(self, values: Plane) -> NDArray[np.integer]:
         import cv2
@@ -217,8 +219,10 @@ class _Below:
         return np.asarray(found)
 
     def _cell(self, values: Plane) -> NDArray[np.uint8]:
-        scaled = values * values.dtype.type(self.cells)
-        return np.minimum(np.maximum(scaled, 0), self.cells).astype(np.uint8)
+        import cv2
+
+        # Rounds and saturates; what is below 0 is below all thresholds, as 0 is.
+        return np.asarray(cv2.convertScaleAbs(np.maximum(values, 0), alpha=255), dtype=np.uint8).reshape(-1)
 
 
 def power_thresholds(powers: Sequence[float]) -> NDArray[np.float64]:

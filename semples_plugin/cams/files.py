@@ -165,7 +165,7 @@ def read_cams(path: str | Path) -> Cams:
     shapes = {plane.shape for plane in planes}
     if len(shapes) > 1 or any(len(shape) != 2 or 0 in shape for shape in shapes):
         raise ValueError(f"{path}: expected maps [h, w] of one size, got {', '.join(map(str, sorted(shapes)))}")
-    if not all(np.isfinite(plane.max()) and np.isfinite(plane.min()) for plane in planes):
+    if not all(np.isfinite(plane.sum()) for plane in planes):  # a sum is quick, and keeps NaN and infinity
         raise ValueError(f"{path}: NaN or infinite values")
     return Cams(planes, classes, form)
 

@@ -33,7 +33,7 @@ def in_parallel(
         yield from map(function, items)
         return
     # Threads of torch don't survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
@@ -44,7 +44,10 @@ def in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _follow_the_parent() -> None:
+def _begin() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)  # as many processes as cores are enough
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
