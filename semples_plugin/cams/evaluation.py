@@ -112,8 +112,8 @@ class CamEvaluation:
             raise TypeError(f"cams, mask: expected numpy's arrays, got {', '.join(kinds)}; tensors have .cpu().numpy()")
         labels = self._labels(mask)
         if {cam.dtype.kind for cam in cams} - {"f"} or len({cam.dtype for cam in cams}) > 1:
-            kinds = ", ".join(str(cam.dtype) for cam in cams)
-            raise TypeError(f"cams: expected floating point numbers of one precision, got {kinds}")
+            given = ", ".join(str(cam.dtype) for cam in cams)
+            raise TypeError(f"cams: expected floating point numbers of one precision, got {given}")
         if [cam.shape for cam in cams] != [mask.shape] * len(class_index):
             shapes = [cam.shape for cam in cams]
             raise ValueError(f"cams: expected {len(class_index)} maps {mask.shape} to fit the mask, got {shapes}")
