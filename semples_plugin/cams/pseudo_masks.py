@@ -98,8 +98,7 @@ def write_pseudo_masks(
     if recipe.crf:
         _import_crf()
     whole = list_cams(folder)
-    used = images is not None and (recipe.crf or any(path.suffix == FORMATS["fma"] for path in whole.values()))
-    note = json.dumps({**asdict(recipe), "images": str(Path(images or "").resolve()) if used else None})
+    note = json.dumps({**asdict(recipe), "images": None if images is None else str(Path(images).resolve())})
 
     def is_own(path: Path) -> bool:
         source = whole.get(path.stem)
