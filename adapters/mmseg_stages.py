@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -37,8 +38,8 @@ class SemPLeSStages(Hook):
 
     Lengths are epochs under an epoch-based loop and iterations under an iteration-based one. Whatever comes after (a)
     is (c). Resuming from mmengine's checkpoints goes on in the same stage, with the same prompts; an interrupted (b)
-    goes on from its own work folder where the run is resumed, and begins anew otherwise. Learning rates are the
-    runner's: (c) goes on where their schedule stands.
+    goes on from its own work folder where the run is resumed with the very same weights, and begins anew otherwise.
+    Learning rates are the runner's: (c) goes on where their schedule stands.
 
     Args:
         match: length of (a). 0 begins with (c), for which the regularizer's config then names a prompts file.
@@ -185,9 +186,10 @@ class SemPLeSStages(Hook):
             len(regularizer.class_names), self.prompt_length, clip.text_width, std=std, seed=self.seed
         )
         folder = Path(runner.work_dir) / "semples"
-        unfinished = folder / "prompts.unfinished"
-        if is_first() and not runner._resume:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of another run, whose model was another
+        unfinished = folder / f"prompts.unfinished.{_fingerprint(model)}"
+        for other in folder.glob("prompts.unfinished*") if is_first() else ():
+            if other != unfinished or not runner._resume:  # of another model; or, perhaps, of other data
+                shutil.rmtree(other, ignore_errors=True)
         runner.logger.info("SemPLeS: (b) prompts, from the whole training set")
         try:
             # The walk must leave no trace in what follows: the order and the augmentations of (c) stay its own.
@@ -240,6 +242,15 @@ def _write(prompts: BackgroundPrompts) -> dict[str, Any]:
 
 def _model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """What tells a model's weights from others."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
 
 
 def _images_and_masks(model: Any, batch: Any) -> tuple[Tensor, ClassMasks]:

@@ -1,6 +1,7 @@
 """mmsegmentation: the tiny config goes through the stages, resumes in each, and its metric is mmseg's own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -115,7 +116,7 @@ def test_a_run_goes_through_the_stages(whole):
     ]
     prompts = BackgroundPrompts.load(folder / "semples" / "prompts.safetensors")
     assert prompts.learned and prompts.class_names == OBJECTS
-    assert not (folder / "semples" / "prompts.unfinished").exists()
+    assert not list((folder / "semples").glob("prompts.unfinished*"))
     assert torch.equal(prompts.vectors, runner.model.regularizer.prompts.vectors)
     start, matched, refined = (
         torch.load(folder / f"iter_{i}.pth", weights_only=False)["state_dict"] for i in (4, 8, 9)
@@ -178,20 +179,27 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(prompt_learning, "_label_similarities", interrupt)  # after the walk
         train(config(world, tmp_path, iterations=9, **changes))
-    unfinished = tmp_path / "semples" / "prompts.unfinished"
+    (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
     features["features"] *= -1  # so that it shows whether they are taken
     torch.save(features, unfinished / "features.pt")
+    left = tmp_path / "left"
+    shutil.copytree(unfinished, left)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         _, resumed = train(config(world, tmp_path, iterations=9, **changes))
     assert resumed[8]["loss_refine"] != pytest.approx(losses[8]["loss_refine"], rel=1e-5)
     logs = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
     assert "holds an interrupted run, which is continued" in logs  # Python's warnings are in the log, too
-    unfinished.mkdir()
-    torch.save(features, unfinished / "features.pt")
+    shutil.copytree(left, unfinished)
     fresh = train(config(world, tmp_path, iterations=9))[1]  # in the same folder, of a model of its own
     assert fresh[8]["loss_refine"] == pytest.approx(losses[8]["loss_refine"], rel=1e-5)
+    shutil.copytree(left, unfinished)
+    earlier = {"load_from": str(folder / "iter_6.pth"), "model.cls_weight": 0.0, "resume": True}
+    train(config(world, tmp_path / "other", iterations=9, **earlier))
+    train(config(world, tmp_path, iterations=9, **earlier))  # resumed, and yet another model at the end of (a)
+    first, second = (BackgroundPrompts.load(p / "semples/prompts.safetensors") for p in (tmp_path, tmp_path / "other"))
+    assert torch.equal(first.vectors, second.vectors) and not list((tmp_path / "semples").glob("prompts.unfin*"))
 
 
 def test_a_restart_takes_averages_and_gathered_gradients_back(whole, world, tmp_path):
