@@ -175,7 +175,8 @@ class CamSegmentor(BaseSegmentor):
         if self.adapter is not None and self.active:
             if self.regularizer.clip.device != inputs.device:
                 self.regularizer.to(inputs.device)
-            parts = self.regularizer(*self._images_and_masks(inputs, data_samples, cams, labels))
+            with mmseg_stages.warnings_in_log():
+                parts = self.regularizer(*self._images_and_masks(inputs, data_samples, cams, labels))
             losses.update({name: self.adapter.scale * value for name, value in parts.items()})
             losses.update(self.regularizer.figures)
         elif not losses:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.loops import EpochBasedTrainLoop
@@ -23,8 +25,9 @@ from torch import Tensor
 from semples_plugin.adapters.base import evaluating
 from semples_plugin.distributed import is_first
 from semples_plugin.masks import ClassMasks
-from semples_plugin.prompt_learning import learn_background_prompts
+from semples_plugin.prompt_learning import check_learning, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.training_log import draw_pairs
 
 STATE = "semples"  # key in mmengine's checkpoints
@@ -39,14 +42,15 @@ class SemPLeSStages(Hook):
     Lengths are epochs under an epoch-based loop and iterations under an iteration-based one. Whatever comes after (a)
     is (c). Resuming from mmengine's checkpoints goes on in the same stage, with the same prompts; an interrupted (b)
     goes on from its own work folder where the run is resumed with the very same weights, and begins anew otherwise.
-    Learning rates are the runner's: (c) goes on where their schedule stands.
+    Learning rates are the runner's.
 
     Args:
         match: length of (a). 0 begins with (c), for which the regularizer's config then names a prompts file.
         baseline: length of the training with `loss_cls` alone, before (a).
         restart: where (c) begins: "baseline", with the weights from which (a) began, as the authors' release does, or
             "matched", with those in which (a) ended. The former takes the optimizer's state, gradients that it has
-            gathered, and mmengine's moving average of the weights (`EMAHook`) back as well.
+            gathered (`accumulative_counts` begins anew), and mmengine's moving average of the weights (`EMAHook`) back
+            as well; the schedule of learning rates isn't restarted.
         prompt_length: L.
         prompt_std: of their start; None for the size of CLIP's word vectors.
         learning: options of `learn_background_prompts`: `epochs`, `lr`, `batch_size`, `weight_decay`, `progress`.
@@ -76,6 +80,7 @@ class SemPLeSStages(Hook):
         unknown = set(learning or ()) - set(_LEARNING)
         if unknown:
             raise ValueError(f"learning: expected some of {', '.join(_LEARNING)}, got {', '.join(sorted(unknown))}")
+        check_learning(**{name: value for name, value in (learning or {}).items() if name != "progress"})
         self.baseline, self.match, self.restart = baseline, match, restart
         self.prompt_length, self.prompt_std, self.seed = prompt_length, prompt_std, seed
         self.learning, self.draw_interval = dict(learning or {}), draw_interval
@@ -92,7 +97,13 @@ class SemPLeSStages(Hook):
                 f"{type(model).__name__} has no {', '.join(missing)}, which SemPLeSStages asks for; a CamSegmentor, "
                 "or a subclass of it, has"
             )
-        regularizer = model.regularizer  # raises where there is none
+        regularizer = model.regularizer  # a CamSegmentor raises where there is none
+        if not isinstance(regularizer, SemPLeSRegularizer):
+            raise ValueError(
+                f"{type(model).__name__}.regularizer: expected a SemPLeSRegularizer, got {type(regularizer).__name__}; "
+                'build it, MODELS.build(dict(type="SemPLeSRegularizer", ...))'
+            )
+        regularizer.to(next(model.parameters()).device)
         self._tell_plan(runner)
         if self._prompts is not None:
             regularizer.prompts = self._read(self._prompts)
@@ -172,6 +183,7 @@ class SemPLeSStages(Hook):
             model.load_state_dict(self._start)
             runner.optim_wrapper.optimizer.state.clear()  # momenta belong to the weights that are gone
             runner.optim_wrapper.zero_grad()
+            runner.optim_wrapper.initialize_count_status(runner.model, 0, runner.max_iters - runner.iter)
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.ema_model.steps.zero_()  # its average begins anew, with the weights after the next step
@@ -193,7 +205,7 @@ class SemPLeSStages(Hook):
         runner.logger.info("SemPLeS: (b) prompts, from the whole training set")
         try:
             # The walk must leave no trace in what follows: the order and the augmentations of (c) stay its own.
-            with _same_randomness(), evaluating(model), _warnings_to(runner.logger):
+            with _same_randomness(), evaluating(model), warnings_in_log():
                 history = learn_background_prompts(
                     regularizer,
                     self._walk(runner),
@@ -261,17 +273,19 @@ def _images_and_masks(model: Any, batch: Any) -> tuple[Tensor, ClassMasks]:
 
 
 @contextmanager
-def _warnings_to(logger: Any) -> Iterator[None]:
-    """Python's warnings go into the run's log as well."""
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
+def warnings_in_log() -> Iterator[None]:
+    """Python's warnings go into mmengine's log as well."""
+    shown = warnings.showwarning
 
-        def show(message: Any, *arguments: Any, **named: Any) -> None:
-            shown(message, *arguments, **named)
-            logger.warning("%s", message)
+    def show(message: Any, *arguments: Any, **named: Any) -> None:
+        shown(message, *arguments, **named)
+        print_log(str(message), logger="current", level=logging.WARNING)
 
-        warnings.showwarning = show
+    warnings.showwarning = show  # catch_warnings would forget what was shown already
+    try:
         yield
+    finally:
+        warnings.showwarning = shown
 
 
 class _same_randomness:  # noqa: N801, reads as a statement

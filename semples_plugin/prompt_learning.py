@@ -104,11 +104,7 @@ def learn_background_prompts(
         ValueError: when the batches hold no pair, an argument is out of range, or `work_dir` is another run's.
     """
     prompts = regularizer._need_prompts()
-    if epochs < 1 or batch_size < 1 or not lr > 0 or weight_decay < 0:
-        raise ValueError(
-            f"expected epochs and batch_size of at least 1, lr above 0 and weight_decay of at least 0, "
-            f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
-        )
+    check_learning(epochs, lr, batch_size, weight_decay)
     # numpy's numbers would go into the saved state, where they can't be read as data.
     epochs, batch_size, seed, lr, weight_decay = int(epochs), int(batch_size), int(seed), float(lr), float(weight_decay)
     settings = {
@@ -218,6 +214,15 @@ def learn_background_prompts(
         prompts.save(save_to)
     folder.remove()
     return history
+
+
+def check_learning(epochs: int = 60, lr: float = 5e-4, batch_size: int = 128, weight_decay: float = 0.01) -> None:
+    """Raises a `ValueError` for options of `learn_background_prompts` that are out of range."""
+    if epochs < 1 or batch_size < 1 or not lr > 0 or weight_decay < 0:
+        raise ValueError(
+            f"expected epochs and batch_size of at least 1, lr above 0 and weight_decay of at least 0, "
+            f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
+        )
 
 
 Kept = tuple[list[Tensor], list[Tensor], list[Any]]

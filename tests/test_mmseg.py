@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from mmengine.hooks import EMAHook, Hook
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
-    from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+    from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
     import semples_plugin.adapters.mmseg
 
@@ -165,6 +165,20 @@ def test_the_plan_and_every_change_of_stage_are_logged(whole, world, tmp_path, c
     assert text.count("SemPLeS: (a) matching from iteration 5 on") == 1 and "(c) refinement from" not in text
 
 
+def test_warnings_of_a_step_are_in_the_log_once(world, tmp_path):
+    changes = {"log_level": "WARNING", "custom_hooks.0.baseline": 0, "custom_hooks.0.match": 2}
+    found = config(world, tmp_path, iterations=2, experiment_name=str(tmp_path), **changes)
+    runner = Runner.from_cfg(found)
+    runner.model.classifier.weight.data.abs_().neg_()  # of ReLU features: CAMs without a positive value
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        shown = warnings.showwarning
+        runner.train()
+        assert warnings.showwarning is shown
+    (log,) = tmp_path.glob("*/*.log")
+    assert log.read_text().count('kind="relu" got CAMs without a positive value') == 1
+
+
 class Stop(Exception):  # noqa: N818, no error
     """Interrupts (b)."""
 
@@ -204,17 +218,17 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
 
 def test_a_restart_takes_averages_and_gathered_gradients_back(whole, world, tmp_path):
     changes = {
-        "optim_wrapper.accumulative_counts": 3,  # an update at 3, 6 and 9, so that a gradient is pending at 8
+        "optim_wrapper.accumulative_counts": 3,  # an update at 3 and 6, so that gradients are pending at 8; then at 11
         "custom_hooks": [*config(world, tmp_path).custom_hooks, {"type": "EMAHook"}],
         "default_hooks.checkpoint.interval": 4,
     }
-    runner, _ = train(config(world, tmp_path / "a", iterations=9, **changes))
+    runner, _ = train(config(world, tmp_path / "a", iterations=11, **changes))
     start = torch.load(tmp_path / "a" / "iter_4.pth", weights_only=False)["ema_state_dict"]["module.classifier.weight"]
     (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
-    assert runner.pending[7] and not runner.pending[8]
+    assert [runner.pending[i] for i in (7, 8, 9, 10)] == [True, False, True, True]
     # Checkpoints hold the raw weights under ema's name. One update of (c) alone lies between them.
     assert (runner.model.classifier.weight - start).abs().max() < 1.5e-3
-    assert (ema.ema_model.module.classifier.weight - start).abs().max() < 1.5e-3 and ema.ema_model.steps == 1
+    assert (ema.ema_model.module.classifier.weight - start).abs().max() < 1.5e-3 and ema.ema_model.steps == 3
 
 
 def test_weights_alone_are_loaded_without_a_stage(whole, world, tmp_path):
@@ -373,6 +387,16 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
     other.save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="the prompts belong to another CLIP"):
         train(config(world, tmp_path, **{"model.regularizer.prompts": str(tmp_path / "other.safetensors")}))
+
+
+def test_wrong_options_of_the_prompts_are_refused_before_the_run():
+    for learning, words in (
+        ({"epochs": 0}, "epochs and batch_size of at least 1"),
+        ({"lr": 0.0}, "lr above 0"),
+        ({"epoch": 3}, "learning: expected some of epochs, lr,.* got epoch"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            HOOKS.build({"type": "SemPLeSStages", "match": 1, "learning": learning})
 
 
 def test_the_module_can_be_imported_twice():

@@ -106,6 +106,34 @@ def test_a_cam_head_of_ones_own_is_a_subclass(world, tmp_path):  # noqa: F811
         train(config(world, tmp_path, **changes))
 
 
+def test_mmsegs_own_segmentors_learn_as_well(world, tmp_path):  # noqa: F811
+    exec(readme("class CamEncoderDecoder"), {})
+    model = config(world, tmp_path).model
+    head = {"type": "FCNHead", "in_channels": 32, "channels": 16, "num_convs": 1, "num_classes": 8, "in_index": 0,
+            "loss_decode": {"type": "CrossEntropyLoss"}}  # fmt: skip
+    own = {"type": "CamEncoderDecoder", "decode_head": head, "regularizer": dict(model.regularizer)}
+    own["regularizer"]["type"] = "SemPLeSRegularizer"
+    own |= {name: model[name] for name in ("backbone", "data_preprocessor")}
+    changes = {"model": own, "custom_hooks.0.baseline": 1, "custom_hooks.0.match": 1, "custom_hooks.0.draw_interval": 1}
+    changes |= {"val_dataloader": None, "val_evaluator": None, "val_cfg": None}
+    _, losses = train(config(world, tmp_path, iterations=3, **changes))
+    names = [set(losses[i]) - {"loss_cls"} for i in range(3)]
+    match = {"loss_match_foreground", "loss_match_background"}
+    assert names == [set(), match, match | {"loss_refine"}]
+
+    @MODELS.register_module(force=True)
+    class Unbuilt(MODELS.get("CamEncoderDecoder")):
+        regularizer = None
+
+        def __setattr__(self, name, value):
+            if name != "regularizer":
+                super().__setattr__(name, value)
+
+    own["type"] = "Unbuilt"
+    with pytest.raises(ValueError, match=r"Unbuilt.regularizer: expected a SemPLeSRegularizer, got NoneType; build it"):
+        train(config(world, tmp_path, **changes))
+
+
 def test_padding_is_in_no_view_and_pad_is_refused(world, tmp_path):  # noqa: F811
     model = MODELS.build(config(world, tmp_path).model)
     label = torch.zeros(8)
