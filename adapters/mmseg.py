@@ -233,7 +233,7 @@ class CamSegmentor(BaseSegmentor):
         left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
         cams = cams[:, :, top : height - bottom, left : width - right]
         if meta.get("flip"):
-            cams = cams.flip(3 if meta.get("flip_direction") == "horizontal" else 2)
+            cams = cams.flip({"horizontal": (3,), "vertical": (2,), "diagonal": (2, 3)}[meta["flip_direction"]])
         size = tuple(meta.get("ori_shape", cams.shape[2:]))[:2]
         return F.interpolate(cams, size, mode="bilinear", align_corners=False)
 

@@ -121,7 +121,8 @@ def label_of(sample: Any, num_classes: int) -> Tensor | None:
         return None
     labels: Tensor = getattr(sample, KEY).data
     if labels.shape != (num_classes,):
-        raise ValueError(f"image labels have {len(labels)} columns, the model has {num_classes} classes")
+        hint = "; is one of the columns the background?" if len(labels) == num_classes + 1 else ""
+        raise ValueError(f"image labels have {len(labels)} columns, the model has {num_classes} classes{hint}")
     return labels
 
 
@@ -210,7 +211,8 @@ class CamMetric(BaseMetric):
 
     It reads the scores that `CamSegmentor` leaves in `seg_logits`, background first; 255 is ignored. The best score is
     chosen on the masks that it is reported on: on another set give `thresholds=[...]` with the one that was chosen. It
-    can write the CAMs as well, for `semples eval`, `report` and `pseudo-masks`.
+    can write the CAMs as well, for `semples eval`, `report` and `pseudo-masks`. What test-time augmentation
+    merged has no scores of its own, and is refused.
 
     Args:
         thresholds: background scores, ascending; 0.00 to 0.99 by default.
@@ -235,7 +237,14 @@ class CamMetric(BaseMetric):
         """Counts a batch."""
         evaluation = CamEvaluation(len(self.dataset_meta["classes"]) - 1, self.thresholds)
         for sample in data_samples:
-            scores = sample["seg_logits"]["data"][1:].float().cpu().numpy()
+            logits = sample["seg_logits"]["data"]
+            segments = sample["pred_sem_seg"]["data"].view(1, *logits.shape[1:])
+            if not torch.equal(logits.gather(0, segments), logits.amax(0, keepdim=True)):
+                raise ValueError(
+                    "seg_logits don't give pred_sem_seg: mmseg's test-time augmentation merges the latter alone; judge "
+                    "that by IoUMetric"
+                )
+            scores = logits[1:].float().cpu().numpy()
             present = [k for k, plane in enumerate(scores) if plane.max() >= 0]
             planes = [scores[k] for k in present]
             if self.output_dir is not None:

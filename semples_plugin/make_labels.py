@@ -144,7 +144,7 @@ def read_table(path: Path, class_names: Sequence[str]) -> Present:
                     )
                 found.add(columns[plain_name(name)])
     if present and not any(present.values()):
-        raise ValueError(f"{path}: no row names a class; expected image,class[,class...]")
+        raise ValueError(f"{path}: no row names a class; expected image,class[,class...] with commas")
     return present
 
 

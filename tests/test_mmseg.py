@@ -24,6 +24,7 @@ with warnings.catch_warnings():
     from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
     import semples_plugin.adapters.mmseg
+    from semples_plugin.adapters import mmseg_data
 
 from semples_plugin import BackgroundPrompts, prompt_learning
 from semples_plugin.demo.data import OBJECTS
@@ -285,7 +286,8 @@ def test_the_metric_equals_a_slow_loop(tmp_path):
         mask[mask == 4] = 255
         samples.append((scores, mask))
         logits = torch.cat([torch.zeros(1, 9, 8), scores])
-        metric.process(None, [{"seg_logits": {"data": logits}, "gt_sem_seg": {"data": mask}}])
+        predicted = {"pred_sem_seg": {"data": logits.argmax(0, keepdim=True)}, "gt_sem_seg": {"data": mask}}
+        metric.process(None, [{"seg_logits": {"data": logits}, **predicted}])
     found = metric.evaluate(5)
 
     def miou(threshold):
@@ -309,6 +311,12 @@ def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
     mask = np.asarray(Image.open(world / "train/masks/0003.png"))
     from_mask = TRANSFORMS.build({"type": "LoadImageLabels", "source": "mask", "num_classes": 8})
     assert np.array_equal(from_mask({**image, "gt_seg_map": mask})["gt_image_labels"], expected) and expected.sum()
+    (tmp_path / "spaces.txt").write_text("0003.png train boat\n0004.png bird\n")
+    with pytest.raises(ValueError, match=r"names a class; expected .* with commas"):
+        TRANSFORMS.build({"type": "LoadImageLabels", "source": str(tmp_path / "spaces.txt"), "class_names": OBJECTS})
+    sample = TRANSFORMS.build({"type": "PackCamInputs"})({"img": np.zeros((4, 4, 3)), **npy(dict(image))})
+    with pytest.raises(ValueError, match=r"have 8 columns, the model has 7 classes; is one of the columns the backgr"):
+        mmseg_data.label_of(sample["data_samples"], 7)
     (tmp_path / "labels.txt").write_text("0003.png," + ",".join(n for n, v in zip(OBJECTS, expected) if v) + "\n")
     table = {"type": "LoadImageLabels", "source": str(tmp_path / "labels.txt"), "class_names": OBJECTS}
     assert np.array_equal(TRANSFORMS.build(table)(dict(image))["gt_image_labels"], expected)

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     from mmengine.structures import LabelData
     from mmseg.apis import inference_model, init_model
     from mmseg.models import SegTTAModel
-    from mmseg.registry import MODELS, TRANSFORMS
+    from mmseg.registry import METRICS, MODELS, TRANSFORMS
     from mmseg.structures import SegDataSample
 
     from semples_plugin.adapters.mmseg import CamSegmentor
@@ -68,6 +68,32 @@ def test_mmsegs_test_time_augmentation_merges_our_scores(whole, world, tmp_path)
     plain, mirrored = (inference_model(model, part.copy()).seg_logits.data for part in (pixels, pixels[:, ::-1]))
     expected = (plain.softmax(0) + mirrored.flip(2).softmax(0)).argmax(0)
     assert torch.equal(merged.pred_sem_seg.data[0], expected) and expected.any()
+    metric = METRICS.build({"type": "CamMetric"})
+    metric.dataset_meta = {"classes": ("background", *OBJECTS)}
+    with pytest.raises(ValueError, match="test-time augmentation merges the latter alone; judge that by IoUMetric"):
+        metric.process(None, [merged.to_dict()])
+
+
+@pytest.mark.parametrize("direction", ["horizontal", "vertical", "diagonal"])
+def test_predictions_are_those_of_the_image_before_it_was_flipped_and_padded(whole, world, tmp_path, direction):  # noqa: F811
+    found = config(world, tmp_path)
+    found.model.data_preprocessor.test_cfg = {"size": (80, 72)}
+    model = init_model(found, str(whole[0] / "iter_12.pth"), device="cpu")
+    flip = TRANSFORMS.build({"type": "RandomFlip", "prob": 1.0, "direction": direction})
+    pack = TRANSFORMS.build({"type": "PackCamInputs"})
+    load = TRANSFORMS.build({"type": "LoadImageFromFile"})
+    packed = pack(flip(load({"img_path": str(world / "test/images/0003.png")})))
+    (sample,) = model.test_step({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
+    assert sample.metainfo["img_padding_size"] == (0, 8, 0, 16) and sample.seg_logits.data.shape == (9, 64, 64)
+    assert torch.equal(sample.pred_sem_seg.data[0], sample.seg_logits.data.argmax(0))
+    with torch.no_grad():  # the flipped picture, looked at as it is, in the padded square
+        data = model.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False)
+        cams = torch.nn.functional.interpolate(model.extract_feat(data["inputs"]), (80, 72), mode="bilinear")[0]
+    cams = cams[:, :64, :64].flip({"horizontal": (2,), "vertical": (1,), "diagonal": (1, 2)}[direction]).relu()
+    present = sample.seg_logits.data[1:].amax((1, 2)) > 0
+    scores = (cams / cams.amax((1, 2), keepdim=True).clamp(min=1e-12))[present]
+    assert present.any()
+    torch.testing.assert_close(sample.seg_logits.data[1:][present], scores)
 
 
 def test_cam_files_from_a_test_run_are_judged_as_the_metric_judges(whole, world, tmp_path):  # noqa: F811
