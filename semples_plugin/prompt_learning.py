@@ -272,10 +272,12 @@ def _walk_here(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress
 
 
 def _once(features: Tensor, classes: Tensor, names: list[Any]) -> tuple[Tensor, Tensor]:
-    """The pairs whose image and class were not seen before."""
+    """Each image's classes once, in the order of the names, which doesn't depend on the number of ranks."""
     first: dict[Any, int] = {}
     for i, pair in enumerate(zip(names, classes.tolist())):
         first.setdefault(pair, i)
+    with suppress(TypeError):  # names that have no order keep the one they came in
+        first = dict(sorted(first.items()))
     places = torch.tensor(list(first.values()))
     return features[places], classes[places]
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -64,12 +65,24 @@ def _rank(rank, function, port, arguments) -> None:
         dist.destroy_process_group()
 
 
+def _accumulate(model, regularizer, images, labels, no_sync=nullcontext) -> list[torch.Tensor]:
+    """Gradients of three batches, of which the last alone is exchanged."""
+    model.zero_grad()
+    for context, factor in ((no_sync, 1.0), (no_sync, 0.5), (nullcontext, 0.25)):
+        with context():
+            step(model, regularizer, images * factor, labels)
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
 def _train(rank, labels, split, out) -> None:
     images, part = batch()[0], slice(0, split) if rank == 0 else slice(split, None)
     model = torch.nn.parallel.DistributedDataParallel(Cams())  # no flags: every parameter takes part in every step
     regularizer = build()
     loss = step(model, regularizer, images[part], labels[part])
-    torch.save((loss, [parameter.grad for parameter in model.parameters()]), f"{out}/{rank}.pt")
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    regularizer.max_pairs = 2  # which ranks reach or don't
+    gathered = _accumulate(model, regularizer, images[part], labels[part], model.no_sync)
+    torch.save((loss, gradients, gathered), f"{out}/{rank}.pt")
     if rank == 0:  # one rank alone may look at its losses
         with torch.no_grad():
             regularizer(images, ClassMasks.from_dense(model.module(images), labels).sigmoid())
@@ -83,9 +96,10 @@ def test_uneven_ranks_give_the_gradient_of_the_whole_batch(tmp_path, split, firs
     loss = step(model, build(), images, labels)
     spawn(_train, labels, split, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for _, gradients in found:
-        for gradient, parameter in zip(gradients, model.parameters()):
-            torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=0)
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    for _, gradients, gathered in found:
+        torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(gathered, _accumulate(model, build(), images, labels), atol=1e-6, rtol=0)
     assert float(found[0][0] + found[1][0]) / 2 == pytest.approx(float(loss), rel=1e-5)
 
 
@@ -106,8 +120,8 @@ def _learn(rank, parts, out) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:these prompts were learned already")
-def test_ranks_learn_one_set_of_prompts_from_each_image_once(tmp_path):
-    spawn(_learn, ((0, 1, 2), (3, 4, 0)), str(tmp_path))  # a sampler repeats image 0 to make the parts equal
+def test_ranks_learn_the_prompts_of_one_process_from_each_image_once(tmp_path):
+    spawn(_learn, ((0, 2, 4), (1, 3, 0)), str(tmp_path))  # a sampler repeats image 0 to make the parts equal
     (first, history), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert torch.equal(first, second) and history["pairs"] == [2, 3, 2]
     alone = build()
