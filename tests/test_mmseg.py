@@ -431,6 +431,7 @@ def _run(rank, world, out, earlier) -> None:
     found.train_dataloader.batch_size = 2
     found.model.backbone.norm_eval = True  # the ranks' running statistics would differ
     found.val_dataloader.dataset.indices = 11  # the sampler repeats one, so that the ranks' shares are equal
+    found.val_evaluator.output_dir = f"{out}/cams"
     runner, losses = train(found)
     model = runner.model.module
     kept = (model.regularizer.prompts.vectors.detach(), model.classifier.weight.detach())
@@ -450,6 +451,7 @@ def test_two_processes_share_prompts_and_weights_and_count_each_image_once(whole
     )
     assert torch.equal(prompts, others) and torch.equal(weight, other_weight)
     assert "loss_refine" in losses[11]
+    assert [path.stem for path in sorted((tmp_path / "cams").iterdir())] == [f"{i:04}" for i in range(11)]
     learned = alone.model.regularizer.prompts.vectors.detach()
     torch.testing.assert_close(resumed[0], learned, atol=1e-4, rtol=0)  # batches of other sizes round otherwise
     assert torch.equal(resumed[1], learned)
