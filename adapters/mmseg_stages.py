@@ -49,8 +49,8 @@ class SemPLeSStages(Hook):
         baseline: length of the training with `loss_cls` alone, before (a).
         restart: where (c) begins: "baseline", with the weights from which (a) began, as the authors' release does, or
             "matched", with those in which (a) ended. The former takes the optimizer's state, gradients that it has
-            gathered (`accumulative_counts` begins anew), and mmengine's moving average of the weights (`EMAHook`) back
-            as well; the schedule of learning rates isn't restarted.
+            gathered, and mmengine's moving average of the weights (`EMAHook`) back as well; the schedule of learning
+            rates isn't restarted.
         prompt_length: L.
         prompt_std: of their start; None for the size of CLIP's word vectors.
         learning: options of `learn_background_prompts`: `epochs`, `lr`, `batch_size`, `weight_decay`, `progress`.
@@ -183,7 +183,6 @@ class SemPLeSStages(Hook):
             model.load_state_dict(self._start)
             runner.optim_wrapper.optimizer.state.clear()  # momenta belong to the weights that are gone
             runner.optim_wrapper.zero_grad()
-            runner.optim_wrapper.initialize_count_status(runner.model, 0, runner.max_iters - runner.iter)
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.ema_model.steps.zero_()  # its average begins anew, with the weights after the next step
