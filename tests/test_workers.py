@@ -45,8 +45,9 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
+@pytest.mark.parametrize("first", ["", "import torch\n"], ids=["forked", "spawned"])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, first):
+    (tmp_path / "slow.py").write_text(first + SLOW)
     parent = subprocess.Popen(
         [sys.executable, tmp_path / "slow.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

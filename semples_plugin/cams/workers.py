@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,8 +33,9 @@ def in_parallel(
     if workers < 2 or len(items) < 2 * workers:
         yield from map(function, items)
         return
-    # Threads of torch don't survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    # A fork begins at once, where a new interpreter imports everything again; but threads of torch don't survive it.
+    method = "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"
+    pool = ProcessPoolExecutor(workers, mp_context=get_context(method), initializer=_begin)
     try:
         yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
