@@ -161,6 +161,24 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole, world, tmp_
     torch.testing.assert_close(dict(runner.model.state_dict()), dict(state), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("at", [6, 10])
+@pytest.mark.parametrize("what", ["averages and gathered gradients", "prompts that were learned before"])
+def test_so_it_has_under_other_options(whole, world, tmp_path, what, at):
+    changes = {
+        "optim_wrapper.accumulative_counts": 2,
+        "custom_hooks": [*config(world, tmp_path).custom_hooks, {"type": "EMAHook"}],
+    }
+    if what.startswith("prompts"):
+        changes = {"custom_hooks.0.baseline": 8, "custom_hooks.0.match": 0}
+        changes["model.regularizer.prompts"] = str(whole[0] / "semples" / "prompts.safetensors")
+    _, losses = train(config(world, tmp_path / "whole", **changes))
+    resume = {"resume": True, "load_from": str(tmp_path / "whole" / f"iter_{at}.pth"), **changes}
+    _, resumed = train(config(world, tmp_path, **resume))
+    assert sorted(resumed) == list(range(at, 12)) and "loss_refine" in resumed[11]
+    for i, found in resumed.items():
+        assert found == pytest.approx(losses[i], rel=1e-5), i
+
+
 def test_the_plan_and_every_change_of_stage_are_logged(whole, world, tmp_path, caplog):
     folder, *_ = whole
     changes = {"log_level": "INFO", "custom_hooks.0.match": 8, "load_from": str(folder / "iter_4.pth"), "resume": True}
