@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from semples_plugin.adapters import options
-from semples_plugin.adapters.base import CamAdapter, evaluating, neutral_padding
+from semples_plugin.adapters.base import CamAdapter, evaluating
 from semples_plugin.prompts import same_names
 from semples_plugin.regularizer import SemPLeSRegularizer
 
@@ -36,7 +36,7 @@ class ClimsAdapter(CamAdapter):
 
     def images(self, images: Tensor) -> Tensor:
         """Images whose padding takes no part; no pixel of a photograph is 0 in all three normalised channels."""
-        return neutral_padding(images, (images == 0).all(dim=1), self.regularizer)
+        return self.regularizer.paint(images, (images == 0).all(dim=1))
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:

@@ -24,7 +24,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from semples_plugin.adapters import mmseg_data, mmseg_stages
-from semples_plugin.adapters.base import CamAdapter, neutral_padding
+from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.checks import check_names
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
@@ -191,7 +191,7 @@ class CamSegmentor(BaseSegmentor):
     def _images_and_masks(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample], cams: Tensor, labels: Tensor
     ) -> tuple[Tensor, ClassMasks]:
-        images = neutral_padding(inputs, _padding(inputs, data_samples), self.regularizer)
+        images = self.regularizer.paint(inputs, _padding(inputs, data_samples))
         assert self.adapter is not None
         return images, self.adapter.masks(cams.float(), labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,46 @@ def check_device(device: str | torch.device) -> torch.device:
             "devices of this machine"
         ) from error
     return torch.device(device)
+
+
+class CheckSchedule:
+    """When to make checks of values, which wait for the device: on a CPU always, as nothing waits there.
+
+    Elsewhere at the first three calls for what is checked, and at every `every`-th from then on.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise ValueError(
+                f"check_every: expected a whole number of steps, 0 for the first three alone, got {every!r}"
+            )
+        self.every = every
+        self._what: Any = None
+        self._calls = 0
+
+    def is_due(self, device: torch.device, what: Any = None) -> bool:
+        """Whether to check now; `what` tells what is checked, such as shapes and types, and begins anew with it."""
+        if what != self._what:
+            self._what, self._calls = what, 0
+        self._calls += 1
+        return not waits(device) or self._calls <= 3 or (self.every > 0 and self._calls % self.every == 0)
+
+
+def waits(device: torch.device) -> bool:
+    """Whether reading a value from `device` stops the program until the device has done all that it was given."""
+    return device.type != "cpu"
+
+
+def check_triple(name: str, values: Any, *, positive: bool = False) -> tuple[float, float, float]:
+    """Three finite numbers, one for each channel: a sequence, an array or a tensor."""
+    try:
+        triple = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        triple = ()
+    if len(triple) != 3 or not all(math.isfinite(value) and (value > 0 or not positive) for value in triple):
+        kind = "three positive numbers" if positive else "three numbers"
+        raise ValueError(f"{name}: expected {kind}, one for each channel of RGB, got {values!r:.80}")
+    return triple
 
 
 def warn_once(key: str, message: str) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semples_plugin.checks import check_device, check_tensor
-from semples_plugin.towers import encode_pixels, lean_activations, read_one_token
+from semples_plugin.towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -190,6 +190,8 @@ class FrozenClip:
                 f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
                 '"bf16" or "fp32"'
             )
+        if features.requires_grad and not torch.compiler.is_compiling():
+            features = OnceDifferentiable.apply(features)
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def _as_it_is(self) -> torch.autocast:
