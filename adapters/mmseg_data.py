@@ -22,7 +22,7 @@ from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts
 from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.folders import THRESHOLDS
 from semples_plugin.labels import load_image_labels
-from semples_plugin.make_labels import image_name, multi_hot, read_table
+from semples_plugin.make_labels import image_name, read_table
 from semples_plugin.presets import load_preset
 
 KEY = "gt_image_labels"
@@ -108,8 +108,11 @@ def _read_labels(source: Path, class_names: Sequence[str] | None) -> dict[str, N
         return load_image_labels(source)
     if class_names is None:
         raise ValueError(f"{source}: a table of labels needs class_names, in label order")
-    table = read_table(source, list(class_names))
-    return {name: multi_hot(classes, len(class_names)) for name, classes in table.items()}
+    labels = {}
+    for name, classes in read_table(source, list(class_names)).items():
+        labels[name] = np.zeros(len(class_names), np.float32)
+        labels[name][list(classes)] = 1
+    return labels
 
 
 def label_of(sample: Any, num_classes: int) -> Tensor | None:

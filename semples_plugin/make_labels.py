@@ -64,7 +64,7 @@ def make_labels(
     if not present:
         what = "PNG masks (subfolders are not searched)" if source.is_dir() else "images"
         raise ValueError(f"{source} holds no {what}")
-    labels = {_key(name, keys): multi_hot(classes, len(class_names)) for name, classes in sorted(present.items())}
+    labels = {_key(name, keys): _multi_hot(classes, len(class_names)) for name, classes in sorted(present.items())}
     if len(labels) < len(present):
         raise ValueError(f"{source}: different image names give the same integer; use names as keys")
     with replacing(out) as temporary, temporary.open("wb") as file:
@@ -179,8 +179,7 @@ def _key(name: str, keys: str) -> str | int:
     return int(digits)
 
 
-def multi_hot(classes: Iterable[int], num_classes: int) -> NDArray[np.float32]:
-    """Labels `[num_classes]` of 0 and 1 from the classes of an image."""
+def _multi_hot(classes: Iterable[int], num_classes: int) -> np.ndarray:
     label = np.zeros(num_classes, np.float32)
     label[list(classes)] = 1
     return label

@@ -216,8 +216,8 @@ def learn_background_prompts(
     return history
 
 
-def check_learning(epochs: int = 1, lr: float = 1.0, batch_size: int = 1, weight_decay: float = 0.0) -> None:
-    """Raises a `ValueError` for options of `learn_background_prompts` that are out of range; none that is left out is."""
+def check_learning(epochs: int = 60, lr: float = 5e-4, batch_size: int = 128, weight_decay: float = 0.01) -> None:
+    """Raises a `ValueError` for options of `learn_background_prompts` that are out of range."""
     if epochs < 1 or batch_size < 1 or not lr > 0 or weight_decay < 0:
         raise ValueError(
             f"expected epochs and batch_size of at least 1, lr above 0 and weight_decay of at least 0, "

@@ -45,14 +45,14 @@ def convert_folder(
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    whole, out = list_cams(folder), Path(out)
-    found = chosen_cams(whole, image_list)
+    found, out = chosen_cams(folder, image_list), Path(out)
     if out.resolve() == Path(folder).resolve():
         raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
     if images is not None:
         check_photographs(images, found)
     elif to != "fma" and all(path.suffix == FORMATS["fma"] for path in found.values()):
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
+    whole = list_cams(folder)
 
     def is_own(path: Path) -> bool:
         source = whole.get(path.stem)

@@ -107,18 +107,18 @@ def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
     return files
 
 
-def chosen_cams(found: dict[str, Path], image_list: str | Path | None) -> dict[str, Path]:
-    """Of the CAM files that `list_cams` found those of the images of a list; without a list all of them.
+def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dict[str, Path]:
+    """The CAM files of a folder, or those of the images of a list alone; each of them must be there.
 
     Raises:
-        FileNotFoundError: where an image of the list has no CAMs.
+        FileNotFoundError: where there is no such folder, or an image of the list has no CAMs.
     """
+    found = list_cams(folder)
     if image_list is None:
         return found
     names = read_image_list(image_list)
     missing = [name for name in names if name not in found]
     if missing:
-        folder = next(iter(found.values())).parent
         raise FileNotFoundError(f"{folder} has no CAMs of {len(missing)} images of {image_list}, such as {missing[0]}")
     return {name: found[name] for name in names}
 

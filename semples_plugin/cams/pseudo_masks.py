@@ -86,8 +86,7 @@ def write_pseudo_masks(
         ValueError: where photographs are needed, or `out` is the CAMs' folder or holds files that were not made with
             this recipe, of these CAMs as they are now.
     """
-    whole, out = list_cams(folder), Path(out)
-    found = chosen_cams(whole, image_list)
+    found, out = chosen_cams(folder, image_list), Path(out)
     if out.resolve() == Path(folder).resolve():
         raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
     if images is not None:
@@ -98,6 +97,7 @@ def write_pseudo_masks(
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     if recipe.crf:
         _import_crf()
+    whole = list_cams(folder)
     note = json.dumps({**asdict(recipe), "images": None if images is None else str(Path(images).resolve())})
 
     def is_own(path: Path) -> bool:
