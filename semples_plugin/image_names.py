@@ -23,8 +23,8 @@ def file_stem(path: str | PurePath) -> str:
     Raises:
         ValueError: where nothing is left, or control characters are.
     """
-    stem = _ENDINGS.sub("", re.split(r"[/\\]", str(path))[-1].strip())
-    if not stem.strip(".") or re.search(r"[\x00-\x1f\x7f]", stem):
+    stem = _ENDINGS.sub("", re.split(r"[/\\]", str(path))[-1])
+    if not stem.strip(". ") or re.search(r"[\x00-\x1f\x7f]", stem):
         raise ValueError(f"expected the name of an image, got {str(path)[-_SHOWN:]!r}")
     return stem
 
