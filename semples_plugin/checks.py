@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
         )
     plain = [name.strip().lower() for name in names]
     if not plain or "" in plain or len(set(plain)) < len(plain):
-        found = next((repr(name) + " twice" for name in plain if plain.count(name) > 1), "an empty one")
+        found = next((f"{name[:80]!r} twice" for name in plain if plain.count(name) > 1), "an empty one")
         raise ValueError(f"class_names: expected different names, got {found if plain else 'none'}")
     if plain[0].strip("_") in ("background", "bg"):
         raise ValueError(
@@ -45,9 +46,32 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def plain_name(name: str) -> str:
-    """A class name without case, spaces, hyphens and underscores: "TV monitor" and "tvmonitor" are one."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+def class_positions(names: Sequence[str]) -> Callable[[str], int | None]:
+    """Where a class stands in a list, by its name in whatever spelling.
+
+    Case, spaces, underscores, and hyphens and slashes within words don't count: "TV monitor", "tv-monitor" and
+    "tvmonitor" are one. Where names of the list differ in nothing else ("co op", "coop"), they are compared whole but
+    for case. Other signs always count, so that "c", "c++" and "c#", or "ER+" and "ER-", are classes of their own.
+
+    Returns:
+        A function from a name to its position; None for one that isn't in the list, or could be several of it.
+    """
+    whole = {name.strip().lower(): k for k, name in enumerate(names)}
+    plain: dict[str, int | None] = {}
+    for k, name in enumerate(names):
+        plain[_plain(name)] = None if _plain(name) in plain else k
+    return lambda name: whole.get(name.strip().lower(), plain.get(_plain(name)))
+
+
+def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
+    """The first position at which two class lists name different classes, see `class_positions`; None where none is."""
+    there = class_positions(b)
+    found = next((k for k, name in enumerate(a) if there(name) != k), len(a))
+    return None if found == len(a) == len(b) else found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_]+", "", re.sub(r"(?<=[^\W_])[-/](?=[^\W_])", "", name.lower()))
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -1,6 +1,7 @@
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,6 +319,11 @@ def test_clims_trains_through_its_patch(names, batch, tmp_path, monkeypatch):
         assert semples.adapter.scale == 10.0
     monkeypatch.setitem(sys.modules, "clip_utils", SimpleNamespace(category_dict={"voc": ["cat"] * 8}))
     with pytest.warns(UserWarning, match="differs from category_dict in CLIMS's clip_utils.py"):
+        clims.Training(arguments, model)
+    alike = {"voc": ["cat"] * 8, "ours": [name.upper() for name in OBJECTS]}
+    monkeypatch.setitem(sys.modules, "clip_utils", SimpleNamespace(category_dict=alike))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         clims.Training(arguments, model)
     monkeypatch.delitem(sys.modules, "clip_utils")
     arguments = parse(clims.add_arguments, *names, "--semples", "refine", "--semples-scale", "3", "--hyper", "0,0,1,1")
