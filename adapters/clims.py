@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import options
 from semples_plugin.adapters.base import CamAdapter, evaluating
-from semples_plugin.prompts import same_names
 from semples_plugin.checks import first_difference
 from semples_plugin.regularizer import SemPLeSRegularizer
 
