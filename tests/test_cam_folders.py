@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,6 +98,26 @@ def test_it_equals_a_loop_per_setting_exactly(tmp_path, host):
     assert found.miou == best and found.chosen_here
     given = evaluate_folder(cams, masks, NAMES, setting=found.settings[found.chosen], progress=False)
     assert given.miou == found.miou and not given.chosen_here
+
+
+def test_the_commands_do_without_torch(tmp_path):
+    """It takes seconds to import, and workers can't be forked once it is there."""
+    cams, masks = world(tmp_path)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    code = """if 1:
+        import sys
+        from semples_plugin.cli import main
+        cams, masks, images, out = sys.argv[1:]
+        judging = [cams, "--masks", masks, "--quiet"]
+        print(main(["eval", *judging, "--out", out]))
+        print(main(["show", *judging, "--images", images, "--out", f"{out}/show.png"]))
+        print(main(["report", *judging, "--images", images, "--out", f"{out}/report.html"]))
+        print(main(["pseudo-masks", cams, f"{out}/pseudo", "--threshold", "0.4", "--quiet"]))
+        print("torch" in sys.modules)
+    """
+    command = [sys.executable, "-c", code, cams, masks, tmp_path / "images", tmp_path / "out"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line for line in said if line in ("0", "1", "True", "False")] == ["0", "0", "0", "0", "False"]
 
 
 def test_a_power_is_the_constant_at_which_it_turns():

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +17,15 @@ from semples_plugin.cams.curves import colours, draw_curve
 from semples_plugin.cams.drawing import ERRORS, Picture, encode, fitted
 from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
 from semples_plugin.cams.pictures import find_photograph, read_photograph
-from semples_plugin.cams.prompt_views import NearWords, draw_prompt
 from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
 from semples_plugin.cams.tables import counted, describe_gain, describe_setting, few
-from semples_plugin.clip import FrozenClip
 from semples_plugin.files import replacing
-from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.version import __version__
+
+if TYPE_CHECKING:  # they import torch, which a report without prompts doesn't need
+    from semples_plugin.cams.prompt_views import NearWords
+    from semples_plugin.clip import FrozenClip
+    from semples_plugin.prompts import BackgroundPrompts
 
 _SIDE = 260  # pixels of a picture in the page
 
@@ -93,6 +96,8 @@ def prompt_panels(
 
     A photograph that can't be read is told by a warning, and the next one is taken.
     """
+    from semples_plugin.cams.prompt_views import draw_prompt
+
     panels = []
     for k, name in enumerate(evaluation.class_names, 1):
         shown = {image: int(c.in_mask[c.classes == k].sum()) for image, c in evaluation.counts.items()}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semples_plugin.cams.folders import ENOUGH, Comparison, FolderEvaluation
-from semples_plugin.cams.prompt_views import NearWords
+
+if TYPE_CHECKING:  # it imports torch
+    from semples_plugin.cams.prompt_views import NearWords
 
 
 def counted(number: int, what: str) -> str:
