@@ -62,6 +62,9 @@ def judged(folder: Path) -> list[str]:
     return [sys.executable, "-m", "semples_plugin", "eval", str(folder / "cams"), "--masks", str(folder / "masks")]
 
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as users' Pythons are
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 def test_a_closed_pipe_or_stream_loses_words_and_nothing_else(tmp_path):
     command = judged(tmp_path)
@@ -73,7 +76,7 @@ def test_a_closed_pipe_or_stream_loses_words_and_nothing_else(tmp_path):
     ):
         process = subprocess.Popen(
             ["sh", "-c", f'exec "$@" {shell}', "sh", *command, "--out", str(tmp_path / name)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=BUFFERED,
         )  # fmt: skip
         for stream in streams:
             getattr(process, stream).close()
@@ -86,11 +89,24 @@ def test_a_closed_pipe_or_stream_loses_words_and_nothing_else(tmp_path):
         assert ("mIoU 100.00 %" in said) == (name == "stderr closed"), (name, said)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path):
+    code = """if 1:
+        import os
+        from semples_plugin.cli import _lasting_streams
+        with _lasting_streams(), open("file", "w") as file:
+            os.write(1, b"words of a library")
+            os.write(2, b"more of them")
+    """
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=tmp_path).returncode == 0 and (tmp_path / "file").read_text() == ""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_words_that_find_no_room_are_told(tmp_path):
     command = [*judged(tmp_path), "--out", str(tmp_path / "out"), "--quiet"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert done.returncode == 1 and done.stderr.startswith("semples eval: ") and done.stderr.count("\n") == 1
     assert (tmp_path / "out" / "eval.json").exists()
 

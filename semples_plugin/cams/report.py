@@ -118,7 +118,8 @@ def _head(
     tiles = [(title, f"{100 * one.miou:.1f}", describe_setting(one)) for one, title in zip(evaluations, titles)]
     for title, comparison in zip(titles[1:], comparisons):
         gain = 100 * (comparison.miou[1] - comparison.miou[0])
-        tiles.append((f"gain: {title} over {titles[0]}", f"{gain:+.2f}", describe_gain(comparison)))
+        verdict = describe_gain(comparison).replace(" %", "\N{NO-BREAK SPACE}%")
+        tiles.append((f"gain: {title} over {titles[0]}", f"{gain:+.2f}", verdict))
     cards = "".join(
         f'<div class="tile"><h3>{escape(title)}</h3><p class="big">{value}</p><p>{escape(note)}</p></div>'
         for title, value, note in tiles
