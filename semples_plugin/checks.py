@@ -6,16 +6,19 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # names are checked where torch isn't needed
+    import torch
+    from torch import Tensor
 
 _warned: set[str] = set()
 
 
 def check_tensor(name: str, value: Any, *, shape: str, floating: bool = True) -> Tensor:
     """Returns `value` if it is a tensor with as many dimensions as `shape` names, like "[N, K, h, w]"."""
+    from torch import Tensor
+
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor {shape}, got {type(value).__name__}")
     if value.ndim != shape.count(",") + 1:
@@ -76,6 +79,8 @@ def _plain(name: str) -> str:
 
 def check_device(device: str | torch.device) -> torch.device:
     """The device, if this machine and this build of torch have it."""
+    import torch
+
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs between builds
