@@ -75,8 +75,9 @@ def read_saved(path: str | Path) -> Any:
 def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type of the array in an `.npy`, of which nothing else is read yet."""
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    if version != (1, 0):  # later ones allow headers of any length, for tables, which no host keeps
+        raise ValueError(f"expected version 1.0 of .npy, got {'.'.join(map(str, version))}")
+    return np.lib.format.read_array_header_1_0(file)
 
 
 class _Plain:
