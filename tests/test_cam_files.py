@@ -144,9 +144,9 @@ def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
     np.save(path, np.array(things[content], dtype=object))
     if content == "numbers":
         np.save(path, maps())
-    elif content == "state":  # gives the reader's own function for tensors an attribute
+    elif content == "state":  # gives the reader's own class for tensors an attribute
         whole = path.read_bytes()
-        build = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00xK\x01sb."
+        build = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x01\x00\x00\x00xK\x01s\x86b."
         path.write_bytes(whole[: whole.index(b"\x80")] + build)
     if content == "empty":
         path.write_bytes(b"")
