@@ -232,6 +232,12 @@ def test_an_npz_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_
     assert len(str(caught.value)) < 500
 
 
+def test_an_npz_that_is_as_large_as_its_maps_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(cam_files, "_MAX_BYTES", 10**3)
+    write_cams(tmp_path / "x.npz", Cams(maps(), CLASSES, "fma"))
+    assert np.array_equal(read_cams(tmp_path / "x.npz").maps, maps())
+
+
 def test_a_mask_whose_maps_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cam_files, "_MAX_BYTES", 10**4)
     Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30)).save(tmp_path / "x.png")

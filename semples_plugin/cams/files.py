@@ -31,7 +31,7 @@ Plane = NDArray[np.float32]
 _ENDINGS = {".jpg", ".jpeg", ".png", ".npy", ".npz"}  # of names in lists; other dots belong to the names
 EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
 MAX_CLASSES = 254  # masks are bytes: 0 is background, 255 ignored
-_MAX_BYTES = 1 << 29  # of the maps in an .npz or a PNG, which can be a thousand times as large as its file
+_MAX_BYTES = 1 << 29  # of the maps in a small .npz or PNG, which can be a thousand times as large as their file
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +250,7 @@ def _read_npz(path: Path) -> tuple[Any, Any, str]:
     with zipfile.ZipFile(path) as archive:
         (maps, itemsize), (classes, _) = _declared(archive, "cam", 3), _declared(archive, "fg_cls", 1)
         _check_count(maps[0], classes[0])
-        _check_size(maps, itemsize)
+        _check_size(path, maps, itemsize)
         return _unpacked(archive, "cam"), _unpacked(archive, "fg_cls"), "fma"
 
 
@@ -268,9 +268,10 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _check_size(shape: Sequence[int], itemsize: int) -> None:
-    if math.prod(shape) * max(itemsize, 4) > _MAX_BYTES:
-        raise ValueError(f"maps of {' x '.join(map(str, shape))} pixels would take more than {_MAX_BYTES >> 20} MiB")
+def _check_size(path: Path, shape: Sequence[int], itemsize: int) -> None:
+    longest = max(_MAX_BYTES, 4 * path.stat().st_size)  # what isn't compressed is never refused
+    if math.prod(shape) * max(itemsize, 4) > longest:
+        raise ValueError(f"maps of {' x '.join(map(str, shape))} pixels would take more than {longest >> 20} MiB")
 
 
 def _read_dictionary(found: Any) -> tuple[Any, Any, str]:
@@ -286,5 +287,5 @@ def _read_dictionary(found: Any) -> tuple[Any, Any, str]:
 def _read_labels(path: Path) -> Cams:
     mask = read_mask(path)
     labels = [value for value in np.unique(mask).tolist() if 0 < value < 255]
-    _check_size((len(labels), *mask.shape), 4)
+    _check_size(path, (len(labels), *mask.shape), 4)
     return Cams([(mask == label).astype(np.float32) for label in labels], tuple(k - 1 for k in labels), "labels")
