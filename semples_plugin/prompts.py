@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from semples_plugin.checks import first_difference
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.files import replacing
+from semples_plugin.pickled import read_saved
+from semples_plugin.text import reason, shown
 from semples_plugin.version import __version__
 
 RELEASE_SUFFIX = (13,)
@@ -165,7 +168,7 @@ class BackgroundPrompts(nn.Module):
         tensors, about = _read_safetensors(path) if begins_with_json else _read_release(path)
         vectors = tensors.get("prompts")
         if vectors is None or vectors.ndim != 3 or not vectors.is_floating_point():
-            found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            found = shown({name: list(tensor.shape) for name, tensor in tensors.items()})
             raise ValueError(f"{path} holds no prompts: expected a tensor 'prompts' [K, L, W], found {found}")
         if not bool(vectors.isfinite().all()):
             raise ValueError(f"{path}: the prompts hold NaN or infinite values; learn them again")
@@ -196,19 +199,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
             about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no prompts file, or is cut short or damaged: {error}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no prompts file, or is cut short or damaged: {reason(error)}") from error
     return tensors, about
 
 
 def _read_release(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = read_saved(path)
+    except ValueError as error:
         raise ValueError(
             f"{path} is no prompts file: neither safetensors nor a state dict of tensors alone, as the release's "
             "btp.pth is (it is cut short or damaged, or holds code, which is never run)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise ValueError(f"{path}: expected a state dict with one tensor 'prompts', got {type(state).__name__}")
-    return state, {"suffix_ids": RELEASE_SUFFIX}
+    return {name: torch.from_numpy(array.copy()) for name, array in state.items()}, {"suffix_ids": RELEASE_SUFFIX}
