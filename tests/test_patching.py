@@ -168,6 +168,16 @@ def test_what_can_not_be_put_back_is_named(checkout, monkeypatch):
         patching.patch("clims", checkout)
 
 
+def test_a_read_only_file_system_is_told_by_the_hosts_file(checkout, monkeypatch):
+    def fails(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", fails)
+    monkeypatch.setattr(Path, "unlink", fails)
+    with pytest.raises(OSError, match=r"file system: '\S*host/run_sample.py'; nothing was changed$"):
+        patching.patch("clims", checkout)
+
+
 @pytest.mark.skipif(shutil.which("chattr") is None, reason="needs chattr")
 @pytest.mark.parametrize("action", ["apply", "revert"])
 def test_an_immutable_file_stops_everything(checkout, action, capsys):
