@@ -74,7 +74,7 @@ def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | Non
     import open_clip
     from huggingface_hub import try_to_load_from_cache
 
-    config = open_clip.get_pretrained_cfg(name, tag)
+    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     if not repository:
         file = Path(config.get("url", "")).name
@@ -91,7 +91,8 @@ def check_download(name: str, tag: str) -> None:
     """Raises a `FileNotFoundError` where the weights of a tag can't be downloaded now; downloads nothing."""
     import open_clip
 
-    repository, _, file = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").rpartition("/")
+    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
     try:
         if repository:
             _reach_hub(repository, file or "open_clip_model.safetensors")
@@ -122,7 +123,7 @@ def where_to_get(name: str, tag: str) -> str:
     """A sentence on which file to fetch by hand and how to pass it on."""
     import open_clip
 
-    config = open_clip.get_pretrained_cfg(name, tag)
+    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
     hub = config.get("hf_hub", "").rstrip("/")
     source = (
         f"open_clip_model.safetensors of {hub} on the Hugging Face hub" if hub else config.get("url", "its weights")
@@ -206,13 +207,13 @@ def _read_folder(name: str) -> dict[str, Any]:
     path = folder / "open_clip_config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{name}: expected a folder with open_clip_config.json and the weights beside it")
-    if not any(folder.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise FileNotFoundError(f"{name}: there is no weights file (*.safetensors, *.bin, *.pth) beside its config")
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         config["text_cfg"].get("")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no config of open_clip\'s with "model_cfg" and "text_cfg" in it: {error}') from error
+        raise ValueError(f"{path} is no config of open_clip's, with model_cfg and its text_cfg: {error}") from error
     return config
 
 

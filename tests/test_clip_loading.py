@@ -127,6 +127,12 @@ def test_damaged_folders_are_refused(tmp_path, config, weights, words):
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 
 
+def test_a_folder_without_weights_is_refused_rather_than_filled_at_random(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    with pytest.raises(FileNotFoundError, match="there is no weights file"):
+        FrozenClip.load(f"local-dir:{tmp_path}")
+
+
 def test_a_file_of_unknown_activation_warns_and_names_the_way_out(tmp_path, small_names):
     save(tmp_path / "weights.safetensors")
     with pytest.warns(UserWarning, match="need the name ViT-B-32-quickgelu"):

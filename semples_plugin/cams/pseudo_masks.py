@@ -23,6 +23,7 @@ from semples_plugin.cams.pictures import (
     write_mask,
 )
 from semples_plugin.cams.workers import in_parallel
+from semples_plugin.extras import how_to_install
 from semples_plugin.files import CHANGED, claim_folder, is_made_of
 
 CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
@@ -198,5 +199,5 @@ def _import_crf() -> Any:
     try:
         import pydensecrf.densecrf
     except ImportError as error:
-        raise ImportError("the CRF needs one package more: pip install 'semples-plugin[crf]'") from error
+        raise ImportError(f"the CRF needs one package more: {how_to_install('crf')}") from error
     return pydensecrf.densecrf
