@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -47,6 +48,14 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
 def plain_name(name: str) -> str:
     """A class name without case, spaces, hyphens and underscores: "TV monitor" and "tvmonitor" are one."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def check_integers(name: str, values: Sequence[int], *, least: int) -> None:
+    """Raises a `ValueError` unless there are integers from `least` up, small enough for any seed, and none twice."""
+    fit = all(isinstance(value, Integral) and least <= value < 2**31 for value in values)
+    if not values or not fit or len(set(values)) < len(values):
+        got = ", ".join(map(str, values)) or "none"
+        raise ValueError(f"{name}: expected integers from {least} up, below 2^31 and none twice, got {got:.80}")
 
 
 def check_device(device: str | torch.device) -> torch.device:

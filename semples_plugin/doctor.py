@@ -37,11 +37,12 @@ def _print_clip(clip: str, pretrained: str) -> bool:
         check_source(clip, pretrained)
         if not clip.startswith(LOCAL_DIR) and not Path(pretrained).is_file():
             cached = find_cached(clip, pretrained)
-            print(f"weights   {cached or 'not cached; the first load downloads them'}")
             if cached is None:
                 check_download(clip, pretrained)
+                print("weights   not cached; the first load downloads them")
                 print(f"          where there is no network, {where_to_get(clip, pretrained)}")
                 return False
+            print(f"weights   {cached}")
         print(f"CLIP      {_describe(FrozenClip.load(clip, pretrained))}")
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"CLIP      {error}")
