@@ -71,16 +71,13 @@ def check_source(name: str, pretrained: str | Path | None) -> None:
 
 def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | None:
     """The cached weights file of an open_clip name and tag, or None; never touches the network."""
-    import open_clip
     from huggingface_hub import try_to_load_from_cache
 
-    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
-    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    repository, file = _published(name, tag)
     if not repository:
-        file = Path(config.get("url", "")).name
-        path = Path(cache_dir or Path.home() / ".cache" / "clip") / file
-        return path if file and path.is_file() else None
-    for candidate in [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
+        path = Path(cache_dir or Path.home() / ".cache" / "clip") / Path(file).name
+        return path if path.is_file() else None
+    for candidate in (file, str(Path(file).with_suffix(".safetensors")), "open_clip_pytorch_model.bin"):
         found = try_to_load_from_cache(repository, candidate, cache_dir=cache_dir)
         if isinstance(found, str):
             return Path(found)
@@ -89,18 +86,31 @@ def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | Non
 
 def check_download(name: str, tag: str) -> None:
     """Raises a `FileNotFoundError` where the weights of a tag can't be downloaded now; downloads nothing."""
-    import open_clip
-
-    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
-    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    repository, file = _published(name, tag)
     try:
         if repository:
-            _reach_hub(repository, file or "open_clip_model.safetensors")
+            _reach_hub(repository, file)
     except OSError as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not cached and can't be downloaded now ({error}); "
             f"{where_to_get(name, tag)}"
         ) from error
+
+
+def where_to_get(name: str, tag: str) -> str:
+    """A sentence on which file to fetch by hand and how to pass it on."""
+    repository, file = _published(name, tag)
+    source = f"{file} of {repository} on the Hugging Face hub" if repository else file
+    return f"fetch {source} with a browser and pass its path: FrozenClip.load({name!r}, pretrained='/path/to/the/file')"
+
+
+def _published(name: str, tag: str) -> tuple[str, str]:
+    """Repository and file on the Hugging Face hub, or "" and the URL of weights that are elsewhere."""
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    return (repository, file or "open_clip_model.safetensors") if repository else ("", config.get("url", ""))
 
 
 def _reach_hub(repository: str, file: str) -> None:
@@ -117,18 +127,6 @@ def _reach_hub(repository: str, file: str) -> None:
         pass
     except Exception as error:  # of the HTTP client's, which differs between versions
         raise ConnectionError(_reason(error)) from error
-
-
-def where_to_get(name: str, tag: str) -> str:
-    """A sentence on which file to fetch by hand and how to pass it on."""
-    import open_clip
-
-    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
-    hub = config.get("hf_hub", "").rstrip("/")
-    source = (
-        f"open_clip_model.safetensors of {hub} on the Hugging Face hub" if hub else config.get("url", "its weights")
-    )
-    return f"fetch {source} with a browser and pass its path: FrozenClip.load({name!r}, pretrained='/path/to/the/file')"
 
 
 def _load_tag(name: str, tag: str, precision: str, cache_dir: str | None) -> nn.Module:

@@ -286,7 +286,11 @@ def test_damaged_and_malicious_files_are_refused(tmp_path, small_names):
 
 
 def test_cached_weights_are_found_without_the_network(tmp_path):
-    from semples_plugin.clip_loading import find_cached
+    from semples_plugin.clip_loading import find_cached, where_to_get
 
     assert find_cached("ViT-B-32-quickgelu", "openai", str(tmp_path)) is None
+    # A tag that the hub has is read from the hub's cache alone, whatever another program left elsewhere.
+    (tmp_path / "ViT-B-32.pt").touch()
+    assert find_cached("ViT-B-32", "openai", str(tmp_path)) is None
+    assert "fetch pytorch_model.bin of jienengchen/ViTamin-S on" in where_to_get("ViTamin-S", "datacomp1b")
     assert "ViT-B-32-quickgelu" in open_clip.list_models()
