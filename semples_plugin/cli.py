@@ -47,11 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="what is installed, which devices there are, whether CLIP's weights are at hand",
-        description="Prints the versions, devices and CLIP weights that training will meet, and what to do about "
-        "what is missing.",
+        description="Prints the versions, devices and CLIP that training will meet, and what to do about what is "
+        "missing; weights that are there are loaded and tried. The exit status is 1 where training could not begin.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
+    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, or local-dir:PATH")
     doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     doctor.set_defaults(run=_doctor)
 

@@ -47,13 +47,15 @@ def cache(tmp_path):
 @pytest.fixture
 def hub(monkeypatch, tmp_path, small_names):
     """A Hugging Face hub on this machine with the same weights; what it is asked for is listed."""
-    asked, weights = [], tmp_path / "hub.safetensors"
-    save(weights, seed=3)
+    save(tmp_path / "hub.safetensors", seed=3)
+    content = (tmp_path / "hub.safetensors").read_bytes()
 
     class Hub(BaseHTTPRequestHandler):
+        asked, status = [], 200
+
         def do_HEAD(self):
-            asked.append(f"{self.command} {self.path}")
-            self.send_response(200)
+            self.asked.append(f"{self.command} {self.path}")
+            self.send_response(self.status)
             for field, value in (("ETag", '"1234"'), ("X-Repo-Commit", "a" * 40), ("Content-Length", len(content))):
                 self.send_header(field, str(value))
             self.end_headers()
@@ -65,7 +67,6 @@ def hub(monkeypatch, tmp_path, small_names):
         def log_message(self, *_):
             pass
 
-    content = weights.read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
     import huggingface_hub.constants as constants
@@ -74,7 +75,7 @@ def hub(monkeypatch, tmp_path, small_names):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    yield asked
+    yield Hub
     server.shutdown()
 
 
@@ -223,10 +224,17 @@ def test_cached_weights_load_without_a_network(cache, small_names):
 def test_weights_are_downloaded_where_the_hub_answers(hub, tmp_path):
     clip = FrozenClip.load("ViT-B-32-quickgelu", "openai", cache_dir=str(tmp_path / "new"))
     assert torch.equal(clip.model.text_projection, build_clip(seed=3).text_projection)
-    assert any(line.startswith("GET") and line.endswith("/open_clip_model.safetensors") for line in hub)
-    hub.clear()
+    assert any(line.startswith("GET") and line.endswith("/open_clip_model.safetensors") for line in hub.asked)
+    hub.asked.clear()
     FrozenClip.load("ViT-B-32-quickgelu", "openai", cache_dir=str(tmp_path / "new"))
-    assert not any(line.startswith("GET") for line in hub)
+    assert not any(line.startswith("GET") for line in hub.asked)
+
+
+def test_a_hub_that_has_not_that_file_has_answered(hub, tmp_path):
+    hub.status = 404
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(.*\); fetch open_clip_model.safetensors"):
+        FrozenClip.load("ViT-B-32-quickgelu", "openai", cache_dir=str(tmp_path / "new"))
+    assert any(line.endswith("/open_clip_pytorch_model.bin") for line in hub.asked)  # older repositories have that one
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-B-16-SigLIP"])
