@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # names are checked where torch isn't needed
@@ -75,6 +76,14 @@ def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_]+", "", re.sub(r"(?<=[^\W_])[-/](?=[^\W_])", "", name.lower()))
+
+
+def check_integers(name: str, values: Sequence[int], *, least: int) -> None:
+    """Raises a `ValueError` unless there are integers from `least` up, small enough for any seed, and none twice."""
+    fit = all(isinstance(value, Integral) and least <= value < 2**31 for value in values)
+    if not values or not fit or len(set(values)) < len(values):
+        got = ", ".join(map(str, values)) or "none"
+        raise ValueError(f"{name}: expected integers from {least} up, below 2^31 and none twice, got {got:.80}")
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -49,10 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="train, refine and compare CAMs in a small world that comes with the package",
         description="Trains a CAM network from image labels on generated scenes in which every object has its own "
         "co-occurring background, adds the three objectives of SemPLeS with a tiny CLIP, and prints what each of "
-        "them changes. Writes pictures, prompts and figures to --out.",
+        "them changes. Writes pictures, prompts and figures to --out; stopped, the same command goes on with the seeds "
+        "that are missing. Computes on one thread unless OMP_NUM_THREADS says otherwise.",
     )
     demo.add_argument(
-        "--seeds", type=int, nargs="+", default=[100, 101, 102, 103], help="one run for each; the table averages"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[100, 101, 102, 103],
+        help="one run for each; the table averages",
     )
     demo.add_argument("--ablation", action="store_true", help="all rows of the paper's Table 5; half as long again")
     demo.add_argument("--out", default="demo-out", help="folder for grid.png, results.json and the prompts")
@@ -63,10 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="what is installed, which devices there are, whether CLIP's weights are at hand",
-        description="Prints the versions, devices and CLIP weights that training will meet, and what to do about "
-        "what is missing.",
+        description="Prints the versions, devices and CLIP that training will meet, and what to do about what is "
+        "missing; weights that are there are loaded and tried. The exit status is 1 where training could not begin.",
     )
-    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
+    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, or local-dir:PATH")
     doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     doctor.set_defaults(run=_doctor)
 
@@ -187,8 +192,12 @@ class _Stream:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    import torch
+
     from semples_plugin.demo.run import run_demo
 
+    if "OMP_NUM_THREADS" not in os.environ:  # such small layers gain little from two threads, which wait for each other
+        torch.set_num_threads(1)
     run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
 
 

@@ -52,7 +52,8 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only file system it fails even where there is nothing
+            temporary.unlink(missing_ok=True)
 
 
 def read_lines(path: str | Path) -> list[str]:

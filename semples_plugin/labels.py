@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from semples_plugin.checks import check_names
 from semples_plugin.class_names import CLASS_NAMES
+from semples_plugin.files import read_lines
 from semples_plugin.image_names import name_of_key
 from semples_plugin.pickled import read_pickled
 
@@ -59,9 +60,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
             f"there is no {path}: expected a text file with one class name a line, or a preset's name "
             f"({', '.join(CLASS_NAMES)})"
         )
-    text = Path(path).read_text(encoding="utf-8-sig")  # spreadsheets and Windows' editors begin with a mark
+    lines = [line.strip() for line in read_lines(path)]
     try:
-        return check_names([line.strip() for line in text.splitlines() if line.strip()])
+        return check_names([line for line in lines if line])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

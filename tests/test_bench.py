@@ -92,6 +92,27 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
     assert "| minutes | 120 | 944 | 7.9 |" in text  # 118 walked steps and 60 x 118 of 1 s, beside 60 x 118 of 8 s
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"pairs": [0]}, "pairs: expected integers from 1 up"),
+        ({"pairs": [6, 6]}, "pairs: expected .* none twice, got 6, 6"),
+        ({"pairs": [1.5]}, "pairs: expected integers"),
+        ({"classes": 0}, "classes: expected integers from 1 up"),
+        ({"length": 0}, "length: expected integers from 1 up"),
+        ({"seconds": -1}, "seconds: expected a number from 0 up, got -1"),
+        ({"seconds": float("nan")}, "seconds: expected a number from 0 up, got nan"),
+        ({"seconds": float("inf")}, "seconds: expected a number from 0 up, got inf"),
+        ({"out": "."}, "expected a file to write"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused_before_any_work(monkeypatch, tmp_path, wrong, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "_in_a_process", lambda task: pytest.fail("measured"))
+    with pytest.raises((OSError, ValueError), match=words):
+        run.run_bench(**{"out": tmp_path / "bench.json", "progress": False, **wrong})
+
+
 def test_an_unknown_clip_is_named():
     with pytest.raises(ValueError, match=r"ViT-Z can't be measured: .*ViT-Z"):
         run._in_a_process({**SPEC, "clip": "ViT-Z", "step": "refinement", "pairs": 1, "waste": None})

@@ -109,20 +109,3 @@ def test_words_that_find_no_room_are_told(tmp_path):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert done.returncode == 1 and done.stderr.startswith("semples eval: ") and done.stderr.count("\n") == 1
     assert (tmp_path / "out" / "eval.json").exists()
-
-
-def test_doctor_says_what_is_there_and_where_weights_go(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    status = main(["doctor"])
-    text = capsys.readouterr().out
-    assert status == 0 and "installed torch " in text and "device    cpu" in text
-    assert "ViT-B-32-quickgelu/openai" in text
-    (tmp_path / "weights.pt").write_bytes(b"")
-    main(["doctor", "--pretrained", str(tmp_path / "weights.pt")])
-    assert str(tmp_path / "weights.pt") in capsys.readouterr().out
-    for wrong, words in (
-        (["--pretrained", str(tmp_path / "none.pt")], "there is no file"),
-        (["--clip", f"local-dir:{tmp_path}"], "expected a folder with open_clip_config.json"),
-        (["--clip", str(tmp_path)], f"is a folder; a model in open_clip's layout is called local-dir:{tmp_path}"),
-    ):
-        assert main(["doctor", *wrong]) == 1 and words in capsys.readouterr().out

@@ -157,6 +157,6 @@ def test_the_crf_moves_a_boundary_to_the_edge_in_the_photograph(world):
 
 def test_a_missing_crf_is_told_before_the_work(world, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf", None)
-    with pytest.raises(ImportError, match=r"pip install 'semples-plugin\[crf\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[crf\]' in the checkout"):
         write_pseudo_masks(world / "cams", world / "x", Recipe((0.5,), crf=5), images=world / "images", progress=False)
     assert not (world / "x").exists()

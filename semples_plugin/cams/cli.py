@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from semples_plugin.cams import commands
+from semples_plugin.extras import how_to_install
 
 _FORMATS = ("clims", "weaktr", "fma")
 
@@ -113,7 +114,7 @@ def _add_pseudo_masks(subparsers: Any) -> None:
     parser.add_argument(
         "--crf", type=int, default=0, metavar="N",
         help="N iterations of a dense CRF on the labels, with IRNet's settings (10 is usual); needs --images and "
-        "pip install 'semples-plugin[crf]'",
+        + how_to_install("crf"),
     )  # fmt: skip
     parser.add_argument("--images", help="folder of the photographs, for the CRF and for FMA-WSSS's CAMs")
     parser.add_argument("--list", help="text file of image names, to make masks of these alone")

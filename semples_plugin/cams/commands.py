@@ -219,10 +219,10 @@ def prompt_show(options: argparse.Namespace) -> None:
 def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
     from semples_plugin.demo.data import CONTEXTS, OBJECTS
     from semples_plugin.demo.run import TINY_CLIP
+    from semples_plugin.files import read_lines
 
     if getattr(options, "vocabulary", None):
-        lines = Path(options.vocabulary).read_text(encoding="utf-8-sig").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        return [line.strip() for line in read_lines(options.vocabulary) if line.strip()]
     if clip.name == TINY_CLIP:  # it knows no other words
         return (*OBJECTS, *CONTEXTS)
     from semples_plugin.cams.prompt_views import VOCABULARY

@@ -23,6 +23,7 @@ from semples_plugin.cams.pictures import (
     write_mask,
 )
 from semples_plugin.cams.workers import in_parallel
+from semples_plugin.extras import how_to_install
 from semples_plugin.files import CHANGED, claim_folder, is_made_of
 from semples_plugin.image_names import image_name
 
@@ -212,5 +213,5 @@ def _import_crf() -> Any:
     try:
         import pydensecrf.densecrf
     except ImportError as error:
-        raise ImportError("the CRF needs one package more: pip install 'semples-plugin[crf]'") from error
+        raise ImportError(f"the CRF needs one package more: {how_to_install('crf')}") from error
     return pydensecrf.densecrf
