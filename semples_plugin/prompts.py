@@ -136,10 +136,8 @@ class BackgroundPrompts(nn.Module):
         self.template = state.get("template", self.template)
         self.seed = state.get("seed", self.seed)
         self.learned = state.get("learned", True)
-        if "similarities" in state:
-            self.quality = _older_quality(self.class_names or (), state["similarities"])
-        else:
-            self.quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
+        quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
+        self.quality = quality or _older_quality(names or (), state.get("similarities", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # Older state dicts hold the vectors alone, and one without vectors teaches the prompts nothing.

@@ -216,11 +216,11 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(prompt_learning, "_label_similarities", interrupt)  # after the walk
+        patch.setattr(prompt_learning, "measure", interrupt)  # after the walk
         train(config(world, tmp_path, iterations=9, **changes))
     (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
-    features["features"] *= -1  # so that it shows whether they are taken
+    features["backgrounds"] *= -1  # so that it shows whether they are taken
     torch.save(features, unfinished / "features.pt")
     left = tmp_path / "left"
     shutil.copytree(unfinished, left)
