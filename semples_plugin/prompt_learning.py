@@ -195,6 +195,9 @@ def learn_background_prompts(
         texts = regularizer.prompt_features(), regularizer.label_features
         return measure(history.class_names, *texts, class_index, features, foregrounds)
 
+    def judged(now: Sequence[Nearness]) -> list[ClassQuality]:
+        return [ClassQuality(*one) for one in zip(history.class_names, before, now)]
+
     with _learning(prompts):
         start = prompts.vectors.detach().clone()
         before: Sequence[Nearness | None] = measured()
@@ -239,8 +242,7 @@ def learn_background_prompts(
             now = measured()
             history.background.append([math.nan if one.background is None else one.background for one in now])
             history.label.append([one.label for one in now])
-            history.quality = [ClassQuality(*one) for one in zip(history.class_names, before, now)]
-            history.drifted = [one.class_name for one in history.quality if one.drifted]
+            history.drifted = [one.class_name for one in judged(now) if one.drifted]
             bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
             if history.drifted and epoch + 1 == math.ceil(epochs / 4) < epochs:
                 _warn(_describe_drift(history.drifted, epoch + 1, epochs))
@@ -253,7 +255,7 @@ def learn_background_prompts(
                 "history": [history.loss, history.background, history.label, history.drifted],
             }
             _on_first(partial(folder.write_state, reached))
-        history.quality = [ClassQuality(*one) for one in zip(history.class_names, before, measured())]
+        history.quality = judged(measured())
         history.verdict = describe_quality(history.quality)
         prompts.seed, prompts.learned, prompts.quality = seed, True, tuple(history.quality)
         if save_to is not None:
@@ -291,12 +293,20 @@ class _Kept(NamedTuple):
 
 
 _Encoded = dict[str, tuple[Tensor, Tensor]]  # a batch's digest to its v_f and v_b
-_Walked = tuple[list["Tensor | None"], list[Tensor], list[Tensor], list[Any]]
+
+
+class _Walked(NamedTuple):
+    """One rank's features, part by part, and what tells its pairs from those of other ranks."""
+
+    foregrounds: list[Tensor | None]
+    backgrounds: list[Tensor]
+    classes: list[Tensor]
+    names: list[Any]
 
 
 def _walk(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: bool, folder: _WorkDir) -> _Kept:
     """Features and classes of the pairs of all ranks together."""
-    walked: _Walked = ([], [], [], [])
+    walked = _Walked([], [], [], [])
     error: Exception | None = None
     try:
         walked = _walk_here(regularizer, batches, progress, folder)
@@ -320,18 +330,19 @@ def _walk(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: boo
 
 
 def _walk_here(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: bool, folder: _WorkDir) -> _Walked:
-    walked: _Walked = ([], [], [], [])
+    foregrounds, backgrounds, classes, names = walked = _Walked([], [], [], [])
     try:
         for number, batch in enumerate(tqdm(batches, "background features", disable=not progress or not is_first())):
             try:
                 found = _given(batch, regularizer) or _encoded(batch, regularizer, folder)
             except ValueError as error:
                 raise ValueError(f"batches: batch {number} (from 0): {error}") from error
-            foreground, background, classes, names = found
-            if names is None:  # every pair is one of its own
-                names = [(get_rank(), number, i) for i in range(len(classes))]
-            for kept, new in zip(walked, ([foreground], [background], [classes], names)):
-                kept.extend(new)
+            foreground, background, index, named = found
+            foregrounds.append(foreground)
+            backgrounds.append(background)
+            classes.append(index)
+            # Without names every pair is one of its own.
+            names += [(get_rank(), number, i) for i in range(len(index))] if named is None else named
     finally:
         folder.flush()  # where Ctrl-C ends it, too
     return walked
@@ -584,6 +595,7 @@ class _WorkDir:
     def remove_parts(self) -> None:
         for path in () if self.path is None else self.path.glob(f"{_PART}*.pt"):
             path.unlink(missing_ok=True)  # another rank may have been quicker
+        self.encoded = {}
         self.remove_if_empty()
 
     def remove(self) -> None:
