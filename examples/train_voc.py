@@ -149,7 +149,7 @@ def main() -> None:
     matched = train(copy.deepcopy(baseline), options.epochs, "(a) matching")
 
     length = options.prompt_length or preset.prompt_length
-    regularizer.prompts = BackgroundPrompts(len(preset.class_names), length, clip.text_width, seed=options.seed)
+    regularizer.prompts = BackgroundPrompts.for_clip(clip, preset.class_names, length, seed=options.seed)
     start_memory(device)
     begun = time.perf_counter()
     with torch.no_grad():

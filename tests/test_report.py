@@ -21,6 +21,7 @@ from semples_plugin.cli import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage
 from semples_plugin.demo.run import load_tiny_clip
+from semples_plugin.prompt_quality import ClassQuality, Nearness
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def prompts(clip):
     given = BackgroundPrompts(len(OBJECTS), 1, clip.text_width)
     given.vectors.data[:, 0] = clip.model.token_embedding(clip.tokenizer(list(CONTEXTS)))[:, 1].detach()
     given.claim(clip, OBJECTS)
-    given.learned, given.similarities = True, {"background": [0.9] * 8, "label": [0.1] * 8}
+    before, after = Nearness(0.2, 0.2, 0.5, 0.2, "sea"), Nearness(0.9, 0.31, 0.875, 0.1, "sea")
+    given.learned, given.quality = True, tuple(ClassQuality(name, before, after) for name in OBJECTS)
     return given
 
 
@@ -169,7 +171,17 @@ def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):
     page = (tmp_path / "r.html").read_text()
     outside = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']+)""", page)
     assert outside == [] and "&lt;before&gt;" in page and "<before>" not in page
-    for words in ("Most gained", "Least gained", "What the prompts say", "Where CLIP sees them", "bootstrap", "<svg"):
+    for words in (
+        "Most gained",
+        "Least gained",
+        "What the prompts say",
+        "Where CLIP sees them",
+        "bootstrap",
+        "<svg",
+        "(b) went well: the prompts describe",
+        "background: mean cosine with",
+        "<td>0.31</td><td>0.88</td>",
+    ):
         assert words in page
     assert "chosen on the masks" not in page
     other = [*command[: command.index("--classes")], *command[command.index("--classes") + 2 :], "--classes", "voc"]
@@ -233,11 +245,16 @@ def test_a_report_doubts_cams_of_other_classes(world, tmp_path):
 def test_near_words_are_the_contexts_that_prompts_hold(world, clip, prompts, capsys):
     found = nearest_words(prompts, clip, [*OBJECTS, *CONTEXTS], count=1)
     # The template makes "rails" of the vectors of "rails".
-    assert [one.words[0][0] for one in found] == list(CONTEXTS) and found[0].background == 0.9
+    assert [one.words[0][0] for one in found] == list(CONTEXTS) and found[0].quality.after.background == 0.9
     assert all(one.label < one.words[0][1] for one in found)
     assert main(["prompts", "words", str(world / "prompts.safetensors")]) == 0  # the file says which CLIP
     said = capsys.readouterr().out
     assert f"{OBJECTS[0]:16}" in said and f"{CONTEXTS[0]} 1.00" in said
+    assert re.search(rf"^{OBJECTS[0]} +0\.\d\d +0\.90 +0\.31 +0\.88  {CONTEXTS[0]} 1.00", said, re.MULTILINE)
+    assert "label: cosine of the prompt and its class's own label text; lower is safer" in said
+    assert said.splitlines()[-1].startswith(
+        "(b) went well: the prompts describe backgrounds (sim(u_b, v_b) 0.90, before"
+    )
     with pytest.raises(ValueError, match="no words"):
         nearest_words(prompts, clip, [])
     with pytest.raises(ValueError, match="don't say their classes"):

@@ -18,7 +18,16 @@ from semples_plugin.cams.drawing import ERRORS, Colour, Picture, encode, fitted
 from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
 from semples_plugin.cams.pictures import find_photograph, read_photograph
 from semples_plugin.cams.show import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
-from semples_plugin.cams.tables import counted, describe_gain, describe_images, describe_setting, few, format_percent
+from semples_plugin.cams.tables import (
+    COLUMNS,
+    counted,
+    describe_gain,
+    describe_images,
+    describe_setting,
+    describe_words,
+    few,
+    format_percent,
+)
 from semples_plugin.files import replacing
 from semples_plugin.version import __version__
 
@@ -209,15 +218,15 @@ def _words(words: Sequence[NearWords]) -> str:
     rows = []
     for one in words:
         near = ", ".join(f"{escape(word)} <small>{cosine:.2f}</small>" for word, cosine in one.words)
-        background = "" if one.background is None else f"{one.background:.2f}"
-        rows.append(
-            f"<tr><th>{escape(one.class_name)}</th><td>{near}</td><td>{one.label:.2f}</td><td>{background}</td></tr>"
-        )
+        figures = "".join(f"<td>{value}</td>" for value in one.columns)
+        rows.append(f"<tr><th>{escape(one.class_name)}</th><td>{near}</td>{figures}</tr>")
+    heads = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    meanings = "".join(f"<li>{name}: {meaning}</li>" for name, meaning in COLUMNS.items())
     return (
-        "<p>Nearest words of each class's learned background prompt, and its cosine with the class's own label (lower "
-        "is safer) and with the backgrounds that it was learned from (higher is better).</p>"
-        '<div class="scroll"><table><thead><tr><th></th><th class="left">nearest words</th><th>label</th><th>'
-        f"background</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<p>{escape(describe_words(words))}</p>"
+        "<p>Nearest words of each class's learned background prompt, and what it was near to when it had been learned:"
+        f'</p><ul>{meanings}</ul><div class="scroll"><table><thead><tr><th></th><th class="left">nearest words</th>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

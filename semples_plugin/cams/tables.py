@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semples_plugin.cams.folders import ENOUGH, SMALLEST, Comparison, FolderEvaluation
+from semples_plugin.prompt_quality import SEPARATED, describe_quality
 
 if TYPE_CHECKING:  # it imports torch
     from semples_plugin.cams.prompt_views import NearWords
+
+
+COLUMNS = {
+    "label": "cosine of the prompt and its class's own label text; lower is safer",
+    "background": "mean cosine with the backgrounds that it was learned from; higher is better",
+    "foreground": "mean cosine with their foregrounds; should be below the former",
+    "separation": "share of the pairs whose background is nearer than their foreground; below "
+    f"{SEPARATED:g} the prompt describes the object",
+}
+"""What the figures of a learned prompt mean."""
 
 
 def counted(number: int, what: str) -> str:
@@ -101,10 +112,16 @@ def format_percent(value: float, sign: str = "") -> str:
 
 
 def format_words(words: Sequence[NearWords]) -> str:
-    """A line per class: cosine with its own label and background, and the nearest words."""
-    lines = [f"{'prompt of':16}  label  background  nearest words"]
+    """A line per class with its figures and nearest words, what the figures mean, and whether (b) went well."""
+    lines = [f"{'prompt of':16}  {'  '.join(COLUMNS)}  nearest words"]
     for one in words:
-        background = "-" if one.background is None else f"{one.background:.2f}"
+        figures = "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, one.columns))
         near = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
-        lines.append(f"{one.class_name:16}  {one.label:5.2f}  {background:>10}  {near}")
+        lines.append(f"{one.class_name:16}  {figures}  {near}")
+    lines += ["", *(f"{name}: {meaning}" for name, meaning in COLUMNS.items()), "", describe_words(words)]
     return "\n".join(lines)
+
+
+def describe_words(words: Sequence[NearWords]) -> str:
+    """Whether (b) went well, by what the prompts' file says."""
+    return describe_quality([one.quality for one in words if one.quality is not None])

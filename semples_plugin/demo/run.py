@@ -263,8 +263,8 @@ class _World:
             elif name == "image only":
                 weights = replace(weights, text=0.0)
             regularizer = self._regularizer(weights)
-            regularizer.prompts = BackgroundPrompts(
-                len(OBJECTS), self.recipe.prompt_length, self.clip.text_width, std=self.clip.token_std, seed=self.seed
+            regularizer.prompts = BackgroundPrompts.for_clip(
+                self.clip, OBJECTS, self.recipe.prompt_length, seed=self.seed
             )
             if name == "unlearned":
                 regularizer.prompts.learned = True  # a row of the table, no mistake to warn of
