@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from semples_plugin.distributed import share_of_pairs
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.parts import sum_in_parts
 from semples_plugin.prompts import BackgroundPrompts
+
+if TYPE_CHECKING:
+    from semples_plugin.presets import Preset
 
 Named = dict[str, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,8 +72,10 @@ class SemPLeSRegularizer:
         max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same losses and
             gradients, and memory does not grow with them. Losses that are added with factors of their own, instead
             of by `weights`, make it encode the parts again in the backward pass.
+        align_corners: of the masks' resampling to CLIP's square; the release aligns them.
 
     Attributes:
+        preset: that it was built from by `Preset.build_regularizer`, with what was replaced in it; else None.
         figures: detached scalars of the last call, to look at: mean similarities and mask area.
     """
 
@@ -86,6 +92,7 @@ class SemPLeSRegularizer:
         fill: str | Sequence[float] = "mean",
         text_term: str = "paper",
         max_pairs: int | None = None,
+        align_corners: bool = False,
     ) -> None:
         if not isinstance(clip, FrozenClip):
             raise TypeError(
@@ -104,6 +111,8 @@ class SemPLeSRegularizer:
         if max_pairs is not None and not (isinstance(max_pairs, int) and max_pairs > 0):
             raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
         self.max_pairs = max_pairs
+        self.align_corners = align_corners
+        self.preset: Preset | None = None
         self.clip = clip
         self.class_names = check_names(class_names)
         self.weights = weights or LossWeights()
@@ -243,7 +252,7 @@ class SemPLeSRegularizer:
         squeezed, so that masks and images stay aligned and no object is cut off.
         """
         images, (height, width) = self._for_clip(images), self.clip.image_size
-        return masked_views(images, masks.resized(height, width), self.fill.to(images))
+        return masked_views(images, masks.resized(height, width, self.align_corners), self.fill.to(images))
 
     def _for_clip(self, images: Tensor) -> Tensor:
         """The host's images at CLIP's resolution and in its normalised space."""
@@ -292,7 +301,7 @@ class SemPLeSRegularizer:
 
     def _features(self, images: Tensor, masks: ClassMasks, foreground: bool, background: bool) -> tuple[Tensor, Tensor]:
         """v_f and v_b, each `[P, D]`, or `[0, D]` where they aren't wanted; both in one batch for CLIP."""
-        views = masked_views(images, masks.resized(*self.clip.image_size), self.fill.to(images))
+        views = masked_views(images, masks.resized(*self.clip.image_size, self.align_corners), self.fill.to(images))
         views = views[0 if foreground else len(masks) : 2 * len(masks) if background else len(masks)]
         features = self.clip.encode_images(views)
         count = len(masks) if foreground else 0

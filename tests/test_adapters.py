@@ -278,8 +278,10 @@ def parse(add, *arguments: str) -> argparse.Namespace:
     parser.add_argument("--hyper", default="10,24,1,0.2")
     for name in ("resume", "aa"):  # of WeakTr
         parser.add_argument(f"--{name}", default="")
-    for name in ("color-jitter", "reprob"):
-        parser.add_argument(f"--{name}", type=float, default=0.0)
+    for name, value in {"color-jitter": 0.0, "reprob": 0.0, "lr": 5e-4, "weight-decay": 0.01}.items():
+        parser.add_argument(f"--{name}", type=float, default=value)
+    for name in ("batch-size", "epochs"):
+        parser.add_argument(f"--{name}", type=int, default=60)
     return parser.parse_args(arguments)
 
 
