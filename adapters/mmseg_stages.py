@@ -171,7 +171,7 @@ class SemPLeSStages(Hook):
         regularizer = _model(runner).regularizer
         preset = self._preset(regularizer)
         if regularizer.preset is None:
-            runner.logger.warning("SemPLeS: the regularizer was built without a preset; (b) takes those of voc")
+            runner.logger.warning("SemPLeS: the regularizer was built without a preset; (b) takes voc's")
         runner.logger.info(
             "SemPLeS: preset %s; (b) learns %d vectors a class, start %s: %s",
             preset.name,
