@@ -7,13 +7,14 @@ statistics, and nothing else. An adapter stands between the two. It says
 - what of the host's images is no image at all, such as padding (`images`),
 - and it gives the host one scalar to add to its loss (`loss`), and stage (b) as one call (`learn_prompts`).
 
-Which parameters the objectives reach is the host's graph's to say; where a host cuts it, its adapter tells.
+Which parameters the objectives reach depends on the host's graph; where a host cuts it, its adapter says so.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.masks import ClassMasks
+from semples_plugin.masks import ClassMasks, check_kind
 from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
-
-MASKS: dict[str, Callable[[ClassMasks, float], ClassMasks]] = {
-    "logits": lambda masks, eps: masks.sigmoid(),
-    "sigmoid": lambda masks, eps: masks,
-    "relu": lambda masks, eps: masks.max_normalized(eps),
-    "min-max": lambda masks, eps: masks.normalized(eps),
-}
-"""How CAMs of a kind become masks: logits and sigmoids by themselves, the others divided by their own range."""
 
 
 class CamAdapter:
@@ -39,8 +32,8 @@ class CamAdapter:
 
     Args:
         regularizer: without prompts for stage (a), with prompts for (c); its image statistics are the host's.
-        kind: what the CAMs are, see `MASKS`.
-        eps: of the normalisation of "relu" and "min-max", in the units of the CAMs.
+        kind: what the CAMs are, see `ClassMasks.of_kind`.
+        eps: of the normalisation of "relu" and "min-max", in the units of the CAMs; None for that of `ClassMasks`.
         scale: factor of the whole loss, to fit the host's own.
 
     Attributes:
@@ -48,10 +41,9 @@ class CamAdapter:
     """
 
     def __init__(
-        self, regularizer: SemPLeSRegularizer, kind: str = "relu", *, eps: float = 1e-5, scale: float = 1.0
+        self, regularizer: SemPLeSRegularizer, kind: str = "relu", *, eps: float | None = None, scale: float = 1.0
     ) -> None:
-        if kind not in MASKS:
-            raise ValueError(f"kind: expected one of {', '.join(MASKS)}, got {kind!r}")
+        check_kind(kind)
         self.regularizer, self.kind, self.eps, self.scale = regularizer, kind, eps, scale
         self.losses: dict[str, Tensor] = {}
         self._looked = False
@@ -61,7 +53,7 @@ class CamAdapter:
         masks = ClassMasks.from_dense(cams, labels)
         if not self._looked and len(masks):
             self._look(masks.maps)
-        return MASKS[self.kind](masks, self.eps)
+        return masks.of_kind(self.kind, self.eps)
 
     @torch.no_grad()
     def _look(self, maps: Tensor) -> None:
@@ -93,28 +85,21 @@ class CamAdapter:
         self.losses = {name: self.scale * value.detach() for name, value in losses.items()}
         return self.scale * sum_of(losses)
 
-    def learn_prompts(
-        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], path: str | Path, **options: Any
-    ) -> PromptHistory:
+    def learn_prompts(self, batches: Iterable[tuple[Any, ...]], path: str | Path, **options: Any) -> PromptHistory:
         """Stage (b): learns the regularizer's prompts from one walk over `batches` and saves them.
 
         Args:
-            batches: (images, cams, labels) as for `loss`, made by the matched generator in eval mode.
+            batches: (images, cams, labels) as for `loss`, made by the matched generator in eval mode; a fourth part
+                may name the N images. Under torch.distributed every rank gives its own part of the data, and all
+                learn the same prompts; the names let an image count once that samplers repeat.
             path: file to write. An interrupted call continues when it is made again; see `work_dir` of
                 `learn_background_prompts`.
             options: of `learn_background_prompts`; name the generator's checkpoint as `origin`.
         """
 
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise RuntimeError(
-                "stage (b) runs in one process, which walks the data once: start this stage without the distributed "
-                "launcher; stages (a) and (c) may use it"
-            )
-
-        def pairs() -> Iterator[tuple[Tensor, ClassMasks]]:
-            for images, cams, labels in batches:
-                yield self.images(images), self.masks(cams, labels).detach()
+        def pairs() -> Iterator[tuple[Any, ...]]:
+            for images, cams, labels, *names in batches:
+                yield self.images(images), self.masks(cams, labels).detach(), *names
 
         options.setdefault("work_dir", f"{path}.unfinished")
         options["origin"] = f"{options.get('origin', '')} {self.kind} {self.eps}"
@@ -125,7 +110,7 @@ class CamAdapter:
 class WrappedCams(CamAdapter):
     """A CAM model of one's own together with its objectives; see `wrap`."""
 
-    def __init__(self, model: nn.Module, regularizer: SemPLeSRegularizer, kind: str, eps: float) -> None:
+    def __init__(self, model: nn.Module, regularizer: SemPLeSRegularizer, kind: str, eps: float | None) -> None:
         super().__init__(regularizer, kind, eps=eps)
         self.model = model
 
@@ -135,23 +120,30 @@ class WrappedCams(CamAdapter):
         return cams, self.loss(images, cams, labels)
 
     def learn_prompts(self, batches: Iterable[tuple[Tensor, ...]], path: str | Path, **options: Any) -> PromptHistory:
-        """Stage (b) from the host's loader of (images, labels), with the model in eval mode meanwhile."""
-        with evaluating(self.model) as device:
+        """Stage (b) from the host's loader of (images, labels), with the model in eval mode meanwhile.
 
-            def walk() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        Batches of three, (images, labels, names), name the images, see `CamAdapter.learn_prompts`.
+        """
+        model = getattr(self.model, "module", self.model)  # DDP would wait for ranks that have no batch left
+        with evaluating(model) as device:
+
+            def walk() -> Iterator[tuple[Any, ...]]:
                 for batch in batches:
-                    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+                    if not (isinstance(batch, (tuple, list)) and len(batch) in (2, 3)):
                         raise TypeError(
-                            f"batches: expected pairs (images, labels), got {type(batch).__name__}; a loader of "
-                            'another kind is walked as ((batch["image"], batch["label"]) for batch in loader)'
+                            "batches: expected pairs (images, labels), or (images, labels, names), got "
+                            f"{type(batch).__name__}; a loader of another kind is walked as "
+                            '((batch["image"], batch["label"]) for batch in loader)'
                         )
-                    images, labels = (part.to(device) for part in batch)
-                    yield images, self.model(images), labels
+                    images, labels = batch[0].to(device), batch[1]
+                    yield images, model(images), labels, *batch[2:]
 
             return super().learn_prompts(walk(), path, **options)
 
 
-def wrap(cam_model: nn.Module, regularizer: SemPLeSRegularizer, kind: str = "relu", eps: float = 1e-5) -> WrappedCams:
+def wrap(
+    cam_model: nn.Module, regularizer: SemPLeSRegularizer, kind: str = "relu", eps: float | None = None
+) -> WrappedCams:
     """Objectives for any module that returns dense CAMs `[N, K, h, w]`.
 
         semples = wrap(model, regularizer, kind="relu")
@@ -163,41 +155,24 @@ def wrap(cam_model: nn.Module, regularizer: SemPLeSRegularizer, kind: str = "rel
     Args:
         cam_model: left as it is; it stays yours to train and to save.
         regularizer: with your image statistics.
-        kind: "logits" (per pixel), "sigmoid" (in [0, 1]), "relu" (or signed) or "min-max" (non-negative).
-        eps: of the normalisation of the last two, in the units of the CAMs.
+        kind: "logits" (per pixel), "sigmoid" (in [0, 1]), "relu" (or signed) or "min-max" (non-negative), see
+            `ClassMasks.of_kind`.
+        eps: of the normalisation of the last two, in the units of the CAMs; None for that of `ClassMasks`.
     """
     if not isinstance(regularizer, SemPLeSRegularizer):
         raise TypeError(f"regularizer: expected a SemPLeSRegularizer, got {type(regularizer).__name__}")
     return WrappedCams(cam_model, regularizer, kind, eps)
 
 
-class evaluating:  # noqa: N801, reads as a statement
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """`with evaluating(model) as device`: eval mode and no gradients; every module's mode comes back afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> torch.device:
-        self.modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        self.no_grad = torch.no_grad()
-        self.no_grad.__enter__()
-        anything = next(chain(self.model.parameters(), self.model.buffers()), None)
-        return torch.device("cpu") if anything is None else anything.device
-
-    def __exit__(self, *exception: Any) -> None:
-        self.no_grad.__exit__(*exception)
-        for module, training in self.modes.items():
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    anything = next(chain(model.parameters(), model.buffers()), None)
+    try:
+        with torch.no_grad():
+            yield torch.device("cpu") if anything is None else anything.device
+    finally:
+        for module, training in modes.items():
             module.training = training
-
-
-def neutral_padding(images: Tensor, padding: Tensor, regularizer: SemPLeSRegularizer) -> Tensor:
-    """Paints `padding` `[N, H, W]` (bool) in the colour that masks leave behind, so that it is in neither view.
-
-    Foreground and background views are then the same there, whatever the mask: no gradient, and nothing for
-    prompts to learn from.
-    """
-    clip, like = regularizer.clip, images.new_tensor
-    colour = regularizer.fill.to(images) * like(clip.image_std) + like(clip.image_mean)
-    colour = (colour - like(regularizer.input_mean)) / like(regularizer.input_std)
-    return torch.where(padding[:, None], colour.view(1, 3, 1, 1), images)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from semples_plugin.adapters import options
-from semples_plugin.adapters.base import CamAdapter, evaluating, neutral_padding
-from semples_plugin.prompts import same_names
+from semples_plugin.adapters.base import CamAdapter, evaluating
+from semples_plugin.checks import first_difference
 from semples_plugin.regularizer import SemPLeSRegularizer
 
 
@@ -36,7 +36,7 @@ class ClimsAdapter(CamAdapter):
 
     def images(self, images: Tensor) -> Tensor:
         """Images whose padding takes no part; no pixel of a photograph is 0 in all three normalised channels."""
-        return neutral_padding(images, (images == 0).all(dim=1), self.regularizer)
+        return self.regularizer.paint(images, (images == 0).all(dim=1))
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
@@ -61,7 +61,7 @@ def _all_zero(hyper: str) -> bool:
 def _warn_of_other_classes(class_names: Sequence[str]) -> None:
     # CLIMS's own loss puts names from a list inside of the code into its texts, column by column.
     lists = getattr(sys.modules.get("clip_utils"), "category_dict", {}).values()
-    if lists and not any(same_names(class_names, known) for known in lists):
+    if lists and all(first_difference(class_names, known) is not None for known in lists):
         warnings.warn(
             "--semples-classes differs from category_dict in CLIMS's clip_utils.py, whose names its own loss matches "
             "the same columns with: write your names there too, or leave that loss out (--hyper 0,0,0,0)",

@@ -61,7 +61,7 @@ class FmaAdapter(CamAdapter):
             )
         masks = ClassMasks.from_pairs(cams.float(), image_index, class_index)
         images, classes = labels.shape  # so that labels of another data set's width are refused
-        return replace(masks, num_images=images, num_classes=classes).relu().normalized(self.eps)
+        return replace(masks, num_images=images, num_classes=classes).relu().of_kind("min-max", self.eps)
 
 
 class LossItem:

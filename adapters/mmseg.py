@@ -24,11 +24,11 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from semples_plugin.adapters import mmseg_data, mmseg_stages
-from semples_plugin.adapters.base import MASKS, CamAdapter, neutral_padding
+from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.options import refuse_hosts_own
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
-from semples_plugin.masks import ClassMasks
+from semples_plugin.masks import ClassMasks, check_kind
 from semples_plugin.presets import Preset, Statistics, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
@@ -97,7 +97,7 @@ class CamSegmentor(BaseSegmentor):
         in_channels: of the chosen feature map.
         regularizer: config of `SemPLeSRegularizer`, or one that was built; None for a baseline.
         in_index: which of the backbone's feature maps.
-        kind: of the CAMs, see `semples_plugin.adapters.base.MASKS`: "relu" or "logits".
+        kind: of the CAMs, see `ClassMasks.of_kind`: "relu" or "logits".
         eps: of the masks' normalisation, in the units of the CAMs; None for the regularizer's preset's, which may be
             another in stage (b). "logits" need none.
         threshold: background score of the predictions, in [0, 1].
@@ -130,8 +130,7 @@ class CamSegmentor(BaseSegmentor):
         train_cfg: None = None,
         test_cfg: None = None,
     ) -> None:
-        if kind not in MASKS:
-            raise ValueError(f"kind: expected one of {', '.join(MASKS)}, got {kind!r}")
+        check_kind(kind)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected a background score from 0 to 1, got {threshold}")
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -199,7 +198,7 @@ class CamSegmentor(BaseSegmentor):
     def _images_and_masks(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample], cams: Tensor, labels: Tensor
     ) -> tuple[Tensor, ClassMasks]:
-        images = neutral_padding(inputs, _padding(inputs, data_samples), self.regularizer)
+        images = self.regularizer.paint(inputs, _padding(inputs, data_samples))
         assert self.adapter is not None
         preset, stage = self.regularizer.preset, "prompts" if self.learning_prompts else "match"
         if self.eps is not None:

@@ -21,8 +21,9 @@ from torch import Tensor
 from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts
 from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.folders import THRESHOLDS
+from semples_plugin.image_names import ImageNames, file_stem, image_name
 from semples_plugin.labels import load_image_labels
-from semples_plugin.make_labels import image_name, read_table
+from semples_plugin.make_labels import read_table
 from semples_plugin.presets import load_preset
 
 KEY = "gt_image_labels"
@@ -43,6 +44,7 @@ class LoadImageLabels:
     def __init__(self, source: str, class_names: Sequence[str] | None = None, num_classes: int | None = None) -> None:
         self.source, self.num_classes = source, num_classes or (len(class_names) if class_names else None)
         self.labels = {} if source == "mask" else _read_labels(Path(source), class_names)
+        self._names = ImageNames()
         if source == "mask" and self.num_classes is None:
             raise ValueError('source="mask" needs num_classes, without background')
 
@@ -55,7 +57,7 @@ class LoadImageLabels:
         else:
             if not results.get("img_path"):
                 raise ValueError("an image that comes as an array has no name to look for labels: leave them out")
-            name = image_name(results["img_path"])
+            name = self._names.of(results["img_path"])
             if name not in self.labels:
                 raise KeyError(
                     f"{self.source} has no labels of {name} ({results['img_path']}); it has {len(self.labels)} images, "
@@ -74,8 +76,14 @@ class LoadImageLabels:
             raise KeyError('source="mask" comes after LoadAnnotations in the pipeline')
         assert self.num_classes is not None
         labels = np.zeros(self.num_classes, np.float32)
-        values = np.unique(results["gt_seg_map"])
-        labels[values[(values > 0) & (values < IGNORED)].astype(int) - 1] = 1
+        values = np.unique(results["gt_seg_map"]).astype(int)
+        values = values[(values != 0) & (values != IGNORED)]
+        if len(wrong := values[(values < 0) | (values > self.num_classes)]):
+            raise ValueError(
+                f"the mask of {results.get('img_path')} holds {wrong[0]}, expected 0 to {self.num_classes}, which "
+                f"num_classes says, and {IGNORED}"
+            )
+        labels[values - 1] = 1
         return labels
 
     def __repr__(self) -> str:
@@ -142,23 +150,30 @@ def labels_of(data_samples: Sequence[Any], num_classes: int) -> Tensor:
 class WsssDataset(BaseSegDataset):
     """Data of one's own, `metainfo=dict(classes=("background", ...))`, and what the two below share.
 
-    Lists hold names, or FMA-WSSS's and IRNet's paths: `/JPEGImages/a.jpg /SegmentationClassAug/a.png`.
+    Lists hold names, or FMA-WSSS's and IRNet's paths: `/JPEGImages/a.jpg /SegmentationClassAug/a.png`. Folders in them
+    don't count, and two images of one name are refused: labels and CAM files couldn't tell them apart.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One entry for each line of the list."""
         found: list[dict[str, Any]] = super().load_data_list()
-        for entry in found if self.ann_file else []:
+        names, listed = ImageNames(), Path(self.ann_file).is_file()
+        for entry in found:
+            if not listed:
+                names.of(entry["img_path"])
+                continue
             for key, suffix in (("img_path", self.img_suffix), ("seg_map_path", self.seg_map_suffix)):
                 if key in entry:
                     folder = Path(self.data_prefix[key] or "")
                     line = entry[key].removesuffix(suffix).removeprefix(str(folder)).strip("/").split()[0]
-                    entry[key] = str(folder / f"{self.file_name(image_name(line), key)}{suffix}")
+                    if key == "img_path":
+                        names.of(line)
+                    entry[key] = str(folder / f"{self.file_name(file_stem(line), key)}{suffix}")
         return found
 
-    def file_name(self, name: str, key: str) -> str:
-        """A file's name without its ending, for an image's name in a list."""
-        return name
+    def file_name(self, stem: str, key: str) -> str:
+        """A file's name without its ending, for what a list calls an image."""
+        return stem
 
 
 @DATASETS.register_module(force=True)
@@ -190,9 +205,11 @@ class WsssCoco(WsssDataset):
         self.split, self.masks = split, masks
         super().__init__(**kwargs)
 
-    def file_name(self, name: str, key: str) -> str:
-        """The digits, with COCO's prefix for images where there is a split."""
-        return f"COCO_{self.split}2014_{name}" if self.split and key == "img_path" else name
+    def file_name(self, stem: str, key: str) -> str:
+        """Where there is a split, the digits, with COCO's prefix for images; else what the list has."""
+        if not self.split:
+            return stem
+        return f"COCO_{self.split}2014_{image_name(stem)}" if key == "img_path" else image_name(stem)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Entries that map category ids to classes where masks hold ids."""
@@ -232,6 +249,7 @@ class CamMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.thresholds = THRESHOLDS if thresholds is None else np.asarray(thresholds)
+        self._names = ImageNames()
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Counts a batch."""
@@ -248,7 +266,7 @@ class CamMetric(BaseMetric):
             present = [k for k, plane in enumerate(scores) if plane.max() >= 0]
             planes = [scores[k] for k in present]
             if self.output_dir is not None:
-                path = self.output_dir / f"{image_name(sample['img_path'])}.npy"
+                path = self.output_dir / f"{self._names.of(sample['img_path'])}.npy"
                 write_cams(path, Cams(planes, tuple(present), "weaktr"))
             if "gt_sem_seg" in sample:
                 mask = sample["gt_sem_seg"]["data"].squeeze(0).cpu().numpy()

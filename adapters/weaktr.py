@@ -97,7 +97,7 @@ class WeakTrAdapter(CamAdapter):
         """Masks of the present classes, at CLIP's resolution."""
         pairs = ClassMasks.from_dense(cams, labels)
         size = self.regularizer.clip.image_size
-        return pairs.resized(*size, align_corners=self.align_corners).normalized(self.eps)
+        return pairs.resized(*size, align_corners=self.align_corners).of_kind("min-max", self.eps)
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from semples_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from semples_plugin.adapters.base import wrap
     from semples_plugin.clip import FrozenClip
     from semples_plugin.masks import ClassMasks
     from semples_plugin.presets import Preset, load_preset
@@ -30,6 +31,7 @@ _MODULES = {
     "SemPLeSRegularizer": "regularizer",
     "learn_background_prompts": "prompt_learning",
     "load_preset": "presets",
+    "wrap": "adapters.base",
 }
 __all__ = [
     "BackgroundPrompts",
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "learn_background_prompts",
     "load_preset",
+    "wrap",
 ]
 
 
@@ -53,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

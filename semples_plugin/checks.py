@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
         )
     plain = [name.strip().lower() for name in names]
     if not plain or "" in plain or len(set(plain)) < len(plain):
-        found = next((repr(name) + " twice" for name in plain if plain.count(name) > 1), "an empty one")
+        found = next((f"{name[:80]!r} twice" for name in plain if plain.count(name) > 1), "an empty one")
         raise ValueError(f"class_names: expected different names, got {found if plain else 'none'}")
     if plain[0].strip("_") in ("background", "bg"):
         raise ValueError(
@@ -54,9 +56,32 @@ def check_known(what: str, given: Iterable[str], known: Sequence[str]) -> None:
             raise ValueError(f"{what}: expected some of {', '.join(known)}, got {name}{hint}")
 
 
-def plain_name(name: str) -> str:
-    """A class name without case, spaces, hyphens and underscores: "TV monitor" and "tvmonitor" are one."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+def class_positions(names: Sequence[str]) -> Callable[[str], int | None]:
+    """Where a class stands in a list, by its name in whatever spelling.
+
+    Case, spaces, underscores, and hyphens and slashes within words don't count: "TV monitor", "tv-monitor" and
+    "tvmonitor" are one. Where names of the list differ in nothing else ("co op", "coop"), they are compared whole but
+    for case. Other signs always count, so that "c", "c++" and "c#", or "ER+" and "ER-", are classes of their own.
+
+    Returns:
+        A function from a name to its position; None for one that isn't in the list, or could be several of it.
+    """
+    whole = {name.strip().lower(): k for k, name in enumerate(names)}
+    plain: dict[str, int | None] = {}
+    for k, name in enumerate(names):
+        plain[_plain(name)] = None if _plain(name) in plain else k
+    return lambda name: whole.get(name.strip().lower(), plain.get(_plain(name)))
+
+
+def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
+    """The first position at which two class lists name different classes, see `class_positions`; None where none is."""
+    there = class_positions(b)
+    found = next((k for k, name in enumerate(a) if there(name) != k), len(a))
+    return None if found == len(a) == len(b) else found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_]+", "", re.sub(r"(?<=[^\W_])[-/](?=[^\W_])", "", name.lower()))
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -69,6 +94,46 @@ def check_device(device: str | torch.device) -> torch.device:
             "devices of this machine"
         ) from error
     return torch.device(device)
+
+
+class CheckSchedule:
+    """When to make checks of values, which wait for the device: on a CPU always, as nothing waits there.
+
+    Elsewhere at the first three calls for what is checked, and at every `every`-th from then on.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise ValueError(
+                f"check_every: expected a whole number of steps, 0 for the first three alone, got {every!r}"
+            )
+        self.every = every
+        self._what: Any = None
+        self._calls = 0
+
+    def is_due(self, device: torch.device, what: Any = None) -> bool:
+        """Whether to check now; `what` tells what is checked, such as shapes and types, and begins anew with it."""
+        if what != self._what:
+            self._what, self._calls = what, 0
+        self._calls += 1
+        return not waits(device) or self._calls <= 3 or (self.every > 0 and self._calls % self.every == 0)
+
+
+def waits(device: torch.device) -> bool:
+    """Whether reading a value from `device` stops the program until the device has done all that it was given."""
+    return device.type != "cpu"
+
+
+def check_triple(name: str, values: Any, *, positive: bool = False) -> tuple[float, float, float]:
+    """Three finite numbers, one for each channel: a sequence, an array or a tensor."""
+    try:
+        triple = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        triple = ()
+    if len(triple) != 3 or not all(math.isfinite(value) and (value > 0 or not positive) for value in triple):
+        kind = "three positive numbers" if positive else "three numbers"
+        raise ValueError(f"{name}: expected {kind}, one for each channel of RGB, got {values!r:.80}")
+    return triple
 
 
 def warn_once(key: str, message: str) -> None:

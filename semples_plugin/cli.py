@@ -63,9 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
     labels.add_argument(
         "--classes",
         help="text file with one class name a line, in label order, or a preset (voc, coco, "
-        "release-voc, release-coco with WeakTr's 90 columns); JSON brings its own",
+        "release-voc, release-coco with WeakTr's 90 columns); classes.txt beside SOURCE is found, JSON brings its own",
     )
-    labels.add_argument("--out", default="cls_labels.npy", help="file to write")
+    labels.add_argument("--out", default="cls_labels.npy", help="file to write; an older one stays")
     labels.add_argument(
         "--keys", choices=("name", "integer"), default="name", help="2007_000032 for WeakTr, 2007000032 for CLIMS"
     )
@@ -144,10 +144,11 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _labels(options: argparse.Namespace) -> None:
-    from semples_plugin.labels import read_class_names
+    from semples_plugin.labels import classes_beside, read_class_names
     from semples_plugin.make_labels import describe, make_labels
 
-    names = read_class_names(options.classes) if options.classes else None
+    classes = options.classes or (None if options.source.endswith(".json") else classes_beside(options.source))
+    names = None if classes is None else read_class_names(classes)
     print(describe(*make_labels(options.source, options.out, names, options.keys)))
     style = "integers, CLIMS's" if options.keys == "integer" else "names, WeakTr's"
     print(f"wrote {options.out}; its keys are {style} style")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semples_plugin.checks import check_device, check_tensor
-from semples_plugin.towers import encode_pixels, lean_activations, read_one_token
+from semples_plugin.checks import CheckSchedule, check_device, check_tensor
+from semples_plugin.towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -48,6 +48,7 @@ class FrozenClip:
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, name: str | None = None) -> None:
         self._text = _text_tower(model)
         self.model = model
+        self._checks = CheckSchedule()
         self._as_it_is()
         self.tokenizer = tokenizer
         self.name = name or f"{type(model).__name__} built by the caller"
@@ -185,11 +186,13 @@ class FrozenClip:
         """Features at unit length, in float32 or better."""
         # Only half precision overflows, at 65,504; others aren't worth waiting for the device.
         half = features.dtype == torch.float16 and not torch.compiler.is_compiling()
-        if half and not bool(features.isfinite().all()):
+        if half and self._checks.is_due(features.device) and not bool(features.isfinite().all()):
             raise ValueError(
                 f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
                 '"bf16" or "fp32"'
             )
+        if features.requires_grad and not torch.compiler.is_compiling():
+            features = OnceDifferentiable.apply(features)
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def _as_it_is(self) -> torch.autocast:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def is_first() -> bool:
     return get_rank() == 0
 
 
-def share_of_pairs(count: int, device: torch.device) -> float:
+def share_of_pairs(count: int, device: torch.device) -> Tensor | float:
     """The factor that makes a mean over this rank's pairs a part of the mean over all: R P_r / P.
 
     DDP averages the ranks' gradients; with this factor the average is the gradient of one process that has the whole
@@ -34,12 +35,15 @@ def share_of_pairs(count: int, device: torch.device) -> float:
     Args:
         count: pairs of this rank, P_r; may be 0.
         device: where the backend exchanges numbers.
+
+    Returns:
+        1.0 in one process; else a float32 scalar on `device`, which nobody waits for.
     """
     if world_size() == 1:
         return 1.0
-    total = torch.tensor([float(count)], device=device, dtype=torch.float64)
+    total = torch.full((), float(count), device=device)
     dist.all_reduce(total)
-    return world_size() * count / max(float(total), 1.0)
+    return world_size() * count / total.clamp(min=1.0)
 
 
 def gather(value: T) -> list[T]:

@@ -1,4 +1,4 @@
-"""Writing files so that a full disk or an interrupt never costs what was there before, nor mixes two runs."""
+"""Writing files so that a full disk or an interrupt never costs what was there before, nor mixes two runs; lists."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: where it can't be read.
+        ValueError: where it is no such text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
+    if "\0" in text:  # as in UTF-16 without a mark
+        raise ValueError(f"{path}: expected text in UTF-8, got zero bytes")
+    return text.splitlines()
 
 
 def claim_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:

@@ -35,6 +35,12 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         return F.cosine_similarity(a.to(dtype), b.to(dtype), dim=1).clamp(*SIMILARITY_RANGE)
 
 
+def is_clamped(similarities: Tensor) -> Tensor:
+    """Which similarities `[P]` lie at an end of `SIMILARITY_RANGE`: these pairs get no gradient."""
+    low, high = SIMILARITY_RANGE
+    return (similarities <= low) | (similarities >= high)
+
+
 def attract(similarities: Tensor) -> Tensor:
     """E[-log sim], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none."""
     return _mean(-similarities.log())

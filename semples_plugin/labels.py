@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.checks import check_names
+from semples_plugin.image_names import name_of_key
 from semples_plugin.pickled import read_pickled
 from semples_plugin.presets import PRESETS, load_preset
 
@@ -17,20 +18,36 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
     """Reads a `cls_labels.npy` of CLIMS and IRNet (keys 2007000032) or of WeakTr (keys "2007_000032").
 
     Returns:
-        Image name to multi-hot labels `[K]`, float32; integer keys of ten digits come back as "2007_000032", twelve
-        digits of COCO as they are.
+        Image name, see `semples_plugin.image_names`, to multi-hot labels `[K]`, float32; the integers 2007000032 and
+        9 come back as VOC's "2007_000032" and COCO's "000000000009".
 
     Raises:
         OSError: where the file can't be read.
-        ValueError: where it is damaged, holds more than arrays, or holds labels other than 0 and 1.
+        ValueError: where it is damaged, holds more than arrays, holds labels other than 0 and 1 or of several lengths,
+            or has two keys for one image.
     """
     found = read_pickled(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a dictionary of image names and labels, got {type(found).__name__}")
+    keys: dict[str, Any] = {}
+    labels: dict[str, NDArray[np.float32]] = {}
     try:
-        return {_name(key): _multi_hot(key, value) for key, value in found.items()}
+        for key, value in found.items():
+            name = name_of_key(key)
+            if name in keys:
+                raise ValueError(f"the keys {keys[name]!r:.80} and {key!r:.80} both mean the image {name:.80}")
+            keys[name], labels[name] = key, _multi_hot(key, value)
+        if len({len(label) for label in labels.values()}) > 1:
+            raise ValueError("expected labels of one length K, got several")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is no dictionary of image labels: {error}") from error
+    return labels
+
+
+def classes_beside(source: str | Path) -> Path | None:
+    """The `classes.txt` that stands beside a folder of masks, or a table of labels; None where none does."""
+    path = Path(source).absolute().parent / "classes.txt"
+    return path if path.is_file() else None
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
@@ -50,13 +67,8 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
 def _multi_hot(key: Any, value: Any) -> NDArray[np.float32]:
     array = np.asarray(value)
-    if array.ndim != 1 or array.dtype.kind not in "fiub" or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"expected multi-hot labels [K] of 0 and 1 for {key}, got {value}")
+    numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+    if not numbers or not np.isin(array, (0, 1)).all():
+        found = array[~np.isin(array, (0, 1))][0] if numbers else f"{array.dtype} {list(array.shape)!r:.40}"
+        raise ValueError(f"expected multi-hot labels [K] of 0 and 1 for {key!r:.80}, got {found}")
     return array.astype(np.float32)
-
-
-def _name(key: Any) -> str:
-    if isinstance(key, str):
-        return key.removesuffix(".jpg")
-    digits = str(int(key))
-    return f"{digits[:4]}_{digits[4:]}" if len(digits) == 10 else digits

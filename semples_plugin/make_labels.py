@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from semples_plugin.cams.evaluation import IGNORED
 from semples_plugin.cams.pictures import read_mask
-from semples_plugin.checks import plain_name
-from semples_plugin.files import replacing
+from semples_plugin.checks import check_names, class_positions
+from semples_plugin.files import read_lines, replacing
+from semples_plugin.image_names import ImageNames, key_of_name
 
 Present = dict[str, set[int]]
-"""Image name, without its ending, to the classes that it shows, from 0."""
+"""Image name, see `semples_plugin.image_names`, to the classes that it shows, from 0."""
 
 
 def make_labels(
@@ -31,26 +35,31 @@ def make_labels(
             layout, or a CSV of `image,class[,class...]` rows, where an image may come again and a first row that
             begins with `image` is a header. Folders, endings of pictures and `COCO_train2014_` are no part of an
             image's name.
-        out: the `.npy` to write: a pickled dictionary of float32 multi-hot arrays `[K]`.
+        out: the `.npy` to write: a pickled dictionary of float32 multi-hot arrays `[K]`. One that is there already
+            stays: where it holds the same, there is nothing to do, and anything else is not overwritten.
         class_names: K names in label order. COCO's JSON brings its own, in the order of its ids, unless given.
-        keys: "name" ("2007_000032", WeakTr's) or "integer" (2007000032, CLIMS's and IRNet's; names of digits alone).
+        keys: "name" ("2007_000032", WeakTr's) or "integer" (2007000032, CLIMS's and IRNet's; 9 for COCO's
+            "000000000009").
 
     Returns:
         The classes of each image, and the class names.
 
     Raises:
+        FileExistsError: where `out` is there and holds anything else.
         FileNotFoundError: where there is no source.
-        ValueError: for a class that is not among the names, a mask value above K, two files of one name, an image
-            name that is no number where integers are wanted, or a source without images; nothing is written then.
+        ValueError: for a damaged source, a class that is not among the names, a mask value above K, two images of one
+            name, an image name that integers can't stand for where they are wanted, or a source without images;
+            nothing is written then.
 
     Warns:
         UserWarning: of categories of COCO's JSON that the names leave out, and of names without a category.
     """
-    source = Path(source)
+    source, out = Path(source), Path(out)
     if keys not in ("name", "integer"):
         raise ValueError(f'keys: expected "name" or "integer", got {keys!r}')
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}")
+    class_names = None if class_names is None else check_names(class_names)
     if source.suffix == ".json":
         present, class_names = _read_coco(source, class_names)
     elif class_names is None:
@@ -64,12 +73,18 @@ def make_labels(
     if not present:
         what = "PNG masks (subfolders are not searched)" if source.is_dir() else "images"
         raise ValueError(f"{source} holds no {what}")
-    labels = {_key(name, keys): _multi_hot(classes, len(class_names)) for name, classes in sorted(present.items())}
-    if len(labels) < len(present):
-        raise ValueError(f"{source}: different image names give the same integer; use names as keys")
-    with replacing(out) as temporary, temporary.open("wb") as file:
-        np.save(file, np.array(labels, dtype=object), allow_pickle=True)
-    return present, tuple(class_names)
+    labels = {
+        key_of_name(name) if keys == "integer" else name: _multi_hot(classes, len(class_names))
+        for name, classes in sorted(present.items())
+    }
+    content = io.BytesIO()
+    np.save(content, np.array(labels, dtype=object), allow_pickle=True)
+    if not out.exists():
+        with replacing(out) as temporary:
+            temporary.write_bytes(content.getvalue())
+    elif out.read_bytes() != content.getvalue():
+        raise FileExistsError(f"{out} is there and holds something else: choose another name, or delete it first")
+    return present, class_names
 
 
 def describe(present: Mapping[str, Iterable[int]], class_names: Sequence[str]) -> str:
@@ -82,101 +97,113 @@ def describe(present: Mapping[str, Iterable[int]], class_names: Sequence[str]) -
 
 def _read_masks(folder: Path, num_classes: int) -> Present:
     present: Present = {}
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
+    names, files = ImageNames(), sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
     for path in tqdm(files, "masks", unit="mask"):
         values = set(np.unique(read_mask(path)).tolist()) - {0, IGNORED}
         if values and max(values) > num_classes:
             raise ValueError(f"{path}: expected values of 0 to {num_classes} and {IGNORED}, got {max(values)}")
-        present[path.stem] = {value - 1 for value in values}
+        present[names.of(path)] = {value - 1 for value in values}
     return present
 
 
-def _read_coco(path: Path, class_names: Sequence[str] | None) -> tuple[Present, tuple[str, ...]]:
+def _read_coco(path: Path, class_names: tuple[str, ...] | None) -> tuple[Present, tuple[str, ...]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected COCO's images, annotations and categories; {error!r}") from error
-    by_id = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
-    names = tuple(class_names or by_id.values())
-    unknown = [name for name in names if name not in by_id.values()]
-    if len(unknown) == len(names):
-        raise ValueError(f"{path} has none of the categories {', '.join(names)}; it has {', '.join(by_id.values())}")
-    left_out = [name for name in by_id.values() if name not in names]
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"got a {type(content).__name__}")
+        categories = _unique(sorted(_entries(content, "categories", ("id", int), ("name", str))), "categories")
+        folded = [name.strip().lower() for name in categories.values()]
+        if twice := [name for name in folded if folded.count(name) > 1]:
+            raise ValueError(f"two of its categories are called {twice[0]!r:.80}")
+        images = _unique(_entries(content, "images", ("id", (int, str)), ("file_name", str)), "images")
+        annotations = _entries(content, "annotations", ("image_id", (int, str)), ("category_id", int))
+        names = class_names or check_names([*categories.values()])
+        in_files = ImageNames()
+        image_names = {identifier: in_files.of(file) for identifier, file in images.items()}
+    except RecursionError:
+        raise ValueError(f"{path}: expected COCO's layout, got lists in lists without an end") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected COCO's images, annotations and categories; {error}") from error
+    columns = _columns(names, categories)
+    unknown = [name for k, name in enumerate(names) if k not in columns.values()]
+    left_out = [name for identifier, name in categories.items() if identifier not in columns]
+    if not columns:
+        raise ValueError(
+            f"{path} has none of the categories {', '.join(names):.150}; it has {', '.join(left_out):.150}"
+        )
     if unknown:  # as with the ten of COCO's 90 that were never annotated
         warnings.warn(f"{path} has no category {', '.join(unknown)}: their columns stay 0", UserWarning, stacklevel=3)
     if left_out:
         warnings.warn(
             f"left out, for the class list has no such names: {', '.join(left_out)}", UserWarning, stacklevel=3
         )
-    files = _Names()
-    image_names = {image["id"]: files.of(image["file_name"]) for image in images}
     present: Present = {name: set() for name in image_names.values()}
-    for annotation in tqdm(annotations, "annotations", unit="object"):
-        try:
-            image, name = image_names[annotation["image_id"]], by_id[annotation["category_id"]]
-        except KeyError as error:
-            raise ValueError(f"{path}: annotation {annotation} points to no image or no category") from error
-        if name in names:  # a chosen list may leave classes out
-            present[image].add(names.index(name))
+    for image, category in tqdm(annotations, "annotations", unit="object"):
+        if image not in image_names or category not in categories:
+            raise ValueError(
+                f"{path}: an annotation of image_id {image!r:.80} and category_id {category!r:.80} points to no image "
+                "or no category"
+            )
+        if category in columns:  # a chosen list may leave classes out
+            present[image_names[image]].add(columns[category])
     return present, names
+
+
+def _entries(content: dict[str, Any], part: str, *fields: tuple[str, Any]) -> list[tuple[Any, ...]]:
+    """The fields, by name and type, of each entry of a part of COCO's JSON."""
+    entries = content.get(part)
+    if not isinstance(entries, list):
+        raise ValueError(f"{part!r} is no list in it")
+    for entry in entries:
+        for name, kind in fields:
+            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+                raise ValueError(f"one of its {part} has no usable {name!r}: {reprlib.repr(entry):.200}")
+    return [tuple(entry[name] for name, _ in fields) for entry in entries]
+
+
+def _unique(entries: Iterable[tuple[Any, ...]], part: str) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for identifier, name in entries:
+        if found.setdefault(identifier, name) != name:
+            raise ValueError(f"{found[identifier]:.80} and {name:.80} of its {part} have one id, {identifier!r:.80}")
+    return found
+
+
+def _columns(names: Sequence[str], categories: Mapping[int, str]) -> dict[int, int]:
+    """COCO's category ids to label columns, where a name and a category mean each other alone."""
+    column, position = class_positions(names), class_positions([*categories.values()])
+    found = {}
+    for c, (identifier, name) in enumerate(categories.items()):
+        k = column(name)
+        if k is not None and position(names[k]) == c:
+            found[identifier] = k
+    return found
 
 
 def read_table(path: Path, class_names: Sequence[str]) -> Present:
     """The classes of each image of a CSV, see `make_labels`."""
     present: Present = {}
-    files, columns = _Names(), {plain_name(name): k for k, name in enumerate(class_names)}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            cells = [cell.strip() for cell in row]
+    names, column = ImageNames(), class_positions(class_names)
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            # A line is a row: a quote that isn't closed takes none of the lines behind it along.
+            cells = [cell.strip() for cell in next(csv.reader([line], strict=True), [])]
             if not any(cells) or (number == 1 and cells[0].lower() == "image"):
                 continue
-            if len(cells) == 1 and re.search("[;\t]", cells[0]):
-                raise ValueError(
-                    f"{path}, line {number}: expected image,class[,class...] with commas, got {cells[0]!r}"
-                )
-            found = present.setdefault(files.of(cells[0]), set())
+            if len(cells) == 1 and re.search("[,;\t]", cells[0]):
+                raise ValueError(f"expected image,class[,class...] with commas, got {cells[0]!r:.100}")
+            found = present.setdefault(names.of(cells[0]), set())
             for name in filter(None, cells[1:]):
-                if plain_name(name) not in columns:
+                k = column(name)
+                if k is None:
                     hint = "; a row names the classes that its image shows, without 0 and 1" if name in "01" else ""
-                    raise ValueError(
-                        f"{path}, line {number}: {name!r} is none of the {len(class_names)} class names{hint}"
-                    )
-                found.add(columns[plain_name(name)])
+                    raise ValueError(f"{name!r:.100} is none of the {len(class_names)} class names{hint}")
+                found.add(k)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     if present and not any(present.values()):
         raise ValueError(f"{path}: no row names a class; expected image,class[,class...] with commas")
     return present
-
-
-class _Names:
-    """Image names as the hosts' lists have them, from files' paths; two files never share one."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, str] = {}
-
-    def of(self, file: str) -> str:
-        name = image_name(file)
-        if self._files.setdefault(name, file) != file:
-            raise ValueError(
-                f"{self._files[name]} and {file} would both be called {name!r}; the hosts need unique names"
-            )
-        return name
-
-
-def image_name(file: str) -> str:
-    """An image's name as the hosts' lists have it, from its file's path."""
-    path = Path(file)
-    name = path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp") else path.name
-    return re.sub(r"^COCO_(train|val)2014_", "", name)
-
-
-def _key(name: str, keys: str) -> str | int:
-    if keys == "name":
-        return name
-    digits = name.replace("_", "")
-    if not re.fullmatch(r"\d+", digits):
-        raise ValueError(f"{name!r} is no number; CLIMS's integer keys need names such as 2007_000032")
-    return int(digits)
 
 
 def _multi_hot(classes: Iterable[int], num_classes: int) -> np.ndarray:

@@ -7,13 +7,16 @@ and its class. From there on nothing loops over pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semples_plugin.checks import check_tensor, warn_once
+from semples_plugin.checks import CheckSchedule, check_tensor, waits, warn_once
+
+_looks = CheckSchedule()  # at the range of the CAMs
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +54,12 @@ class ClassMasks:
                 f"cams {list(cams.shape)} and labels {list(labels.shape)} disagree: expected labels of shape "
                 f"{list(cams.shape[:2])}; neither has a column for the background, and COCO's have 80 or 90"
             )
-        present = labels.to(cams.device) == 1
-        if not bool((present | (labels.to(cams.device) == 0)).all()):
+        labels = (
+            labels.detach().cpu()
+        )  # how many pairs there are must be known: labels on a device are waited for, once
+        if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("labels: expected a multi-hot matrix of 0 and 1, got other values; pass hard image labels")
-        image_index, class_index = present.nonzero(as_tuple=True)
+        image_index, class_index = (index.to(cams.device, non_blocking=True) for index in labels.nonzero(as_tuple=True))
         return cls(cams[image_index, class_index], image_index, class_index, *cams.shape[:2])
 
     @classmethod
@@ -69,7 +74,7 @@ class ClassMasks:
         check_tensor("maps", maps, shape="[P, h, w]")
         indices = []
         for name, index in (("image_index", image_index), ("class_index", class_index)):
-            index = torch.as_tensor(index, device=maps.device)
+            index = torch.as_tensor(index)
             if index.numel() == 0:
                 index = index.long()  # an empty list comes as float32
             if index.shape != maps.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
@@ -77,16 +82,28 @@ class ClassMasks:
                     f"{name}: expected {maps.shape[0]} integers, one for each map, "
                     f"got {index.dtype} of shape {list(index.shape)}"
                 )
-            if index.numel() and int(index.min()) < 0:
+            # Indices on a device are checked with the other values there, by the regularizer.
+            if index.numel() and not waits(index.device) and int(index.min()) < 0:
                 raise ValueError(f"{name}: expected indices from 0, got {int(index.min())}")
-            indices.append(index.long())
+            indices.append(index.long().to(maps.device, non_blocking=True))
         return cls(maps, indices[0], indices[1])
 
     def __len__(self) -> int:
         return self.maps.shape[0]
 
-    def __getitem__(self, part: slice) -> ClassMasks:
-        """Some of the pairs."""
+    def __repr__(self) -> str:
+        height, width = self.maps.shape[1:]
+        known = zip((self.num_images, self.num_classes), ("images", "classes"), strict=True)
+        of = "".join(f", {count} {what}" for count, what in known if count is not None)
+        dtype, gradient = str(self.maps.dtype).removeprefix("torch."), ", with gradients" * self.maps.requires_grad
+        return f"ClassMasks({len(self)} pairs{of}; maps {height} x {width}, {dtype}, on {self.maps.device}{gradient})"
+
+    def __getitem__(self, part: int | slice | Tensor) -> ClassMasks:
+        """Some of the pairs, or one of them: a number, a slice, numbers `[Q]` or a choice `[P]` of booleans."""
+        if isinstance(part, int):
+            if not -len(self) <= part < len(self):
+                raise IndexError(f"there is no pair {part}, the masks are of {len(self)} pairs")
+            part = slice(part % len(self), part % len(self) + 1)
         return replace(
             self, maps=self.maps[part], image_index=self.image_index[part], class_index=self.class_index[part]
         )
@@ -126,6 +143,18 @@ class ClassMasks:
         )
         return replace(self, maps=maps / (high + eps))
 
+    def of_kind(self, kind: str, eps: float | None = None) -> ClassMasks:
+        """Masks in [0, 1] from CAMs of a kind, one of `KINDS`; the one table behind `wrap` and the adapters.
+
+        Args:
+            kind: "logits" per pixel take `sigmoid`; "sigmoid" are masks already; "relu", ReLU maps or signed ones,
+                take `max_normalized`; "min-max", non-negative maps, take `normalized`.
+            eps: of the last two, in the units of the maps; None for their own default.
+        """
+        check_kind(kind)
+        given = {} if eps is None else {"eps": eps}
+        return KINDS[kind](self, **given)
+
     def resized(self, height: int, width: int, align_corners: bool = False) -> ClassMasks:
         """Bilinear resampling to `[P, height, width]`, with gradients; the release aligns the corners.
 
@@ -152,7 +181,7 @@ class ClassMasks:
     def _warn_if_flat(self, spans: Tensor, eps: float, without: str) -> None:
         if not eps > 0:
             raise ValueError(f"eps: expected a positive number, got {eps}")
-        if not len(self) or torch.compiler.is_compiling():
+        if not len(self) or torch.compiler.is_compiling() or not _looks.is_due(spans.device, (eps, without)):
             return
         span = float(spans.detach().median())
         if span == 0:
@@ -163,6 +192,21 @@ class ClassMasks:
                 f"the CAMs span {span:.2g} (median over {len(self)} pairs), less than eps = {eps:g}: the normalised "
                 "masks stay below 0.5 and teach little; pass a smaller eps",
             )
+
+
+KINDS: dict[str, Callable[..., ClassMasks]] = {
+    "logits": lambda masks, eps=None: masks.sigmoid(),
+    "sigmoid": lambda masks, eps=None: masks,
+    "relu": ClassMasks.max_normalized,
+    "min-max": ClassMasks.normalized,
+}
+"""How CAMs of a kind become masks: logits and sigmoids by themselves, the others divided by their own range."""
+
+
+def check_kind(kind: str) -> None:
+    """Raises a `ValueError` for a kind of CAMs that isn't known."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
 
 
 def masked_views(images: Tensor, masks: ClassMasks, fill: Tensor) -> Tensor:

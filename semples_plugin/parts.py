@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Terms = Callable[[Tensor, slice], Tensor]
 
@@ -17,15 +18,17 @@ def sum_in_parts(terms: Terms, x: Tensor, size: int) -> Tensor:
 
     Each part's graph is gone before the next begins: its gradient is taken at once, as if the terms were added up
     with one common factor, which is how losses are used. Where the backward pass turns out to weigh them otherwise,
-    the parts are computed again with the right weights.
+    or is to be differentiated itself (`create_graph=True`, which needs the memory of all parts), the parts are
+    computed again; `terms` must give the same values then.
 
     Args:
-        terms: T scalars as a tensor `[T]`, of some rows of `x` and the slice that they are; differentiable in them.
+        terms: T scalars as a tensor `[T]`, of some rows of `x`, in float32 or better, and the slice that they are;
+            differentiable in them.
         x: `[P, ...]`.
         size: rows of a part.
     """
-    found: Tensor = _SumInParts.apply(x, terms, size)
-    return found
+    total: Tensor = _SumInParts.apply(x, terms, size)
+    return total
 
 
 class _SumInParts(torch.autograd.Function):
@@ -34,7 +37,7 @@ class _SumInParts(torch.autograd.Function):
         ctx.terms, ctx.size, wanted = terms, size, ctx.needs_input_grad[0]
         total, gradients = torch.zeros(()), []
         for part in _parts(x, size):
-            rows = x[part].detach().requires_grad_(wanted)
+            rows = _as_float32(x[part].detach()).requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 values = terms(rows, part)
                 if wanted:
@@ -44,18 +47,26 @@ class _SumInParts(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, factors: Tensor) -> tuple[Tensor, None, None]:
         x, gradient = ctx.saved_tensors
-        if bool((factors == factors[0]).all()):
-            return factors[0].to(gradient) * gradient, None, None
+        differentiable = torch.is_grad_enabled()  # with create_graph=True
+        if not differentiable and bool((factors == factors[0]).all()):
+            # In float32: a loss scaler begins with 65,536, which is infinite in half precision.
+            return (factors[0] * gradient).to(x.dtype), None, None
         gradients = []
-        for part in _parts(x, ctx.size):
-            rows = x[part].detach().requires_grad_()
-            with torch.enable_grad():
+        # Of torch's attention kernels only the plain one can be differentiated twice.
+        kernels = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
+        with torch.enable_grad(), kernels:
+            for part in _parts(x, ctx.size):
+                rows = _as_float32(x[part]) if differentiable else _as_float32(x[part].detach()).requires_grad_()
                 values = ctx.terms(rows, part)
-            gradients.append(torch.autograd.grad(values, rows, factors)[0])
-        return torch.cat(gradients), None, None
+                gradients.append(torch.autograd.grad(values, rows, factors, create_graph=differentiable)[0])
+        return torch.cat(gradients).to(x.dtype), None, None
+
+
+def _as_float32(rows: Tensor) -> Tensor:
+    """Rows in float32 or better, so that their gradients can be scaled before they are rounded."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _parts(x: Tensor, size: int) -> list[slice]:

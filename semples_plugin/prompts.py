@@ -11,7 +11,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.checks import plain_name
+from semples_plugin.checks import first_difference
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.files import replacing
 from semples_plugin.version import __version__
@@ -105,8 +105,7 @@ class BackgroundPrompts(nn.Module):
                 f"{clip.name} has {clip.text_width}"
             )
         clip.layout(self.vectors.shape[1], self.template, self.suffix_ids)  # raises where they don't fit
-        if self.class_names is not None and not same_names(self.class_names, class_names):
-            k = next(k for k, pair in enumerate(zip(self.class_names, class_names)) if not same_names(*zip(pair)))
+        if self.class_names is not None and (k := first_difference(self.class_names, class_names)) is not None:
             raise ValueError(
                 f"the prompts belong to other classes: class {k} is {self.class_names[k]!r} there and "
                 f"{class_names[k]!r} here; use the class list that they were learned with, or learn them again"
@@ -188,11 +187,6 @@ def _mark_learned(prompts: BackgroundPrompts, _: Any) -> None:
 def same_clip(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two signatures, as far as they are known, are one CLIP's, in whatever precision."""
     return a is None or b is None or (a.shape == b.shape and float(a @ b) >= _SAME_CLIP)
-
-
-def same_names(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether two class lists agree up to case, spaces, hyphens and underscores ("tv monitor", "tvmonitor")."""
-    return [plain_name(name) for name in a] == [plain_name(name) for name in b]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

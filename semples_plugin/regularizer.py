@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin import functional
-from semples_plugin.checks import check_names, check_tensor, warn_once
+from semples_plugin.checks import CheckSchedule, check_names, check_tensor, check_triple, warn_once
 from semples_plugin.clip import FrozenClip
 from semples_plugin.distributed import share_of_pairs
 from semples_plugin.masks import ClassMasks, masked_views
@@ -73,10 +73,14 @@ class SemPLeSRegularizer:
             gradients, and memory does not grow with them. Losses that are added with factors of their own, instead
             of by `weights`, make it encode the parts again in the backward pass.
         align_corners: of the masks' resampling to CLIP's square; the release aligns them.
+        check_every: steps between two checks of values, which wait for the device; the first three steps are
+            checked as well, and those where shapes, types or statistics change. 0: never after these. On a CPU
+            every step is checked.
 
     Attributes:
         preset: that it was built from by `Preset.build_regularizer`, with what was replaced in it; else None.
-        figures: detached scalars of the last call, to look at: mean similarities and mask area.
+        figures: detached scalars of the last call, to look at: mean similarities, the share of pairs whose
+            similarity is clamped, so that they get no gradient from that term, and the masks' mean area.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class SemPLeSRegularizer:
         text_term: str = "paper",
         max_pairs: int | None = None,
         align_corners: bool = False,
+        check_every: int = 100,
     ) -> None:
         if not isinstance(clip, FrozenClip):
             raise TypeError(
@@ -102,7 +107,7 @@ class SemPLeSRegularizer:
             raise TypeError(
                 f"weights: expected LossWeights, got {type(weights).__name__}; see load_preset(...).weights"
             )
-        if template.count("{}") != 1:
+        if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(f'template: expected one "{{}}" where the class name goes, got {template!r}')
         if text_term not in ("paper", "release"):
             raise ValueError(f'text_term: expected "paper" or "release", got {text_term!r}')
@@ -110,6 +115,7 @@ class SemPLeSRegularizer:
             raise ValueError("input_mean and input_std: give both, or None for both where images are CLIP-normalised")
         if max_pairs is not None and not (isinstance(max_pairs, int) and max_pairs > 0):
             raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
+        self._value_checks, self._prompt_checks = CheckSchedule(check_every), CheckSchedule(check_every)
         self.max_pairs = max_pairs
         self.align_corners = align_corners
         self.preset: Preset | None = None
@@ -118,14 +124,22 @@ class SemPLeSRegularizer:
         self.weights = weights or LossWeights()
         self.template = template
         self.text_term = text_term
-        self.input_mean = tuple(clip.image_mean if input_mean is None else input_mean)
-        self.input_std = tuple(clip.image_std if input_std is None else input_std)
+        self.input_mean = check_triple("input_mean", clip.image_mean if input_mean is None else input_mean)
+        self.input_std = check_triple("input_std", clip.image_std if input_std is None else input_std, positive=True)
         self.fill = _fill_colour(fill, clip)
         self.figures: dict[str, Tensor] = {}
-        self._label_features = clip.encode_texts([template.format(name) for name in self.class_names])
-        self._kept: tuple[Tensor, tuple[str, tuple[int, ...] | None], Tensor] | None = None
+        self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
+        self._constants: tuple[Any, Tensor] | None = None
+        self._kept: _EncodedPrompts | None = None
         self._prompts: BackgroundPrompts | None = None
         self.prompts = prompts
+
+    def __repr__(self) -> str:
+        weights = ", ".join(f"{field.name} {getattr(self.weights, field.name):g}" for field in fields(self.weights))
+        prompts = self._prompts
+        learned = "learned" if prompts is not None and prompts.learned else "not learned"
+        has = "no prompts" if prompts is None else f"prompts of length {prompts.vectors.shape[1]}, {learned}"
+        return f"SemPLeSRegularizer({self.clip}; {len(self.class_names)} classes; weights: {weights}; {has})"
 
     @property
     def prompts(self) -> BackgroundPrompts | None:
@@ -175,19 +189,45 @@ class SemPLeSRegularizer:
         wanted = {name: weight for name, weight in wanted.items() if weight}
         if not wanted:
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
-        self._check(images, masks)
+        checked = self._check(images, masks)
         self._warn_of_lost_stages(masks, refine > 0)
-        if torch.is_grad_enabled() and masks.maps.requires_grad:
-            share = share_of_pairs(len(masks), masks.maps.device)
-            wanted = {name: share * weight for name, weight in wanted.items()}
+        trains = torch.is_grad_enabled() and masks.maps.requires_grad
+        share = share_of_pairs(len(masks), masks.maps.device) if trains else 1.0
         if len(masks) == 0:
             self.figures = {}
             return _zeros(masks.maps, wanted)
-        with torch.autocast(self.clip.device.type, enabled=False):
-            terms = self._terms if len(masks) <= (self.max_pairs or len(masks)) else self._terms_in_parts
-            losses, seen = terms(self._for_clip(images), masks, wanted)
-        self._note(masks, seen)
-        return losses
+        losses, similarities = self._losses(images, masks, wanted)
+        self.figures = {**_figures_of(similarities), "mask_area": masks.maps.detach().float().mean()}
+        if checked:
+            _warn_if_clamped(self.figures, {"foreground": _FAR_FROM_LABEL, "prompt": _FAR_FROM_PROMPT})
+        return {name: share * loss for name, loss in losses.items()}
+
+    def gradient_balance(self, images: Tensor, masks: ClassMasks) -> dict[str, float]:
+        """How refinement's gradient on the masks stands to matching's, for a batch now and then.
+
+        Args:
+            images, masks: as for a call; every rank may ask for itself.
+
+        Returns:
+            Medians over the pairs: `refine_to_match`, the norm of the weighted L_refine's gradient over that of the
+            weighted L_match's, and `refine_cosine`, the cosine between the two: below 0 they pull apart.
+        """
+        weights, maps = self.weights, masks.maps.detach().float().requires_grad_()
+        match = {"loss_match_foreground": weights.foreground, "loss_match_background": weights.background}
+        match, refine = {name: weight for name, weight in match.items() if weight}, {"loss_refine": weights.refine}
+        if self._prompts is None or not (match and weights.refine and len(masks)):
+            raise ValueError(
+                "gradient_balance: expected prompts, weights of matching and refinement above 0, and at least one pair"
+            )
+        self._check(images, masks)
+        with torch.enable_grad():
+            losses, _ = self._losses(images, replace(masks, maps=maps), {**match, **refine})
+            matching = torch.autograd.grad(sum_of({name: losses[name] for name in match}), maps, retain_graph=True)[0]
+            refining = torch.autograd.grad(losses["loss_refine"], maps)[0]
+        matching, refining = matching.flatten(1), refining.flatten(1)
+        ratio = refining.norm(dim=1) / matching.norm(dim=1).clamp(min=1e-30)
+        cosine = F.cosine_similarity(matching, refining, dim=1, eps=1e-30)
+        return {"refine_to_match": float(ratio.median()), "refine_cosine": float(cosine.median())}
 
     def prompt_losses(self, images: Tensor, masks: ClassMasks) -> dict[str, Tensor]:
         """Equation (2), for stage (b): `loss_prompt_image` and `loss_prompt_text`, whose sum is L_prompt.
@@ -216,7 +256,9 @@ class SemPLeSRegularizer:
                 "prompt_label": functional.similarity(described, self._label_features[class_index]),
             }
             terms = functional.prompt_loss(seen["prompt_background"], seen["prompt_label"], self.text_term)
-        self.figures = {f"similarity_{name}": values.detach().mean() for name, values in seen.items()}
+        self.figures = _figures_of(seen)
+        if self._prompt_checks.is_due(backgrounds.device):
+            _warn_if_clamped(self.figures, {"prompt_background": _FAR_FROM_BACKGROUND})
         named = dict(zip(("loss_prompt_image", "loss_prompt_text"), terms))
         return {name: weight * named[name] for name, weight in wanted.items()}
 
@@ -237,13 +279,27 @@ class SemPLeSRegularizer:
         return self._label_features
 
     def prompt_features(self) -> Tensor:
-        """u_b `[K, D]`, without gradients; kept until the vectors change, in whatever way they do."""
-        prompts = self._need_prompts()
-        vectors, text = prompts.vectors.detach(), (prompts.template, prompts.suffix_ids)
-        if self._kept is None or self._kept[1] != text or not torch.equal(self._kept[0], vectors):
+        """u_b `[K, D]`, without gradients; kept until the vectors change.
+
+        Every change is noticed on a CPU; elsewhere one by `prompts.vectors.data` at the next check, see `check_every`.
+        """
+        prompts, kept = self._need_prompts(), self._kept
+        vectors, text = prompts.vectors, (prompts.template, prompts.suffix_ids)
+        version = None if vectors.is_inference() else vectors._version
+        same = kept is not None and kept.source is vectors and (kept.version, kept.text) == (version, text)
+        if kept is None or not same or self._has_changed(kept, vectors.detach()):
             with torch.no_grad():
-                self._kept = vectors.clone(), text, prompts.encode(self.clip)
-        return self._kept[2]
+                kept = _EncodedPrompts(vectors, version, text, vectors.detach().clone(), prompts.encode(self.clip))
+            self._kept = kept
+        return kept.features
+
+    def _has_changed(self, kept: _EncodedPrompts, vectors: Tensor) -> bool:
+        """Whether vectors were changed behind autograd's back."""
+        if kept.vectors.device != vectors.device:
+            return True
+        compiling = torch.compiler.is_compiling()
+        looks = compiling or self._prompt_checks.is_due(vectors.device, kept.version)
+        return looks and not torch.equal(kept.vectors, vectors)
 
     def views(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """The foreground views, then the background views: `[2 P, 3, S, S]`, CLIP-normalised, S CLIP's resolution.
@@ -252,7 +308,25 @@ class SemPLeSRegularizer:
         squeezed, so that masks and images stay aligned and no object is cut off.
         """
         images, (height, width) = self._for_clip(images), self.clip.image_size
-        return masked_views(images, masks.resized(height, width, self.align_corners), self.fill.to(images))
+        return masked_views(images, masks.resized(height, width, self.align_corners), self._statistics(images)[4])
+
+    def paint(self, images: Tensor, places: Tensor) -> Tensor:
+        """Images `[N, 3, H, W]` in the host's statistics, with `places` `[N, H, W]` (bool) in the fill's colour.
+
+        There foreground and background views are the same, whatever the mask: no gradient, and nothing for prompts
+        to learn from.
+        """
+        host_mean, host_std, clip_mean, clip_std, fill = self._statistics(images)
+        colour = (fill * clip_std + clip_mean - host_mean) / host_std
+        return torch.where(places[:, None], colour, images)
+
+    def _statistics(self, like: Tensor) -> Tensor:
+        """The host's and CLIP's mean and std and the fill, `[5, 3, 1, 1]`; copied to a device once, for that waits."""
+        key = (like.dtype, like.device, self.input_mean, self.input_std, id(self.fill))
+        if self._constants is None or self._constants[0] != key:
+            rows = [self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std, self.fill.tolist()]
+            self._constants = key, torch.tensor(rows, dtype=like.dtype, device=like.device).view(5, 3, 1, 1)
+        return self._constants[1]
 
     def _for_clip(self, images: Tensor) -> Tensor:
         """The host's images at CLIP's resolution and in its normalised space."""
@@ -261,13 +335,21 @@ class SemPLeSRegularizer:
         height, width = self.clip.image_size
         if images.shape[2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)
-        channel = images.new_tensor([self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std])
-        host_mean, host_std, clip_mean, clip_std = channel.view(4, 1, 3, 1, 1)
+        host_mean, host_std, clip_mean, clip_std, _ = self._statistics(images)
         normalised: Tensor = (images * host_std + host_mean - clip_mean) / clip_std
         return normalised
 
-    def _terms(self, images: Tensor, masks: ClassMasks, wanted: dict[str, float]) -> tuple[Named, Named]:
-        """The wanted losses, weighted, and the similarities `[P]` that they are made of."""
+    def _losses(self, images: Tensor, masks: ClassMasks, wanted: dict[str, float]) -> tuple[Named, Named]:
+        """The wanted losses, weighted, and the similarities `[P]` that they are made of, in parts where asked for."""
+        prompts = self.prompt_features() if "loss_refine" in wanted else None
+        with torch.autocast(self.clip.device.type, enabled=False):
+            terms = self._terms if len(masks) <= (self.max_pairs or len(masks)) else self._terms_in_parts
+            return terms(self._for_clip(images), masks, wanted, prompts)
+
+    def _terms(
+        self, images: Tensor, masks: ClassMasks, wanted: dict[str, float], prompts: Tensor | None
+    ) -> tuple[Named, Named]:
+        """`_losses` of images as CLIP takes them and prompt features `[K, D]`, all pairs at once."""
         labels = self._label_features[masks.class_index]
         seen: Named = {}
         losses: Named = {}
@@ -280,36 +362,40 @@ class SemPLeSRegularizer:
         if repel:
             seen["background"] = functional.similarity(background, labels)
             losses["loss_match_background"] = functional.repel(seen["background"])
-        if refine:
-            seen["prompt"] = functional.similarity(foreground, self.prompt_features()[masks.class_index])
+        if prompts is not None:
+            seen["prompt"] = functional.similarity(foreground, prompts[masks.class_index])
             losses["loss_refine"] = functional.refinement_loss(seen["prompt"])
         return {name: wanted[name] * loss for name, loss in losses.items()}, seen
 
-    def _terms_in_parts(self, images: Tensor, masks: ClassMasks, wanted: dict[str, float]) -> tuple[Named, Named]:
+    def _terms_in_parts(
+        self, images: Tensor, masks: ClassMasks, wanted: dict[str, float], prompts: Tensor | None
+    ) -> tuple[Named, Named]:
         """`_terms`, `max_pairs` pairs at a time."""
         kept: list[Named] = []
 
         def share_of(maps: Tensor, part: slice) -> Tensor:
             some = replace(masks[part], maps=maps)
-            losses, seen = self._terms(images, some, wanted)
+            losses, seen = self._terms(images, some, wanted, prompts)
             kept.append({name: values.detach() for name, values in seen.items()})
             return torch.stack(list(losses.values())) * (len(some) / len(masks))
 
         values: Tensor = sum_in_parts(share_of, masks.maps, self.max_pairs or len(masks))
         seen = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
-        return dict(zip(wanted, values)), seen
+        return dict(zip(wanted, values, strict=True)), seen
 
     def _features(self, images: Tensor, masks: ClassMasks, foreground: bool, background: bool) -> tuple[Tensor, Tensor]:
         """v_f and v_b, each `[P, D]`, or `[0, D]` where they aren't wanted; both in one batch for CLIP."""
-        views = masked_views(images, masks.resized(*self.clip.image_size, self.align_corners), self.fill.to(images))
+        fill = self._statistics(images)[4]
+        views = masked_views(images, masks.resized(*self.clip.image_size, self.align_corners), fill)
         views = views[0 if foreground else len(masks) : 2 * len(masks) if background else len(masks)]
         features = self.clip.encode_images(views)
         count = len(masks) if foreground else 0
         return features[:count], features[count:]
 
-    def _check(self, images: Tensor, masks: ClassMasks) -> None:
+    def _check(self, images: Tensor, masks: ClassMasks) -> bool:
+        """Checks shapes, and values where that is due; returns whether it was."""
         if torch.compiler.is_compiling():
-            return
+            return False
         check_tensor("images", images, shape="[N, 3, H, W]")
         if not isinstance(masks, ClassMasks):
             raise TypeError(f"masks: expected ClassMasks, got {type(masks).__name__}; see ClassMasks.from_dense")
@@ -328,41 +414,49 @@ class SemPLeSRegularizer:
                 f"images are on {images.device}, masks on {masks.maps.device}, CLIP is on {self.clip.device}; bring "
                 "them together, CLIP with regularizer.to(device)"
             )
-        if len(masks) == 0:
-            return
-        self._check_values(images, masks, count, classes)
+        kind = images.dtype, images.shape[1:], masks.maps.dtype, masks.maps.shape[1:], self.input_mean, self.input_std
+        if len(masks) == 0 or not self._value_checks.is_due(images.device, kind):
+            return False
+        self._check_values(images, masks)
+        return True
 
     @torch.no_grad()
-    def _check_values(self, images: Tensor, masks: ClassMasks, count: int, classes: int) -> None:
-        mean, std = images.new_tensor([self.input_mean, self.input_std]).float().view(2, 3)
-        low, high = images.detach().amin((0, 2, 3)).float(), images.detach().amax((0, 2, 3)).float()
-        indices = torch.stack([masks.image_index.max(), masks.class_index.max()])
-        values = torch.stack(
-            [(low * std + mean).min(), (high * std + mean).max(), low.min(), high.max(), low.max(), high.min()]
-        )
-        values = torch.cat([values.double(), masks.maps.aminmax()[0].double()[None], masks.maps.max().double()[None]])
-        # One transfer for all checks: a training step waits for the device once.
-        figures = torch.cat([values, indices]).tolist()
-        darkest, brightest, lowest, highest, black, white, smallest, largest, image, klass = figures
-        if not (math.isfinite(smallest) and math.isfinite(largest)):
+    def _check_values(self, images: Tensor, masks: ClassMasks) -> None:
+        mean, std = (values.view(3) for values in self._statistics(images)[:2])
+        low, high = images.detach().amin((0, 2, 3)), images.detach().amax((0, 2, 3))
+        values = {
+            "darkest": (low * std + mean).min(), "brightest": (high * std + mean).max(),  # pixels, of the statistics
+            "lowest": low.min(), "highest": high.max(), "black": low.max(), "white": high.min(),  # as they are
+            "smallest": masks.maps.min(), "largest": masks.maps.max(),
+            "first image": masks.image_index.min(), "last image": masks.image_index.max(),
+            "first class": masks.class_index.min(), "last class": masks.class_index.max(),
+        }  # fmt: skip
+        # One transfer for all of them, as the device is waited for.
+        numbers = torch.stack([value.float() for value in values.values()]).tolist()
+        of = dict(zip(values, numbers, strict=True))
+        if not (math.isfinite(of["smallest"]) and math.isfinite(of["largest"])):
             raise ValueError("masks: NaN or infinite values; the CAMs diverged, or underflowed in half precision")
-        if smallest < -_SLACK or largest > 1 + _SLACK:
+        if of["smallest"] < -_SLACK or of["largest"] > 1 + _SLACK:
             raise ValueError(
-                f"masks: expected values in [0, 1], got {smallest:.3g} to {largest:.3g}; ClassMasks of logits take "
-                ".sigmoid(), of ReLU maps or signed maps .max_normalized(), of non-negative maps .normalized(eps)"
+                f"masks: expected values in [0, 1], got {of['smallest']:.3g} to {of['largest']:.3g}; ClassMasks of "
+                "logits take .sigmoid(), of ReLU maps or signed maps .max_normalized(), of non-negative maps "
+                ".normalized(eps)"
             )
-        if image >= count or klass >= classes:
+        count, classes = images.shape[0], len(self.class_names)
+        image, klass = (of[f"first {n}"] if of[f"first {n}"] < 0 else of[f"last {n}"] for n in ("image", "class"))
+        if not (0 <= image < count and 0 <= klass < classes):
             raise ValueError(
                 f"masks: pairs point to image {int(image)} of {count} and class {int(klass)} of {classes} (both from "
                 "0); are these the masks of this batch, and do its labels belong to class_names?"
             )
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
+        if not (math.isfinite(of["lowest"]) and math.isfinite(of["highest"])):
             raise ValueError("images: NaN or infinite values")
         # Photographs in [0, 1] come close to black and white in every channel; normalised ones don't end there.
-        looks_raw = self.input_mean != (0, 0, 0) and 0 <= lowest <= black < 0.1 and 0.8 < white <= highest <= 1
-        if looks_raw or darkest < -_PIXEL_SLACK or brightest > 1 + _PIXEL_SLACK:
+        ends = of["black"] < 0.1 and of["white"] > 0.8
+        looks_raw = self.input_mean != (0, 0, 0) and ends and of["lowest"] >= 0 and of["highest"] <= 1
+        if looks_raw or of["darkest"] < -_PIXEL_SLACK or of["brightest"] > 1 + _PIXEL_SLACK:
             raise ValueError(
-                f"images: values from {lowest:.3g} to {highest:.3g} are not normalised with mean "
+                f"images: values from {of['lowest']:.3g} to {of['highest']:.3g} are not normalised with mean "
                 f"{_rounded(self.input_mean)} and std {_rounded(self.input_std)}; pass what the host used as "
                 "input_mean and input_std ((0, 0, 0) and (1, 1, 1) for images in [0, 1])"
             )
@@ -391,14 +485,44 @@ class SemPLeSRegularizer:
             )
         return self._prompts
 
-    @torch.no_grad()
-    def _note(self, masks: ClassMasks, similarities: dict[str, Tensor]) -> None:
-        self.figures = {f"similarity_{name}": values.detach().mean() for name, values in similarities.items()}
-        self.figures["mask_area"] = masks.maps.detach().float().mean()
+
+@dataclass(frozen=True)
+class _EncodedPrompts:
+    """u_b, and what it was encoded from."""
+
+    source: Tensor
+    version: int | None
+    text: tuple[str, tuple[int, ...] | None]
+    vectors: Tensor
+    features: Tensor
 
 
 _SLACK = 1e-3  # rounding of half-precision masks
+_FAR_FROM_LABEL = "foregrounds lie so far from their label that E[-log sim(v_f, u_f)] gives them no gradient"
+_FAR_FROM_PROMPT = "foregrounds lie so far from their background prompt that refinement gives them no gradient"
+_FAR_FROM_BACKGROUND = "backgrounds lie so far from their prompt that E[-log sim(u_b, v_b)] gives it no gradient"
 _PIXEL_SLACK = 1.5  # random erasing fills boxes with noise of several standard deviations; 0 to 255 is far beyond
+
+
+def _figures_of(similarities: Named) -> Named:
+    """Mean similarities, and the share of clamped ones."""
+    figures = {f"similarity_{name}": values.detach().mean() for name, values in similarities.items()}
+    for name, values in similarities.items():
+        figures[f"clamped_{name}"] = functional.is_clamped(values.detach()).float().mean()
+    return figures
+
+
+def _warn_if_clamped(figures: Named, meanings: dict[str, str]) -> None:
+    """Warns, once each, of terms that at least half of the pairs get no gradient from."""
+    for name, meaning in meanings.items():
+        share = float(figures.get(f"clamped_{name}", 0.0))
+        if share >= 0.5:
+            low, high = functional.SIMILARITY_RANGE
+            warn_once(
+                f"clamped {name}",
+                f"{100 * share:.0f} % of the {meaning}: their cosine is clamped to {low:g} or {high:g} (figure "
+                f"clamped_{name}). CLIP's cosines are 0.15 to 0.35, SigLIP's near 0; prompts of L_T alone fall below",
+            )
 
 
 def sum_of(losses: dict[str, Tensor]) -> Tensor:
@@ -418,8 +542,8 @@ def _fill_colour(fill: str | Sequence[float], clip: FrozenClip) -> Tensor:
         if fill not in ("mean", "black"):
             raise ValueError(f'fill: expected "mean", "black" or an RGB triple in [0, 1], got {fill!r}')
         return torch.zeros(3) if fill == "mean" else -mean / std
-    colour = torch.tensor([float(value) for value in fill])
-    if colour.shape != (3,) or not bool(((colour >= 0) & (colour <= 1)).all()):
+    colour = torch.tensor(check_triple('fill ("mean", "black" or a colour)', fill))
+    if not bool(((colour >= 0) & (colour <= 1)).all()):
         raise ValueError(f'fill: expected "mean", "black" or an RGB triple in [0, 1], got {fill!r}')
     return (colour - mean) / std
 

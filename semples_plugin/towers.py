@@ -85,6 +85,25 @@ def embed(visual: Any, images: Tensor) -> Any:
     return visual.ln_pre(torch.cat([first, tokens], dim=1) + visual.positional_embedding.to(tokens.dtype))
 
 
+class OnceDifferentiable(torch.autograd.Function):
+    """The identity; says which attention kernels can be differentiated twice, where others were used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()  # CPUs', too
+        ctx.fused = fused
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if ctx.fused and torch.is_grad_enabled():
+            raise RuntimeError(
+                "CLIP's fused attention can't be differentiated twice (create_graph=True): call the regularizer under "
+                "`with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`"
+            )
+        return gradient
+
+
 class LeanQuickGELU(nn.Module):
     """x sigmoid(1.702 x), keeping one tensor for the backward pass."""
 

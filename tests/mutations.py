@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "clip", "prompts", "regularizer", "prompt_learning", "cams", "cam_folders", "cam_files",
-         "pseudo_masks", "distributed")  # fmt: skip
+TESTS = ("functional", "masks", "clip", "prompts", "regularizer", "prompt_learning", "image_names", "labels",
+         "make_labels", "cams", "cam_folders", "cam_files", "pseudo_masks", "distributed")  # fmt: skip
 
 MUTATIONS = [
     ("sign of -log sim(v_f, u_f)", "regularizer", "= functional.attract(", "= -functional.attract("),
@@ -57,6 +57,17 @@ MUTATIONS = [
     ("a verdict on few images", "cams/tables", "comparison.images < ENOUGH", "comparison.images < 1"),
     ("a pickle sets any state", "pickled", "if not isinstance(self.stack[-2], (_Array, _Dtype)):", "if False:"),
     ("code in a CAM file is run", "pickled", "raise pickle.UnpicklingError(f\"it asks for {module}.{name}, which is no array\")", "return super().find_class(module, name)"),
+    ("the second order is lost in parts", "parts", "differentiable = torch.is_grad_enabled()", "differentiable = False"),
+    ("parts scaled in half precision", "parts", "(factors[0] * gradient).to(x.dtype)", "factors[0].to(x.dtype) * gradient.to(x.dtype)"),
+    ("parts see later prompts", "regularizer", "self._terms(images, some, wanted, prompts)", "self._terms(images, some, wanted, self.prompt_features() if prompts is not None else None)"),
+    ("fused attention differentiated twice", "towers", "if ctx.fused and torch.is_grad_enabled():", "if False:"),
+    ("clamped pairs not counted", "functional", "(similarities <= low) | ", ""),
+    ("values are looked at in every step", "checks", "return not waits(device) or self._calls <= 3", "return True or self._calls <= 3"),
+    ("values are looked at no more", "checks", "return not waits(device) or", "return"),
+    ("two images share a name", "image_names", "        if first != path:", "        if False:"),
+    ("an integer key loses COCO's zeros", "image_names", "else digits.zfill(12)", "else digits"),
+    ("classes that differ in a hyphen become one", "checks", "None if _plain(name) in plain else k", "k"),
+    ("a quote takes other rows along", "make_labels", "csv.reader([line], strict=True)", "csv.reader([line])"),
 ]  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_a_kind_of_cams_becomes_masks(clip, batch, kind):
         "logits": pairs.sigmoid(),
         "sigmoid": pairs,
         "relu": pairs.relu() / (high + 1e-5),
-        "min-max": (pairs - low) / (high - low + 1e-5),
+        "min-max": (pairs - low) / (high - low + 0.1),  # the default of ClassMasks.normalized
     }
     adapter = CamAdapter(regularizer_with_prompts(clip), kind, scale=3.0)
     masks = adapter.masks(cams, labels)
@@ -116,8 +116,8 @@ def test_cams_of_another_kind_are_told_at_the_first_batch(clip, batch):
 def test_a_loader_of_another_kind_is_named(clip, batch, tmp_path):
     images, labels = batch
     semples = wrap(clims_head(), regularizer_with_prompts(clip), "sigmoid")
-    for wrong in ({"image": images, "label": labels}, (images, labels, labels)):
-        with pytest.raises(TypeError, match=r"expected pairs \(images, labels\), got (dict|tuple); a loader"):
+    for wrong in ({"image": images, "label": labels}, (images, labels, labels, labels)):
+        with pytest.raises(TypeError, match=r"expected pairs \(images, labels\), or .* got (dict|tuple); a loader"):
             semples.learn_prompts([wrong], tmp_path / "prompts.safetensors", **SHORT)
     assert list(tmp_path.iterdir()) == []  # no folder of a run that never began
 
@@ -395,6 +395,11 @@ def test_clims_trains_through_its_patch(names, batch, tmp_path, monkeypatch):
         assert semples.adapter.scale == 10.0
     monkeypatch.setitem(sys.modules, "clip_utils", SimpleNamespace(category_dict={"voc": ["cat"] * 8}))
     with pytest.warns(UserWarning, match="differs from category_dict in CLIMS's clip_utils.py"):
+        clims.Training(arguments, model)
+    alike = {"voc": ["cat"] * 8, "ours": [name.upper() for name in OBJECTS]}
+    monkeypatch.setitem(sys.modules, "clip_utils", SimpleNamespace(category_dict=alike))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         clims.Training(arguments, model)
     monkeypatch.delitem(sys.modules, "clip_utils")
     arguments = parse(clims.add_arguments, *names, "--semples", "refine", "--semples-scale", "3", "--hyper", "0,0,1,1")

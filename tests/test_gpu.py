@@ -69,3 +69,22 @@ def test_a_clip_left_on_the_cpu_is_named():
     with pytest.raises(ValueError, match=r"CLIP is on cpu.*regularizer\.to"):
         regularizer(host_images().cuda(), masks)
     regularizer.to("cuda")(host_images().cuda(), masks)
+
+
+@pytest.mark.parametrize("max_pairs", [None, 2])
+def test_a_step_of_c_waits_for_the_device_in_no_case_but_parts_once(max_pairs):
+    regularizer = make("cuda", max_pairs=max_pairs)
+    regularizer.prompts.learned = True
+    images = host_images().cuda()
+    try:
+        for number in range(8):
+            maps = cams().detach().cuda().requires_grad_()
+            if number > 4:  # the first steps check their values
+                torch.cuda.set_sync_debug_mode("error")
+            losses = regularizer(images, ClassMasks.from_dense(maps, LABELS).normalized())
+            if max_pairs is not None:  # its backward pass asks once whether the losses are weighed alike
+                torch.cuda.set_sync_debug_mode("default")
+            sum(losses.values()).backward()
+            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

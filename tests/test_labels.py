@@ -3,9 +3,26 @@ import os
 import numpy as np
 import pytest
 
+from semples_plugin.checks import class_positions, first_difference
 from semples_plugin.labels import load_image_labels, read_class_names
 
 LABELS = np.eye(20, dtype=np.float32)[3]
+
+
+def test_class_names_are_one_in_any_spelling_unless_signs_tell_them_apart():
+    position = class_positions(["TV monitor", "t-shirt", "c", "c++", "C#", "ER+", "ER-", "co op", "coop"])
+    for k, spellings in enumerate((
+        ("tvmonitor", "tv-monitor", "tv/monitor", " tv_monitor "), ("T shirt", "tshirt"), ("C",), ("C++", "c + +"),
+        ("c#",), ("er+", "ER +"), ("er-", "ER_-"), ("Co op",), ("COOP",),
+    )):  # fmt: skip
+        assert [position(name) for name in spellings] == [k] * len(spellings)
+    assert [position(name) for name in ("co-op", "ER", "+", "c--", "", "monitor")] == [None] * 6
+    assert first_difference(["tv monitor", "ER-"], ["TVmonitor", "er-"]) is None
+    for a, b, k in (
+        (["x", "ER+", "ER-"], ["x", "ER-", "ER+"], 1), (["co op", "coop"], ["coop", "co op"], 0),
+        (["ER+", "x"], ["ER-", "x"], 0), (["c", "x"], ["c#", "x"], 0), (["a", "b"], ["a"], 1), (["a"], ["a", "b"], 1),
+    ):  # fmt: skip
+        assert first_difference(a, b) == k == first_difference(b, a)
 
 
 @pytest.mark.parametrize("key", [2007000032, "2007_000032", "2007_000032.jpg", np.int32(2007000032)])
@@ -41,6 +58,21 @@ class Address:
 
     def __reduce__(self):
         return (np.ndarray, ((1,), np.dtype("O"), b"A" * 8))
+
+
+def test_labels_of_other_shapes_are_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "labels.npy"
+    for labels, words in (
+        ({"a": np.zeros(20), "b": np.zeros(21)}, "expected labels of one length K, got several"),
+        ({"a": np.full(5000, 0.3)}, "expected multi-hot labels .* for 'a', got 0.3$"),
+        ({"a" * 5000: np.zeros((70, 9))}, r"expected .* for 'a{79}, got float64 \[70, 9\]$"),
+        ({"": LABELS}, "expected the name of an image, got ''$"),
+        ({2.5: LABELS}, "expected image names or integers as keys, got 2.5$"),
+    ):
+        np.save(path, np.array(labels, dtype=object))
+        with pytest.raises(ValueError, match=rf"labels\.npy is no dictionary of image labels: {words}") as error:
+            load_image_labels(path)
+        assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["attack", "address", "halves", "words", "none", "list", "cut"])

@@ -150,3 +150,25 @@ def test_bad_indices(index):
     for name, pair in (("image_index", (index, good)), ("class_index", (good, index))):
         with pytest.raises(ValueError, match=name):
             ClassMasks.from_pairs(torch.rand(2, 4, 4), *pair)
+
+
+def test_one_pair_and_some_pairs():
+    masks = ClassMasks.from_dense(dense(), LABELS)
+    assert [pair.class_index.item() for pair in masks] == [1, 2, 0] and len(list(masks)) == 3
+    for part in (masks[-1], masks[2], masks[2:], masks[torch.tensor([2])], masks[torch.tensor([False, False, True])]):
+        assert len(part) == 1 and part.num_images == 3 and torch.equal(part.maps, masks.maps[2:])
+    with pytest.raises(IndexError, match="there is no pair 3, the masks are of 3 pairs"):
+        masks[3]
+    assert repr(masks) == "ClassMasks(3 pairs, 3 images, 3 classes; maps 4 x 5, float32, on cpu, with gradients)"
+
+
+def test_a_kind_has_the_defaults_of_its_method():
+    cams = dense().abs()
+    masks = ClassMasks.from_dense(cams, LABELS)
+    for kind, expected in {
+        "logits": masks.sigmoid(), "sigmoid": masks, "relu": masks.max_normalized(), "min-max": masks.normalized()
+    }.items():  # fmt: skip
+        torch.testing.assert_close(masks.of_kind(kind).maps, expected.maps, atol=0, rtol=0)
+    torch.testing.assert_close(masks.of_kind("min-max", 0.5).maps, masks.normalized(0.5).maps)
+    with pytest.raises(ValueError, match="kind: expected one of logits, sigmoid, relu, min-max, got 'rleu'"):
+        masks.of_kind("rleu")

@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     from semples_plugin.adapters import mmseg_data
 
 from semples_plugin import BackgroundPrompts, prompt_learning
+from semples_plugin.cams.files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
 
@@ -370,6 +371,11 @@ def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
     mask = np.asarray(Image.open(world / "train/masks/0003.png"))
     from_mask = TRANSFORMS.build({"type": "LoadImageLabels", "source": "mask", "num_classes": 8})
     assert np.array_equal(from_mask({**image, "gt_seg_map": mask})["gt_image_labels"], expected) and expected.sum()
+    for value in (9, 254, -1, 300):
+        wrong = mask.astype(np.int64)
+        wrong[0, 0] = value
+        with pytest.raises(ValueError, match=rf"the mask of .*0003\.png holds {value}, expected 0 to 8, which num_cl"):
+            from_mask({**image, "gt_seg_map": wrong})
     (tmp_path / "spaces.txt").write_text("0003.png train boat\n0004.png bird\n")
     with pytest.raises(ValueError, match=r"names a class; expected .* with commas"):
         TRANSFORMS.build({"type": "LoadImageLabels", "source": str(tmp_path / "spaces.txt"), "class_names": OBJECTS})
@@ -418,8 +424,66 @@ def test_lists_of_names_and_of_paths_are_read(tmp_path):
     to = entry["label_map"]
     assert (to[0], to[1], to[12], to[13], to[90]) == (0, 1, 255, 12, 80)  # 12 is the street sign that nobody marked
     assert len(coco.metainfo["classes"]) == 81
+    (tmp_path / "coco.txt").write_text("train2014/COCO_train2014_000000000009.jpg\n")
+    for split, mask in (("train", "000000000009"), (None, "COCO_train2014_000000000009")):  # None: as in the list
+        coco = DATASETS.build({"type": "WsssCoco", "split": split, "data_root": str(tmp_path), "ann_file": "coco.txt",
+                               "data_prefix": prefix})  # fmt: skip
+        entry = coco.get_data_info(0)
+        assert entry["img_path"] == f"{tmp_path}/JPEGImages/COCO_train2014_000000000009.jpg"
+        assert entry["seg_map_path"] == f"{tmp_path}/SegmentationClassAug/{mask}.png"
     with pytest.raises(ValueError, match="masks: expected 80 or 90"):
         DATASETS.build({"type": "WsssCoco", "masks": 91})
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    both = r"site1/001.* and .*site2/001.* would both be called '001'"
+    classes = {"metainfo": {"classes": ("background", "a")}, "data_root": str(tmp_path), "img_suffix": ".png"}
+    (tmp_path / "list.txt").write_text("site1/001\nsite2/001\n")
+    listed = {"ann_file": "list.txt", "data_prefix": {"img_path": "images"}}
+    for site in ("site1", "site2"):
+        (tmp_path / "images" / site).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / site / "001.png")
+    for files in (listed, {"data_prefix": {"img_path": "images"}}):
+        with pytest.raises(ValueError, match=both):
+            DATASETS.build({"type": "WsssDataset", **classes, **files})
+    (tmp_path / "list.txt").write_text("site1/001\nsite1/001\n")  # an image may be drawn twice as often
+    assert len(DATASETS.build({"type": "WsssDataset", **classes, **listed})) == 2
+    np.save(tmp_path / "labels.npy", {"001": np.ones(1, np.float32)})
+    load = TRANSFORMS.build({"type": "LoadImageLabels", "source": str(tmp_path / "labels.npy")})
+    metric = METRICS.build({"type": "CamMetric", "output_dir": str(tmp_path / "cams")})
+    metric.dataset_meta = {"classes": ("background", "a")}
+    first, second = ({"img_path": f"{tmp_path}/site{k}/001.png"} for k in (1, 2))
+
+    def write(image, value):
+        logits = torch.full((2, 3, 3), value)
+        logits[0] = 0.5
+        predicted = {"pred_sem_seg": {"data": logits.argmax(0, keepdim=True)}}
+        metric.process(None, [{**image, "seg_logits": {"data": logits}, **predicted}])
+
+    for value in (0.6, 0.7):  # in every epoch anew
+        assert load(dict(first))["gt_image_labels"].tolist() == [1]
+        write(first, value)
+    written = (tmp_path / "cams" / "001.npy").read_bytes()
+    with pytest.raises(ValueError, match=both):
+        load(dict(second))
+    with pytest.raises(ValueError, match=both):
+        write(second, 0.9)
+    assert (tmp_path / "cams" / "001.npy").read_bytes() == written
+
+
+def test_cams_labels_and_lists_of_coco_fit_together(tmp_path):
+    np.save(tmp_path / "labels.npy", {9: np.eye(2, dtype=np.float32)[1]})
+    image = {"img_path": f"{tmp_path}/train2014/COCO_train2014_000000000009.jpg"}
+    load = TRANSFORMS.build({"type": "LoadImageLabels", "source": str(tmp_path / "labels.npy")})
+    assert load(dict(image))["gt_image_labels"].tolist() == [0, 1]
+    metric = METRICS.build({"type": "CamMetric", "output_dir": str(tmp_path / "cams")})
+    metric.dataset_meta = {"classes": ("background", "a", "b")}
+    logits = torch.tensor([0.5, -1.0, 0.8]).view(3, 1, 1).expand(3, 2, 2)
+    predicted = {"pred_sem_seg": {"data": logits.argmax(0, keepdim=True)}}
+    metric.process(None, [{**image, "seg_logits": {"data": logits}, **predicted}])
+    for line in ("COCO_train2014_000000000009", "000000000009", "/train2014/COCO_train2014_000000000009.jpg /m/9.png"):
+        (tmp_path / "list.txt").write_text(line)
+        assert list(chosen_cams(tmp_path / "cams", tmp_path / "list.txt")) == ["000000000009"]
 
 
 def test_mistakes_in_a_config_are_named(world, tmp_path):

@@ -36,7 +36,9 @@ def test_the_public_names():
         "__version__",
         "learn_background_prompts",
         "load_preset",
+        "wrap",
     ]
+    assert dir(semples_plugin) == semples_plugin.__all__
     for name in semples_plugin.__all__:
         assert getattr(semples_plugin, name).__doc__, name
 

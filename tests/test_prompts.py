@@ -46,6 +46,13 @@ def test_what_does_not_belong_is_refused_with_both_sides_named(tmp_path, clip):
     prompts.claim(clip, NAMES)
     with pytest.raises(ValueError, match="class 1 is 'boat' there and 'ship' here"):
         prompts.claim(clip, ["train", "ship", "tv monitor"])
+    signs = make()
+    signs.claim(clip, ["ER+", "ER-", "C++"])
+    signs.claim(clip, ["er+", "ER -", "c++"])
+    with pytest.raises(ValueError, match="class 0 is 'ER\\+' there and 'ER-' here"):
+        signs.claim(clip, ["ER-", "ER+", "C++"])
+    with pytest.raises(ValueError, match="class 2 is 'C\\+\\+' there and 'C#' here"):
+        signs.claim(clip, ["ER+", "ER-", "C#"])
     with pytest.raises(ValueError, match="for 3 classes, the class list has 2"):
         prompts.claim(clip, NAMES[:2])
     with pytest.raises(ValueError, match="learned with CLIP 0, this is CLIP 1"):

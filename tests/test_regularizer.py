@@ -7,6 +7,8 @@ import reference
 import torch
 import torch.nn.functional as F
 from conftest import build_frozen
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer, checks
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
@@ -273,7 +275,9 @@ def test_a_surrounding_autocast_changes_nothing():
 def test_figures_are_detached_and_do_not_look_like_losses():
     regularizer = SemPLeSRegularizer(build_frozen(), NAMES)
     regularizer(host_images(), ClassMasks.from_dense(cams(), LABELS).sigmoid())
-    assert set(regularizer.figures) == {"similarity_foreground", "similarity_background", "mask_area"}
+    views = ("foreground", "background")
+    names = {"mask_area", *(f"{what}_{view}" for what in ("similarity", "clamped") for view in views)}
+    assert set(regularizer.figures) == names
     assert all("loss" not in name and not value.requires_grad for name, value in regularizer.figures.items())
     assert 0.4 < regularizer.figures["mask_area"] < 0.6
 
@@ -446,3 +450,187 @@ def test_parts_encode_each_view_once_and_heed_factors_of_ones_own(monkeypatch):
         found.append((scaled, maps.grad))
     for whole, parts in zip(*found):
         torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
+
+
+def whole_and_in_parts(**options):
+    return double_regularizer(**options), double_regularizer(max_pairs=2, **options)
+
+
+def test_a_gradient_can_be_differentiated_again_or_says_how():
+    found = []
+    for regularizer in whole_and_in_parts():
+        maps = cams(torch.float64)
+        with sdpa_kernel(SDPBackend.MATH):
+            losses = regularizer(host_images(torch.float64), ClassMasks.from_dense(maps, LABELS).sigmoid())
+        (first,) = torch.autograd.grad(sum(losses.values()), maps, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), maps)
+        found.append((first, second))
+        assert second.abs().sum() > 0
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-6)
+    whole, parts = whole_and_in_parts()
+    maps = cams(torch.float64)
+    masks = ClassMasks.from_dense(maps, LABELS).sigmoid()
+    with pytest.raises(RuntimeError, match=r"differentiated twice \(create_graph=True\): call .* under `with torch"):
+        torch.autograd.grad(sum(whole(host_images(torch.float64), masks).values()), maps, create_graph=True)
+    losses = parts(host_images(torch.float64), ClassMasks.from_dense(maps, LABELS).sigmoid())
+    (first,) = torch.autograd.grad(sum(losses.values()), maps, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(first.square().sum(), maps)[0], found[0][1], atol=1e-12, rtol=1e-6)
+
+
+def test_gradients_through_masks_that_are_gradients_themselves():
+    """Grad-CAMs, as FMA-WSSS makes them: the objectives reach what made them by the second order."""
+    found = []
+    for regularizer in whole_and_in_parts():
+        context = torch.randn(3, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+        features = torch.randn(3, 3, 10, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        features.requires_grad_()
+        scores = (features * context.view(1, 3, 1, 1)).sigmoid().square().sum()
+        (grad_cams,) = torch.autograd.grad(scores, features, create_graph=True)
+        masks = ClassMasks.from_dense(grad_cams, LABELS).normalized(1e-7)
+        sum(regularizer(host_images(torch.float64), masks).values()).backward()
+        found.append(context.grad)
+    assert found[0].abs().min() > 0
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-9)
+
+
+def test_parts_that_are_computed_again_see_the_prompts_of_the_forward_pass():
+    found = []
+    for regularizer in whole_and_in_parts():
+        maps = cams(torch.float64)
+        losses = regularizer(host_images(torch.float64), ClassMasks.from_dense(maps, LABELS).sigmoid())
+        regularizer.prompts = BackgroundPrompts(3, 4, regularizer.clip.text_width, std=1.0, seed=9).double()
+        (losses["loss_match_foreground"] + 5 * losses["loss_refine"]).backward()
+        found.append(maps.grad)
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("max_pairs", [None, 2])
+def test_half_precision_masks_train_at_a_scalers_start(max_pairs):
+    clip = build_frozen()
+    regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, max_pairs=max_pairs)
+    gradients = []
+    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 65536.0)):
+        maps = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        masks = ClassMasks.from_pairs(maps, torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0]))
+        (scale * sum(regularizer(host_images(), masks).values())).backward()
+        gradients.append(maps.grad.float() / scale)
+    assert gradients[1].isfinite().all()
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=2e-2)
+
+
+def test_pairs_without_a_gradient_are_counted_and_told(clip):
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts)
+    masks = ClassMasks.from_dense(cams(), LABELS).sigmoid()
+    regularizer(host_images(), masks)
+    assert {name: value.item() for name, value in regularizer.figures.items() if "clamped" in name} == {
+        "clamped_foreground": 0, "clamped_background": 0, "clamped_prompt": 0
+    }  # fmt: skip
+    regularizer._label_features[1:] *= -1  # two of the three pairs' labels now lie opposite of every image
+    with pytest.warns(UserWarning, match=r"67 % of the foregrounds lie so far from their label.*clamped_foreground"):
+        regularizer(host_images(), masks)
+    assert regularizer.figures["clamped_foreground"].item() == pytest.approx(2 / 3)
+    backgrounds = regularizer.background_features(host_images(), masks)
+    with pytest.warns(UserWarning, match="100 % of the backgrounds lie so far from their prompt"):
+        regularizer.prompt_losses_of(-backgrounds, masks.class_index)
+    assert regularizer.figures["clamped_prompt_background"].item() == 1
+
+
+def test_the_balance_of_refinement_and_matching_equals_a_loop():
+    regularizer = double_regularizer()
+    masks = ClassMasks.from_dense(cams(torch.float64), LABELS).sigmoid()
+    ratios, cosines = [], []
+    for pair in masks:
+        maps = pair.maps.detach().requires_grad_()
+        losses = regularizer(
+            host_images(torch.float64), ClassMasks.from_pairs(maps, pair.image_index, pair.class_index)
+        )
+        match = losses["loss_match_foreground"] + losses["loss_match_background"]
+        g_match, g_refine = (torch.autograd.grad(x, maps, retain_graph=True)[0] for x in (match, losses["loss_refine"]))
+        ratios.append(float(g_refine.norm() / g_match.norm()))
+        cosines.append(float((g_refine * g_match).sum() / g_refine.norm() / g_match.norm()))
+    balance = regularizer.gradient_balance(host_images(torch.float64), masks)
+    expected = {"refine_to_match": sorted(ratios)[1], "refine_cosine": sorted(cosines)[1]}
+    assert balance == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="gradient_balance: expected prompts"):
+        SemPLeSRegularizer(build_frozen(), NAMES).gradient_balance(host_images(), masks)
+
+
+class Waiting(TorchDispatchMode):
+    """Counts what would wait for a device: values that become Python's, and sizes that depend on values."""
+
+    names = ("_local_scalar_dense", "nonzero", "equal", "item", "is_nonzero", "unique_dim", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket._qualified_op_name.split("::")[1]
+        if name in self.names:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("max_pairs", [None, 2])
+def test_a_step_waits_for_the_device_only_now_and_then(monkeypatch, max_pairs):
+    monkeypatch.setattr(checks, "waits", lambda device: True)
+    clip = build_frozen()
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
+    prompts.learned = True
+    regularizer = SemPLeSRegularizer(clip, NAMES, prompts=prompts, check_every=10, max_pairs=max_pairs)
+    counts = []
+    for _ in range(12):
+        masks = ClassMasks.from_dense(cams(), LABELS)  # a host's labels come on the CPU, and are split into pairs there
+        with Waiting() as waiting:
+            sum(regularizer(host_images(), masks.normalized()).values()).backward()
+        counts.append(len(waiting.seen))
+    in_backward = 0 if max_pairs is None else 1  # are the parts weighed alike?
+    assert min(counts[:3]) > in_backward and counts[4:9] == [in_backward] * 5 and counts[9] > in_backward
+    with Waiting() as waiting:
+        ClassMasks.from_dense(cams(), LABELS)
+    assert waiting.seen.count("nonzero") == 1
+
+
+def test_values_are_checked_again_where_something_changed(monkeypatch, clip):
+    monkeypatch.setattr(checks, "waits", lambda device: True)
+    images, masks = host_images(), ClassMasks.from_dense(cams().detach(), LABELS).sigmoid()
+    regularizer = SemPLeSRegularizer(clip, NAMES, check_every=0)
+    for _ in range(5):
+        regularizer(images, masks)
+    regularizer(images * math.nan, masks)  # unseen: nobody waits for the device
+    with pytest.raises(ValueError, match="images: NaN"):
+        regularizer(images[:, :, :32] * math.nan, masks)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="images: NaN"):  # a CPU is never waited for
+        regularizer(images * math.nan, masks)
+    for wrong in (-1, 2.5, True):
+        with pytest.raises(ValueError, match="check_every: expected a whole number"):
+            SemPLeSRegularizer(clip, NAMES, check_every=wrong)
+
+
+def test_what_they_are_can_be_read(clip):
+    regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS)
+    assert "3 classes" in repr(regularizer) and "refine 0.7" in repr(regularizer) and "no prompts" in repr(regularizer)
+    regularizer.prompts = BackgroundPrompts(3, 4, clip.text_width)
+    assert "prompts of length 4, not learned" in repr(regularizer) and clip.name in repr(regularizer)
+
+
+def test_statistics_that_are_no_triples_are_named(clip):
+    for name, value in (
+        ("input_mean", 0.5),
+        ("input_mean", (0.5, 0.5)),
+        ("input_std", (0, 0, 0)),
+        ("input_std", "abc"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: expected three .*numbers, one for each channel of RGB, got"):
+            SemPLeSRegularizer(clip, NAMES, **{"input_mean": (0, 0, 0), "input_std": (1, 1, 1), name: value})
+    for fill in (None, 3, (0, 0)):
+        with pytest.raises(ValueError, match=r'fill \("mean", "black" or a colour\): expected three numbers'):
+            SemPLeSRegularizer(clip, NAMES, fill=fill)
+    with pytest.raises(ValueError, match=r'template: expected one "\{\}"'):
+        SemPLeSRegularizer(clip, NAMES, template=None)
+    braces = SemPLeSRegularizer(clip, NAMES, template="a {} {x}")  # other braces are words like any other
+    torch.testing.assert_close(braces.label_features[0], clip.encode_texts(["a train {x}"])[0])
+    from_tensor = SemPLeSRegularizer(clip, NAMES, input_mean=torch.zeros(3), input_std=torch.ones(3))
+    assert from_tensor.input_mean == (0, 0, 0)

@@ -53,7 +53,9 @@ def show(options: argparse.Namespace) -> int:
     from semples_plugin.cams.files import list_cams
     from semples_plugin.cams.pictures import check_photographs
     from semples_plugin.cams.show import describe_image, draw_images, ranked
+    from semples_plugin.image_names import image_name
 
+    options.names = [image_name(name) for name in options.names or ()]
     # What would fail at the end fails before the work.
     check_picture_name(options.out)
     _check_names(options.names, list_cams(options.cams[0], masks=True), f"the CAMs of {options.cams[0]}")
@@ -79,6 +81,7 @@ def report(options: argparse.Namespace) -> int:
     from semples_plugin.cams.pictures import check_photographs
     from semples_plugin.cams.prompt_views import nearest_words
     from semples_plugin.cams.report import prompt_panels, write_report
+    from semples_plugin.checks import first_difference
 
     if options.images:  # as above
         check_photographs(options.images, list_cams(options.cams[0], masks=True))
@@ -87,7 +90,7 @@ def report(options: argparse.Namespace) -> int:
     prompts = _load_prompts(options) if options.prompts else None
     evaluations, titles, code = _judge(options)
     if prompts is not None:
-        if prompts[0].class_names != evaluations[0].class_names:
+        if first_difference(prompts[0].class_names or (), evaluations[0].class_names) is not None:
             raise ValueError(
                 f"{options.prompts} is of the classes {', '.join(prompts[0].class_names or ())}; the CAMs were judged "
                 f"with {', '.join(evaluations[0].class_names)}: give --classes, or leave --prompts out"
@@ -111,7 +114,7 @@ def _check_names(names: Sequence[str] | None, known: Container[str], what: str) 
 def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[str], int]:
     """Evaluations of the images that all folders have, their titles, and the exit status."""
     from semples_plugin.cams.folders import evaluate_folder, on_common_images
-    from semples_plugin.labels import read_class_names
+    from semples_plugin.labels import classes_beside, read_class_names
 
     folders, settings = options.cams, options.setting or [None]
     titles = options.titles or _titles(folders)
@@ -119,9 +122,7 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
         raise ValueError(f"--titles: expected {len(folders)} different ones, got {', '.join(titles)}")
     if len(settings) not in (1, len(folders)):
         raise ValueError(f"--setting: expected 1 or {len(folders)}, one for each folder, got {len(settings)}")
-    if options.classes is None:
-        beside = Path(options.masks).absolute().parent / "classes.txt"
-        options.classes = str(beside) if beside.is_file() else "voc"
+    options.classes = options.classes or str(classes_beside(options.masks) or "voc")
     names = read_class_names(options.classes)
     each = [
         evaluate_folder(

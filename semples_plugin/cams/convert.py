@@ -10,6 +10,7 @@ from tqdm import tqdm
 from semples_plugin.cams.files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
 from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size
 from semples_plugin.files import CHANGED, claim_folder, is_made_of
+from semples_plugin.image_names import image_name
 
 
 def convert_folder(
@@ -52,16 +53,16 @@ def convert_folder(
         check_photographs(images, found)
     elif to != "fma" and all(path.suffix == FORMATS["fma"] for path in found.values()):
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
-    whole = list_cams(folder)
+    sources = {path.stem: path for path in list_cams(folder).values()}
 
     def is_own(path: Path) -> bool:
-        source = whole.get(path.stem)
+        source = sources.get(path.stem)
         if source is None or path.suffix != FORMATS[to] or not is_made_of(path, source):
             return False
         try:
             there, size = read_cams(path), None
             if source.suffix == FORMATS["fma"] != path.suffix and images is not None:
-                size = photograph_size(find_photograph(images, path.stem))
+                size = photograph_size(find_photograph(images, image_name(path)))
         except (OSError, ValueError):
             return False
         return there.format == to and (size is None or there.size in (None, size))
@@ -69,7 +70,7 @@ def convert_folder(
     claim_folder(out, is_own)
     failed: dict[str, str] = {}
     for name, path in tqdm(found.items(), f"to {to}", unit="image", disable=not progress):
-        target = out / f"{name}{FORMATS[to]}"
+        target = out / f"{path.stem}{FORMATS[to]}"
         if target.exists():  # of an interrupted call
             continue
         try:
@@ -83,6 +84,6 @@ def convert_folder(
         except (OSError, ValueError) as error:
             failed[name] = str(error)
     for name, path in found.items():
-        if name not in failed and not is_made_of(out / f"{name}{FORMATS[to]}", path):
+        if name not in failed and not is_made_of(out / f"{path.stem}{FORMATS[to]}", path):
             failed[name] = CHANGED
     return failed

@@ -14,19 +14,19 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.cams.pictures import read_mask
-from semples_plugin.files import replacing
+from semples_plugin.files import read_lines, replacing
+from semples_plugin.image_names import ImageNames
 from semples_plugin.pickled import read_pickled
 
 FORMATS = {"clims": ".npy", "weaktr": ".npy", "fma": ".npz"}
 Plane = NDArray[np.float32]
-_ENDINGS = {".jpg", ".jpeg", ".png", ".npy", ".npz"}  # of names in lists; other dots belong to the names
 EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
 MAX_CLASSES = 254  # masks are bytes: 0 is background, 255 ignored
 _MAX_BYTES = 1 << 31  # of an array in an .npz, which can be a thousand times as large as its file
@@ -86,25 +86,23 @@ def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: where there is no such folder, or nothing of that kind in it.
-        ValueError: where it holds CAMs of two kinds.
+        ValueError: where it holds CAMs of two kinds, or two files of one image.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    files: dict[str, Path] = {}
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # a kill leaves such files
-    for path in inside:
-        if path.suffix in (".npy", ".npz"):
-            files[path.stem] = path
     if {".npy", ".npz"} <= {path.suffix for path in inside}:
         raise ValueError(f"{folder} holds .npy and .npz files, CAMs of two hosts: give each a folder of its own")
-    if masks and not files:
-        files = {path.stem: path for path in inside if path.suffix == ".png"}
-    if not files:
+    found = [path for path in inside if path.suffix in (".npy", ".npz")]
+    if masks and not found:
+        found = [path for path in inside if path.suffix == ".png"]
+    if not found:
         raise FileNotFoundError(
             f"{folder} holds no CAMs: expected .npy or .npz files" + (", or masks as .png" if masks else "")
         )
-    return files
+    names = ImageNames()
+    return {names.of(path): path for path in found}
 
 
 def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dict[str, Path]:
@@ -128,19 +126,22 @@ def read_image_list(path: str | Path) -> list[str]:
 
     Raises:
         OSError: where it can't be read.
-        ValueError: where it is no text in UTF-8, or names no images.
+        ValueError: where it is no text in UTF-8, names no images, or names two images alike.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_lines(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no list {path} of image names") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8, one image name a line ({error})") from error
-    paths = [PureWindowsPath(line.split()[0]) for line in lines if line.strip()]  # reads either kind of slash
-    names = [path.stem if path.suffix.lower() in _ENDINGS else path.name for path in paths]
-    if not names:
+    names, found = ImageNames(), dict[str, None]()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found[names.of(line.split()[0])] = None
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    if not found:
         raise ValueError(f"{path} names no images")
-    return list(dict.fromkeys(names))
+    return list(found)
 
 
 def read_cams(path: str | Path) -> Cams:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds
 from semples_plugin.cams.files import list_cams, read_cams, read_image_list
-from semples_plugin.cams.pictures import read_mask
+from semples_plugin.cams.pictures import find_mask, read_mask
 from semples_plugin.cams.workers import in_parallel
 from semples_plugin.files import replacing
 
@@ -139,7 +139,7 @@ def evaluate_folder(
     counts: dict[str, ImageCounts] = {}
     failed: dict[str, str] = {}
     count = partial(_count, len(class_names), thresholds)
-    tasks = [(found[name], masks / f"{name}.png") for name in there]
+    tasks = [(found[name], find_mask(masks, name)) for name in there]
     results = in_parallel(count, tasks, workers)
     for name, result in zip(there, tqdm(results, str(folder), len(there), unit="image", disable=not progress)):
         if isinstance(result, ImageCounts):

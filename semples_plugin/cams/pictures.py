@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from semples_plugin.cams.drawing import voc_palette
 from semples_plugin.files import replacing
+from semples_plugin.image_names import file_stems
 
 _NOTE = "semples"  # keyword in a PNG
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
@@ -69,8 +70,12 @@ def read_photograph(path: str | Path) -> NDArray[np.uint8]:
 
 def find_photograph(folder: str | Path, name: str) -> Path:
     """The photograph of that name; the path of a JPEG where there is none, for an error to name."""
-    paths = [Path(folder) / f"{name}{suffix}" for suffix in _SUFFIXES]
-    return next((path for path in paths if path.exists()), paths[0])
+    return _find(folder, name, _SUFFIXES)
+
+
+def find_mask(folder: str | Path, name: str) -> Path:
+    """The mask of that name; its likeliest path where there is none, for an error to name."""
+    return _find(folder, name, (".png",))
 
 
 def check_photographs(folder: str | Path, names: Iterable[str]) -> None:
@@ -93,6 +98,11 @@ def photograph_size(path: str | Path) -> tuple[int, int]:
         raise FileNotFoundError(f"there is no photograph {path}") from None
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no photograph: {error}") from error
+
+
+def _find(folder: str | Path, name: str, suffixes: Iterable[str]) -> Path:
+    paths = [Path(folder) / f"{stem}{suffix}" for stem in file_stems(name) for suffix in suffixes]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _read(path: str | Path, what: str, mode: str | None) -> NDArray[np.uint8]:

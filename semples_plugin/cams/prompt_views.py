@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semples_plugin.cams.drawing import Picture, overlay_cam
+from semples_plugin.checks import class_positions
 from semples_plugin.clip import FrozenClip
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.prompts import BackgroundPrompts
@@ -132,9 +133,10 @@ def draw_prompt(
         ValueError: where the prompts have no such class.
     """
     names = prompts.class_names or ()
-    if class_name not in names:
-        raise ValueError(f"the prompts have no class {class_name!r}; they have {', '.join(names)}")
-    k = torch.tensor([names.index(class_name)], device=clip.device)
+    position = class_positions(names)(class_name)
+    if position is None:
+        raise ValueError(f"the prompts have no class {class_name!r}; they have {', '.join(names):.300}")
+    k, class_name = torch.tensor([position], device=clip.device), names[position]
     texts = [prompts.encode(clip, k), clip.encode_texts([template.format(text) for text in (class_name, *beside)])]
     maps = stretched(where_clip_sees(clip, torch.cat(texts), photograph))
     captions = ["learned prompt", f'"{class_name}"', *(f'"{text}"' for text in beside)]

@@ -97,17 +97,18 @@ def write_pseudo_masks(
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     if recipe.crf:
         _import_crf()
-    whole = list_cams(folder)
+    sources = {path.stem: path for path in list_cams(folder).values()}
     note = json.dumps({**asdict(recipe), "images": None if images is None else str(Path(images).resolve())})
 
     def is_own(path: Path) -> bool:
-        source = whole.get(path.stem)
+        source = sources.get(path.stem)
         return source is not None and is_made_of(path, source) and read_note(path) == note
 
     claim_folder(out, is_own)
-    todo = [name for name in found if not (out / f"{name}.png").exists()]
+    targets = {name: out / f"{path.stem}.png" for name, path in found.items()}
+    todo = [name for name in found if not targets[name].exists()]
     photographs = {name: find_photograph(images, name) for name in todo} if images is not None else {}
-    tasks = [(found[name], out / f"{name}.png", photographs.get(name), recipe, note) for name in todo]
+    tasks = [(found[name], targets[name], photographs.get(name), recipe, note) for name in todo]
     failed: dict[str, str] = {}
     bar = tqdm(
         total=len(found), initial=len(found) - len(todo), desc="pseudo masks", unit="image", disable=not progress
@@ -119,7 +120,7 @@ def write_pseudo_masks(
                 failed[name] = error
             bar.update()
     for name in found:
-        if name not in failed and not is_own(out / f"{name}.png"):
+        if name not in failed and not is_own(targets[name]):
             failed[name] = CHANGED
     return failed
 

@@ -11,7 +11,7 @@ import numpy as np
 from semples_plugin.cams.drawing import Picture, draw_grid, draw_legend, overlay_cam, overlay_errors, overlay_mask
 from semples_plugin.cams.files import list_cams, read_cams
 from semples_plugin.cams.folders import FolderEvaluation, image_iou
-from semples_plugin.cams.pictures import find_photograph, read_mask, read_photograph
+from semples_plugin.cams.pictures import find_mask, find_photograph, read_mask, read_photograph
 from semples_plugin.cams.pseudo_masks import Recipe, to_labels
 
 
@@ -45,7 +45,7 @@ def draw_images(
 def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
     """One row of `draw_images`, in the size of the photograph."""
     photograph = read_photograph(find_photograph(images, name))
-    mask = read_mask(Path(evaluations[0].masks) / f"{name}.png")
+    mask = read_mask(find_mask(evaluations[0].masks, name))
     if photograph.shape[:2] != mask.shape:
         raise ValueError(f"{name}: the photograph has {photograph.shape[:2]} pixels, its mask {mask.shape}")
     row = [photograph, overlay_mask(photograph, np.where(mask == 255, 0, mask))]
