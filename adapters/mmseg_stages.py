@@ -110,7 +110,7 @@ class SemPLeSStages(Hook):
         regularizer.to(next(model.parameters()).device)
         self._tell_plan(runner)
         if self._prompts is not None:
-            regularizer.prompts = self._read(self._prompts)
+            regularizer.prompts = BackgroundPrompts.from_state(self._prompts)
         if regularizer.prompts is None:
             self._new_prompts(regularizer).claim(regularizer.clip, regularizer.class_names)  # as (b) will, hours later
             self._tell_prompts(runner)
@@ -144,13 +144,16 @@ class SemPLeSStages(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Puts the prompts, and the weights from which (c) begins, into mmengine's checkpoint."""
         prompts = _model(runner).regularizer.prompts
-        checkpoint[STATE] = {"start": self._start, "prompts": None if prompts is None else _write(prompts)}
+        state = None if prompts is None else copy.deepcopy(prompts).cpu().state_dict()
+        checkpoint[STATE] = {"start": self._start, "prompts": state}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes them out of it again, where the run is resumed; `load_from` gives weights alone."""
         state = checkpoint.get(STATE)
         if state and runner._resume:
             self._start, self._prompts = state["start"], state["prompts"]
+            if self._prompts and "_extra_state" not in self._prompts:  # 0.1.0 kept all of it side by side
+                self._prompts = {"vectors": self._prompts["vectors"], "_extra_state": self._prompts}
 
     def _tell_plan(self, runner: Runner) -> None:
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -284,19 +287,6 @@ class SemPLeSStages(Hook):
         for batch in Runner.build_dataloader(settings, seed=self.seed):
             paths = [sample.metainfo["img_path"] for sample in batch["data_samples"]]
             yield *_images_and_masks(model, batch), paths
-
-    def _read(self, state: dict[str, Any]) -> BackgroundPrompts:
-        prompts = BackgroundPrompts(*state["vectors"].shape, template=state["template"])
-        prompts.load_state_dict({"vectors": state["vectors"]})
-        prompts.suffix_ids, prompts.class_names = state["suffix_ids"], state["class_names"]
-        prompts.clip_name, prompts.signature = state["clip_name"], state["signature"]
-        prompts.similarities = state["similarities"]
-        return prompts
-
-
-def _write(prompts: BackgroundPrompts) -> dict[str, Any]:
-    names = ("template", "suffix_ids", "class_names", "clip_name", "signature", "similarities")
-    return {"vectors": prompts.vectors.detach().cpu(), **{name: getattr(prompts, name) for name in names}}
 
 
 def _model(runner: Runner) -> Any:

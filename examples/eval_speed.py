@@ -1,17 +1,21 @@
-"""How fast `semples eval` is: against a loop per threshold, and against reading the files alone.
+"""How fast `semples eval` is, its start-up included: beside reading the files, and beside a loop per threshold.
 
-    python examples/eval_speed.py            # 1,464 images as VOC's train list has: some 3 GB in a temporary folder
+    python examples/eval_speed.py --repeats 4    # 1,464 images as VOC's train list has: some 3 GB in a temporary folder
 
-Writes CAMs of 3 classes at 500 x 375 pixels in WeakTr's format with palette masks, then times, in this order, reading
-all files, `semples eval` with its 100 thresholds, and a loop over a few thresholds, scaled to 100. Peak memory is that
-of the process and its largest worker together, after `semples eval` and before the loop.
+Writes CAMs of 3 classes at 500 x 375 pixels in WeakTr's format with palette masks, then times, one after the other and
+with the files in the system's cache: a loop that reads all files as a host does, and nothing else; and the command
+`python -m semples_plugin eval` with its 100 thresholds, as a process of its own. With `--loops N` also a loop over N
+thresholds, scaled to 100, whose figures must equal the command's. Memory is that of the largest process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from semples_plugin.cams.files import Cams, write_cams
-from semples_plugin.cams.folders import THRESHOLDS, evaluate_folder
+from semples_plugin.cams.folders import THRESHOLDS
 
 K, CLASSES, SIZE = 20, (2, 7, 14), (375, 500)
 
@@ -39,6 +43,7 @@ def write_world(folder: Path, count: int) -> None:
         right = np.stack([mask == k + 1 for k in CLASSES]).astype(np.float32)
         cams = 0.6 * random.random((3, *SIZE), dtype=np.float32) + 0.4 * right
         write_cams(folder / "cams" / f"{n:04}.npy", Cams(cams, CLASSES, "weaktr"))
+    os.sync()  # else the system writes while others are timed
 
 
 def read(folder: Path, count: int) -> Iterator[tuple[dict[int, np.ndarray], np.ndarray]]:
@@ -64,15 +69,17 @@ def loop(folder: Path, count: int, threshold: float) -> float:
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    begun = time.perf_counter()
+    """Wall clock, and processor time of this process and those that it started."""
+    begun, used = time.perf_counter(), sum(os.times()[:4])
     yield
-    seconds[name] = time.perf_counter() - begun
+    seconds[name], seconds[f"{name}, processor"] = time.perf_counter() - begun, sum(os.times()[:4]) - used
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1464, help="default: %(default)s")
-    parser.add_argument("--loops", type=int, default=2, help="thresholds of the slow loop (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="of reading and judging (default: %(default)s)")
+    parser.add_argument("--loops", type=int, default=0, help="thresholds of the slow loop (default: none)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: one per core")
     parser.add_argument("--folder", type=Path, help="where the files go, and stay (default: a temporary folder)")
     options = parser.parse_args()
@@ -81,25 +88,30 @@ def main() -> None:
         if not (folder / "cams").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             write_world(folder, count)
-        seconds: dict[str, float] = {}
+        command = [sys.executable, "-m", "semples_plugin", "eval", folder / "cams", "--masks", folder / "masks",
+                   "--out", folder / "out", "--workers", str(options.workers), "--quiet"]  # fmt: skip
         for _ in read(folder, count):  # the first walk brings the files into the system's cache, for all alike
             pass
-        with timed(seconds, "reading"):
-            for _ in read(folder, count):
-                pass
-        names = [f"class {k}" for k in range(K)]
-        with timed(seconds, "eval"):
-            found = evaluate_folder(folder / "cams", folder / "masks", names, workers=options.workers, progress=False)
-        kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        peak = sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
-        places = np.linspace(20, 60, options.loops).astype(int)
-        with timed(seconds, "loop"):
-            for place in places:
-                assert loop(folder, count, THRESHOLDS[place]) == found.sweep.miou[place]
-        seconds["loop"] *= len(THRESHOLDS) / len(places)
-    print(f"{count} images, {len(THRESHOLDS)} thresholds: reading {seconds['reading']:.1f} s, semples eval "
-          f"{seconds['eval']:.1f} s ({seconds['eval'] / seconds['reading']:.2f} x reading), a loop "
-          f"{seconds['loop']:.0f} s ({seconds['loop'] / seconds['eval']:.0f} x); memory {peak:.2f} GiB")  # fmt: skip
+        seconds: dict[str, float] = {}
+        for _ in range(options.repeats):
+            with timed(seconds, "reading"):
+                for _ in read(folder, count):
+                    pass
+            with timed(seconds, "eval"):
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            ratio = seconds["eval"] / seconds["reading"]
+            print(f"{count} images, {len(THRESHOLDS)} thresholds: reading {seconds['reading']:.2f} s (processor "
+                  f"{seconds['reading, processor']:.2f} s), semples eval {seconds['eval']:.2f} s (processor "
+                  f"{seconds['eval, processor']:.2f} s), {ratio:.2f} x reading", flush=True)  # fmt: skip
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        print(f"memory of its largest process: {peak:.2f} GiB")
+        if options.loops:
+            curve = json.loads((folder / "out" / "eval.json").read_text())["cams"]["curve"]
+            with timed(seconds, "loop"):
+                for place in np.linspace(20, 60, options.loops).astype(int):
+                    assert loop(folder, count, THRESHOLDS[place]) == curve[str(THRESHOLDS[place])]
+            slow = seconds["loop"] * len(THRESHOLDS) / options.loops
+            print(f"a loop over the thresholds: {slow:.0f} s, {slow / seconds['eval']:.0f} x semples eval")
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class Run:
 
     def _learn_prompts(self, matched: nn.Module, path: Path) -> None:
         regularizer, clip = self.host.adapter.regularizer, self.host.adapter.regularizer.clip
-        regularizer.prompts = BackgroundPrompts(len(OBJECTS), 16, clip.text_width, std=clip.token_std, seed=self.seed)
+        regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=16, seed=self.seed)
 
         def walk() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for start in range(0, len(self.train), 100):

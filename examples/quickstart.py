@@ -49,7 +49,7 @@ def train(model, epochs):
 
 
 matched = train(copy.deepcopy(baseline), epochs=3)  # (a) segment-label matching
-regularizer.prompts = BackgroundPrompts(len(OBJECTS), length=16, width=clip.text_width, std=clip.token_std)
+regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=16)
 with torch.no_grad():  # (b) prompts from the matched model's backgrounds, the model staying as it is
     batches = ((images, masks_of(matched, images, labels)) for images, labels in loader)
     learn_background_prompts(regularizer, batches, epochs=40, lr=2e-2, work_dir="prompt-learning")

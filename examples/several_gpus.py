@@ -57,7 +57,7 @@ def train(epochs: int, title: str) -> None:
 start = copy.deepcopy(model.state_dict())
 train(3, "(a)")
 model.eval()
-regularizer.prompts = BackgroundPrompts(len(OBJECTS), length=8, width=clip.text_width, std=clip.token_std).to(device)
+regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=8)
 with torch.no_grad():  # (b): all ranks learn the same prompts, from every image once, by its number
     own = model.module
     batches = ((x.to(device), masks_of(own(x.to(device)), y), number.tolist()) for x, y, number in loader)

@@ -33,5 +33,5 @@ for stage in ("match", "refine"):
         optimizer.step()
     print(stage, {name: round(value.item(), 3) for name, value in semples.losses.items()})
     if stage == "match":  # (b): prompts from the matched model's backgrounds
-        semples.regularizer.prompts = BackgroundPrompts(len(OBJECTS), 16, clip.text_width, std=clip.token_std)
+        semples.regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=16)
         semples.learn_prompts(loader, "prompts.safetensors", epochs=20, lr=2e-2)

@@ -7,16 +7,20 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # names are checked where torch isn't needed
+    import torch
+    from torch import Tensor
 
 _warned: set[str] = set()
 
 
 def check_tensor(name: str, value: Any, *, shape: str, floating: bool = True) -> Tensor:
     """Returns `value` if it is a tensor with as many dimensions as `shape` names, like "[N, K, h, w]"."""
+    from torch import Tensor
+
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor {shape}, got {type(value).__name__}")
     if value.ndim != shape.count(",") + 1:
@@ -84,8 +88,18 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_]+", "", re.sub(r"(?<=[^\W_])[-/](?=[^\W_])", "", name.lower()))
 
 
+def check_integers(name: str, values: Sequence[int], *, least: int) -> None:
+    """Raises a `ValueError` unless there are integers from `least` up, small enough for any seed, and none twice."""
+    fit = all(isinstance(value, Integral) and least <= value < 2**31 for value in values)
+    if not values or not fit or len(set(values)) < len(values):
+        got = ", ".join(map(str, values)) or "none"
+        raise ValueError(f"{name}: expected integers from {least} up, below 2^31 and none twice, got {got:.80}")
+
+
 def check_device(device: str | torch.device) -> torch.device:
     """The device, if this machine and this build of torch have it."""
+    import torch
+
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises differs between builds

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
 from semples_plugin.cams.cli import add_commands as add_wing_commands
 from semples_plugin.version import __version__
 
+EXIT_STATUS = (
+    "Exit status: 0 done; 1 bad input, something missing, or some images failed; 2 wrong usage; 130 interrupted."
+)
+
+
+class _Help(argparse.HelpFormatter):
+    """Says an option's default once: where there is one, and the text doesn't tell it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        told = "(default" in text or not action.default or action.nargs == 0
+        return text if told else f"{text} (default: %(default)s)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help says what the exit status means, as does that of each command below it."""
+
+    def __init__(self, *, epilog: str = "", **options: Any) -> None:
+        super().__init__(epilog=f"{epilog} {EXIT_STATUS}".strip(), formatter_class=_Help, **options)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands, for `main` and for the tests."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="semples",
         description="SemPLeS for any weakly-supervised segmentation code base.",
         epilog="Start with `semples demo` (two to three minutes on a laptop, no download), then `semples doctor`.",
@@ -27,11 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="train, refine and compare CAMs in a small world that comes with the package",
         description="Trains a CAM network from image labels on generated scenes in which every object has its own "
         "co-occurring background, adds the three objectives of SemPLeS with a tiny CLIP, and prints what each of "
-        "them changes. Writes pictures, prompts and figures to --out.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "them changes. Writes pictures, prompts and figures to --out; stopped, the same command goes on with the seeds "
+        "that are missing. Computes on one thread unless OMP_NUM_THREADS says otherwise.",
     )
     demo.add_argument(
-        "--seeds", type=int, nargs="+", default=[100, 101, 102, 103], help="one run for each; the table averages"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[100, 101, 102, 103],
+        help="one run for each; the table averages",
     )
     demo.add_argument("--ablation", action="store_true", help="all rows of the paper's Table 5; half as long again")
     demo.add_argument("--out", default="demo-out", help="folder for grid.png, results.json and the prompts")
@@ -42,11 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="what is installed, which devices there are, whether CLIP's weights are at hand",
-        description="Prints the versions, devices and CLIP weights that training will meet, and what to do about "
-        "what is missing.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Prints the versions, devices and CLIP that training will meet, and what to do about what is "
+        "missing; weights that are there are loaded and tried. The exit status is 1 where training could not begin.",
     )
-    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name to look for")
+    doctor.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, or local-dir:PATH")
     doctor.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     doctor.set_defaults(run=_doctor)
 
@@ -57,7 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
         "class. SOURCE is a folder of PNG masks (0 background, k + 1 class k, 255 ignored), COCO's instances JSON (its "
         "classes in the order of their ids, and COCO_train2014_ taken off the images' names), or a CSV of "
         "image,class[,class...] rows, with or without a header that begins with `image`.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     labels.add_argument("source", help="masks, .json or .csv")
     labels.add_argument(
@@ -90,7 +114,6 @@ def build_parser() -> argparse.ArgumentParser:
         description="Times the refinement step and prompt learning, with memory and operations, beside plain steps "
         "with the encoder passes of the authors' public code, and shows what each saving saves. Weights are random. "
         "A quarter of an hour on a CPU; minutes on a GPU.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     bench.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name of a native CLIP")
     bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -108,8 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status is 0, or 1 for bad input, which is explained in one sentence."""
-    options = build_parser().parse_args(arguments)
-    with warnings.catch_warnings():
+    with _lasting_streams(), warnings.catch_warnings():
+        options = build_parser().parse_args(arguments)
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"semples {options.command}: {message}", file=sys.stderr)
         return _run(options)
@@ -120,9 +143,6 @@ def _run(options: argparse.Namespace) -> int:
         code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `semples eval ... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"semples {options.command}: {error}", file=sys.stderr)
         return 1
@@ -131,9 +151,53 @@ def _run(options: argparse.Namespace) -> int:
         return 130
 
 
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
+    """Where standard output or error is closed, or loses its reader, words are lost, and the work goes on."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # else the next file would get the number of a closed stream
+        pass
+    os.close(number)
+    with contextlib.ExitStack() as stack:
+        for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
+            lasting = _Stream(stream or stack.enter_context(open(os.devnull, "w")))  # noqa: PTH123, of Windows, too
+            stack.enter_context(redirect(lasting))
+            stack.callback(lasting.flush)
+        yield
+
+
+class _Stream:
+    """A stream whose reader may leave, as that of `semples eval ... | head` does."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[..., Any], *arguments: str) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            # What is left in its buffer would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise
+
+
 def _demo(options: argparse.Namespace) -> None:
+    import torch
+
     from semples_plugin.demo.run import run_demo
 
+    if "OMP_NUM_THREADS" not in os.environ:  # such small layers gain little from two threads, which wait for each other
+        torch.set_num_threads(1)
     run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
 
 

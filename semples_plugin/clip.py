@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class FrozenClip:
     def load(
         cls,
         name: str,
-        pretrained: str | None = None,
+        pretrained: str | Path | None = None,
         *,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
@@ -84,9 +85,9 @@ class FrozenClip:
             cache_dir: where open_clip keeps its downloads.
 
         Raises:
-            ValueError: for an unknown name, tag or precision (the nearest known ones are named), a device that
-                isn't there, or a tower that can't take prompt vectors.
-            FileNotFoundError: when the weights are neither cached nor to be downloaded.
+            ValueError: for an unknown name, tag or precision (the nearest known ones are named), weights that are
+                damaged or another model's, a device that isn't there, or a tower that can't take prompt vectors.
+            FileNotFoundError: when the weights or the tokenizer are neither cached nor to be downloaded.
         """
         from semples_plugin.clip_loading import load_open_clip
 

@@ -6,6 +6,9 @@ A tag knows whether its weights want QuickGELU and which image statistics they w
 from __future__ import annotations
 
 import difflib
+import json
+import logging
+import os
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -23,35 +26,39 @@ _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
 def load_open_clip(
-    name: str, pretrained: str | None, *, precision: str, cache_dir: str | None
+    name: str, pretrained: str | Path | None, *, precision: str, cache_dir: str | None
 ) -> tuple[nn.Module, Any, str]:
     """The model with its weights, its tokenizer, and the name to call it by; see `FrozenClip.load`."""
-    import open_clip
-
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_source(name, pretrained)
+    name = name if name.startswith(LOCAL_DIR) else name.replace("/", "-")
+    tokenizer = _tokenizer(name)  # before the weights, which may be long in coming
     if name.startswith(LOCAL_DIR):
-        return open_clip.create_model(name, precision=precision), _tokenizer(name), name
-    assert pretrained is not None
-    name = name.replace("/", "-")
+        return _load_folder(name, precision), tokenizer, name
+    pretrained = str(pretrained)
     if Path(pretrained).is_file():
         model = _load_file(name, Path(pretrained), precision)
     else:
         model = _load_tag(name, pretrained, precision, cache_dir)
-    return model, _tokenizer(name), f"{name}/{pretrained}"
+    return model, tokenizer, f"{name}/{pretrained}"
 
 
-def check_source(name: str, pretrained: str | None) -> None:
-    """Raises a `ValueError` or `FileNotFoundError` where a name and weights can't be loaded; loads nothing."""
+def check_source(name: str, pretrained: str | Path | None) -> None:
+    """Raises an error of `FrozenClip.load`'s where a name and weights can't be loaded; loads nothing."""
+    if not isinstance(name, str):
+        raise TypeError(f'name: expected an open_clip name as "ViT-B-32-quickgelu", or "{LOCAL_DIR}PATH", got {name!r}')
+    if not isinstance(pretrained, (str, os.PathLike, type(None))):
+        raise TypeError(f'pretrained: expected an open_clip tag as "openai", or a file\'s path, got {pretrained!r:.80}')
     if name.startswith(LOCAL_DIR):
-        return _check_folder(name)
+        return _check_config(name, _read_folder(name))
     if Path(name).is_dir():
         raise ValueError(f"{name} is a folder; a model in open_clip's layout is called {LOCAL_DIR}{name}")
     name = name.replace("/", "-")
     _check_architecture(name)
     if pretrained is None:
         raise ValueError(f"pretrained: {name} needs the tag of its weights ({_some(_tags(name))}) or a file's path")
+    pretrained = str(pretrained)
     if Path(pretrained).is_file() or pretrained in _tags(name):
         return
     if "/" in pretrained or Path(pretrained).suffix:
@@ -64,46 +71,92 @@ def check_source(name: str, pretrained: str | None) -> None:
 
 def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | None:
     """The cached weights file of an open_clip name and tag, or None; never touches the network."""
-    import open_clip
     from huggingface_hub import try_to_load_from_cache
 
-    config = open_clip.get_pretrained_cfg(name, tag)
-    repository, _, file = config.get("hf_hub", "").rpartition("/")
-    for candidate in [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
-        found = try_to_load_from_cache(repository, candidate, cache_dir=cache_dir) if repository else None
+    repository, file = _published(name, tag)
+    if not repository:
+        path = Path(cache_dir or Path.home() / ".cache" / "clip") / Path(file).name
+        return path if path.is_file() else None
+    for candidate in (file, str(Path(file).with_suffix(".safetensors")), "open_clip_pytorch_model.bin"):
+        found = try_to_load_from_cache(repository, candidate, cache_dir=cache_dir)
         if isinstance(found, str):
             return Path(found)
-    file = Path(config.get("url", "")).name
-    path = Path(cache_dir or Path.home() / ".cache" / "clip") / file
-    return path if file and path.is_file() else None
+    return None
+
+
+def check_download(name: str, tag: str) -> None:
+    """Raises a `FileNotFoundError` where the weights of a tag can't be downloaded now; downloads nothing."""
+    repository, file = _published(name, tag)
+    try:
+        if repository:
+            _reach_hub(repository, file)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the weights {tag!r} of {name} are not cached and can't be downloaded now ({error}); "
+            f"{where_to_get(name, tag)}"
+        ) from error
 
 
 def where_to_get(name: str, tag: str) -> str:
     """A sentence on which file to fetch by hand and how to pass it on."""
+    repository, file = _published(name, tag)
+    source = f"{file} of {repository} on the Hugging Face hub" if repository else file
+    return f"fetch {source} with a browser and pass its path: FrozenClip.load({name!r}, pretrained='/path/to/the/file')"
+
+
+def _published(name: str, tag: str) -> tuple[str, str]:
+    """Repository and file on the Hugging Face hub, or "" and the URL of weights that are elsewhere."""
     import open_clip
 
-    config = open_clip.get_pretrained_cfg(name, tag)
-    hub = config.get("hf_hub", "").rstrip("/")
-    source = (
-        f"open_clip_model.safetensors of {hub} on the Hugging Face hub" if hub else config.get("url", "its weights")
-    )
-    return f"fetch {source} with a browser and pass its path: FrozenClip.load({name!r}, pretrained='/path/to/the/file')"
+    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    return (repository, file or "open_clip_model.safetensors") if repository else ("", config.get("url", ""))
+
+
+def _reach_hub(repository: str, file: str) -> None:
+    """Raises a `ConnectionError` where the Hugging Face hub doesn't answer: it is asked once.
+
+    `hf_hub_download` would ask for nearly a minute and print a line each time.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file))
+    except HfHubHTTPError:  # an answer, too: there may be another file, or a token is needed
+        pass
+    except Exception as error:  # of the HTTP client's, which differs between versions
+        raise ConnectionError(_reason(error)) from error
 
 
 def _load_tag(name: str, tag: str, precision: str, cache_dir: str | None) -> nn.Module:
     import open_clip
 
+    cached = find_cached(name, tag, cache_dir)
+    if cached is None:
+        check_download(name, tag)
     wants_quick_gelu = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
     try:
         return open_clip.create_model(
             name, tag, precision=precision, cache_dir=cache_dir, force_quick_gelu=wants_quick_gelu
         )
-    except (OSError, RuntimeError) as error:
-        if find_cached(name, tag, cache_dir) is not None:
-            raise
+    except Exception as error:
+        cached = cached or find_cached(name, tag, cache_dir)
+        if cached is not None:
+            # The cached name may be a link; only without the file behind it is it downloaded again.
+            raise ValueError(_misfit(cached.resolve(), f"the weights of {name}", error) + "; delete it") from error
         raise FileNotFoundError(
-            f"the weights {tag!r} of {name} are not cached and could not be downloaded; {where_to_get(name, tag)}"
+            f"the weights {tag!r} of {name} could not be downloaded ({_reason(error)}); {where_to_get(name, tag)}"
         ) from error
+
+
+def _load_folder(name: str, precision: str) -> nn.Module:
+    import open_clip
+
+    try:
+        return open_clip.create_model(name, precision=precision)
+    except Exception as error:
+        raise ValueError(_misfit(name, "the model that its config describes", error)) from error
 
 
 def _load_file(name: str, path: Path, precision: str) -> nn.Module:
@@ -112,42 +165,70 @@ def _load_file(name: str, path: Path, precision: str) -> nn.Module:
 
     state = _openai_archive(path)
     config = _config_of_file(name, path)
-    model = open_clip.create_model(
-        name,
-        precision=precision,
-        force_quick_gelu=state is not None or config["quick_gelu"],
-        force_preprocess_cfg={"mean": config["mean"], "std": config["std"]},
-        pretrained_text=False,
-    )
+    logging.root.addFilter(_tells_of_weights)
+    try:
+        model = open_clip.create_model(
+            name,
+            precision=precision,
+            force_quick_gelu=state is not None or config["quick_gelu"],
+            force_preprocess_cfg={"mean": config["mean"], "std": config["std"]},
+            pretrained_text=False,
+        )
+    finally:
+        logging.root.removeFilter(_tells_of_weights)
     try:
         if state is not None:
             model.load_state_dict(state)
         else:
             load_checkpoint(model, str(path))
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} does not hold the weights of {name}, or is damaged: {first_line}") from error
+        raise ValueError(_misfit(path, f"the weights of {name}", error)) from error
     return model
 
 
-def _check_folder(name: str) -> None:
+def _tells_of_weights(record: logging.LogRecord) -> bool:
+    return "initialized randomly" not in record.getMessage()  # its weights come in the next step
+
+
+def _misfit(source: Path | str, expected: str, error: Exception) -> str:
+    return f"{source} does not hold {expected}, or is damaged: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message, at most 200 characters of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _read_folder(name: str) -> dict[str, Any]:
+    """`model_cfg` of a folder in open_clip's layout that has a weights file, too."""
     folder = Path(name.removeprefix(LOCAL_DIR))
-    if not (folder / "open_clip_config.json").is_file():
+    path = folder / "open_clip_config.json"
+    if not path.is_file():
         raise FileNotFoundError(f"{name}: expected a folder with open_clip_config.json and the weights beside it")
-    if not any(folder.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise FileNotFoundError(f"{name}: there is no weights file (*.safetensors, *.bin, *.pth) beside its config")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        config["text_cfg"].get("")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no config of open_clip's, with model_cfg and its text_cfg: {error}") from error
+    return config
 
 
 def _tokenizer(name: str) -> Any:
     import open_clip
+    from huggingface_hub import try_to_load_from_cache
 
+    local = name.startswith(LOCAL_DIR)
+    repository = None if local else open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
     try:
+        if repository and not isinstance(try_to_load_from_cache(repository, "tokenizer_config.json"), str):
+            _reach_hub(repository, "tokenizer_config.json")
         return open_clip.get_tokenizer(name)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:
         raise FileNotFoundError(
-            f"the tokenizer of {name} could not be loaded ({first_line}): it needs `pip install transformers` and its "
-            "files in the Hugging Face cache, or a caller who builds it: FrozenClip(model, tokenizer)"
+            f"the tokenizer of {name} could not be loaded ({_reason(error)}): it needs `pip install transformers` and "
+            "its files in the Hugging Face cache, or a caller who builds it: FrozenClip(model, tokenizer)"
         ) from error
 
 
@@ -207,6 +288,10 @@ def _check_architecture(name: str) -> None:
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"open_clip has no model {name!r}; did you mean {_nearest(name, open_clip.list_models())}?")
+    _check_config(name, config)
+
+
+def _check_config(name: str, config: dict[str, Any]) -> None:
     if "hf_model_name" in config["text_cfg"]:
         raise ValueError(f"{name} has a Hugging Face text tower, which takes no prompt vectors; choose a native CLIP")
     if "multimodal_cfg" in config:

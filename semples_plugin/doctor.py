@@ -1,4 +1,4 @@
-"""`semples doctor`: what is installed, which devices there are, and whether CLIP's weights are at hand."""
+"""`semples doctor`: what is installed, which devices there are, and whether CLIP loads, or can be downloaded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
-from semples_plugin.clip_loading import LOCAL_DIR, check_source, find_cached, where_to_get
+from semples_plugin.clip import FrozenClip
+from semples_plugin.clip_loading import LOCAL_DIR, check_download, check_source, find_cached, where_to_get
+from semples_plugin.extras import how_to_install
 
 _NEEDED = ("semples-plugin", "torch", "torchvision", "open_clip_torch", "numpy", "opencv-python", "safetensors", "tqdm")
 _OPTIONAL = {
     "transformers": "tokenizers of SigLIP and other models of the Hugging Face hub: pip install transformers",
-    "mmengine": "mmsegmentation configs: pip install onedl-mmsegmentation onedl-mmcv onedl-mmengine",
+    "mmengine": f"mmsegmentation configs: {how_to_install('mmseg')}",
+    "pydensecrf2": f"the CRF of semples pseudo-masks: {how_to_install('crf')}",
 }
 _SAME = {"opencv-python": "opencv-python-headless", "mmengine": "onedl-mmengine"}
 
@@ -29,20 +32,32 @@ def print_report(clip: str, pretrained: str) -> int:
 
 
 def _print_clip(clip: str, pretrained: str) -> bool:
-    """Where CLIP's weights are, or come from; returns whether they can't be had."""
+    """What CLIP is, once it is loaded, or where its weights come from; returns whether training can't begin."""
     try:
         check_source(clip, pretrained)
-    except (OSError, ValueError) as error:
+        if not clip.startswith(LOCAL_DIR) and not Path(pretrained).is_file():
+            cached = find_cached(clip, pretrained)
+            if cached is None:
+                check_download(clip, pretrained)
+                print("weights   not cached; the first load downloads them")
+                print(f"          where there is no network, {where_to_get(clip, pretrained)}")
+                return False
+            print(f"weights   {cached}")
+        print(f"CLIP      {_describe(FrozenClip.load(clip, pretrained))}")
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"CLIP      {error}")
         return True
-    if clip.startswith(LOCAL_DIR):
-        print(f"CLIP      {clip}")
-        return False
-    found = Path(pretrained) if Path(pretrained).is_file() else find_cached(clip, pretrained)
-    print(f"CLIP      {clip}/{pretrained}: {found or 'not cached; the first load downloads it'}")
-    if found is None:
-        print(f"          without a network, {where_to_get(clip, pretrained)}")
     return False
+
+
+def _describe(clip: FrozenClip) -> str:
+    """Size, precision, text width and activation of a CLIP that encodes an image, a text and a prompt."""
+    images, vectors = torch.zeros(1, 3, *clip.image_size), torch.zeros(1, 1, clip.text_width)
+    features = clip.encode_images(images), clip.encode_texts(["a photo of a cat."]), clip.encode_prompts(vectors)
+    if not torch.cat(features).isfinite().all():
+        raise ValueError(f"{clip.name}: features that are no numbers; its weights are damaged")
+    kinds = {type(module).__name__.removeprefix("Lean") for module in clip.model.modules()}
+    return ", ".join([repr(clip), f"text width {clip.text_width}", *sorted(kinds & {"GELU", "QuickGELU"})])
 
 
 def _print_version(name: str, use: str) -> str | None:

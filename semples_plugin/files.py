@@ -8,6 +8,10 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from semples_plugin.text import reason
+
 _NEW = ".new-"
 CHANGED = "its CAMs changed meanwhile, or another command wrote into the same folder: make it again"
 
@@ -22,8 +26,8 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
             gets it as its own time, for `is_made_of`.
 
     Raises:
-        OSError: as the block raises it, with `path` for its name; the temporary file is gone then, an older `path`
-            intact.
+        OSError: as the block raises it, with `path` for its name, or in place of what torch and safetensors raise
+            where a disk is full; the temporary file is gone then, an older `path` intact.
     """
     path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,16 +45,15 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
         if source_time is not None:
             os.utime(temporary, ns=(source_time, source_time))
         temporary.replace(path)
-    except OSError as error:
-        if error.errno and error.filename in (
-            None,
-            str(temporary),
-            temporary,
-        ):  # a full disk gives no name, and nobody knows the temporary
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not isinstance(error, OSError) or not error.errno:  # numpy, torch and safetensors have words of their own
+            raise OSError(f"{path} could not be written, is the disk full? ({reason(error)})") from error
+        if error.filename in (None, str(temporary), temporary):  # a full disk gives no name; nobody knows the temporary
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only file system it fails even where there is nothing
+            temporary.unlink(missing_ok=True)
 
 
 def read_lines(path: str | Path) -> list[str]:

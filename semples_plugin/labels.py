@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.checks import check_names
+from semples_plugin.class_names import CLASS_NAMES
+from semples_plugin.files import read_lines
 from semples_plugin.image_names import name_of_key
 from semples_plugin.pickled import read_pickled
-from semples_plugin.presets import PRESETS, load_preset
 
 
 def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
@@ -53,14 +54,15 @@ def classes_beside(source: str | Path) -> Path | None:
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, in label order; empty lines don't count. Or a preset's, by its name."""
     if not Path(path).exists():
-        if str(path) in PRESETS:
-            return load_preset(str(path)).class_names
+        if str(path) in CLASS_NAMES:
+            return CLASS_NAMES[str(path)]
         raise FileNotFoundError(
-            f"there is no {path}: expected a text file with one class name a line, or a preset ({', '.join(PRESETS)})"
+            f"there is no {path}: expected a text file with one class name a line, or a preset's name "
+            f"({', '.join(CLASS_NAMES)})"
         )
-    text = Path(path).read_text(encoding="utf-8-sig")  # spreadsheets and Windows' editors begin with a mark
+    lines = [line.strip() for line in read_lines(path)]
     try:
-        return check_names([line.strip() for line in text.splitlines() if line.strip()])
+        return check_names([line for line in lines if line])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

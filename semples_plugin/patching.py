@@ -5,12 +5,16 @@ CLIMS and WeakTr get a patch, by git; FMA-WSSS gets three config files, one per 
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from semples_plugin.adapters.options import STAGES
+from semples_plugin.files import replacing
 
 PATCHES = Path(__file__).parent / "patches"
 COMMITS = {
@@ -18,6 +22,8 @@ COMMITS = {
     "weaktr": "3457ad3d052a2f65320671cd9fc801b5c9dcb5c6",
     "fma-wsss": "112437ec2026cf93a79690d2a2b8b0541407178b",
 }
+
+_APPLY = ("apply", "--unidiff-zero")
 
 
 def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
@@ -33,25 +39,27 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
 
     Raises:
         ValueError: where the checkout is another project, at another commit or changed in the files that the patch
-            touches, or is patched (not patched) already; nothing has been changed then.
+            touches, or is patched (not patched) already.
+        OSError: where a file can't be read or written.
+
+    Files change all or none; after an error or an interrupt the checkout is as it was.
     """
     checkout, commit = Path(checkout), COMMITS[host]
     if not checkout.is_dir():
         raise FileNotFoundError(f"there is no folder {checkout}")
-    if _git(checkout, "--version") is None:
-        raise ValueError("git is not installed, or not on the PATH")
-    top = _git(checkout, "rev-parse", "--show-toplevel")
-    if top is None:
+    found = _run_git(checkout, "rev-parse", "--show-toplevel")
+    if "not a git repository" in found.stderr:
         raise ValueError(f"{checkout} is no git checkout; clone {host} with git, an unpacked archive has no commits")
+    top = _git(checkout, "rev-parse", "--show-toplevel")
     if Path(top).resolve() != checkout.resolve():
         raise ValueError(f"{checkout} is a folder inside of the checkout; give {top}")
-    if _git(checkout, "cat-file", "-e", commit) is None:
+    if not _succeeds(checkout, "cat-file", "-e", commit):
         raise ValueError(f"{checkout} has no commit {commit[:12]}: it is not {host}, or a shallow clone of a later one")
     return _configs(checkout, action) if host == "fma-wsss" else _patch(host, checkout, action)
 
 
 def _require_commit(host: str, checkout: Path) -> None:
-    head, commit = _git(checkout, "rev-parse", "HEAD") or "none", COMMITS[host]
+    head, commit = _git(checkout, "rev-parse", "--verify", "HEAD"), COMMITS[host]
     if head != commit:
         raise ValueError(
             f"{checkout} is at commit {head[:12]}; the patch is for {commit[:12]}: git -C {checkout} checkout "
@@ -60,14 +68,14 @@ def _require_commit(host: str, checkout: Path) -> None:
 
 
 def _patch(host: str, checkout: Path, action: str) -> str:
-    file, touched = PATCHES / f"{host}.patch", touched_files(host)
+    touched = touched_files(host)
     # Whether it is in is asked of the files, so that a patch that was committed is found and comes out as well.
-    if _git(checkout, "apply", "--unidiff-zero", "--reverse", "--check", str(file)) is not None:
+    if _succeeds(checkout, *_APPLY, "--reverse", "--check", _patch_of(host)):
         if action == "apply":
             raise ValueError(f"{checkout} is patched already; semples patch {host} {checkout} --revert takes it out")
         if action == "check":
             return f"{checkout} is patched: {', '.join(touched)}"
-        _git(checkout, "apply", "--unidiff-zero", "--reverse", str(file))
+        _change(_patched(host, checkout, "--reverse"))
         return f"took the patch out of {', '.join(touched)}"
     ours = [name for name in touched if _mentions_us(checkout / name)]
     if ours:
@@ -87,8 +95,7 @@ def _patch(host: str, checkout: Path, action: str) -> str:
         )
     if action == "check":
         return f"{checkout} is not patched; the patch fits"
-    if _git(checkout, "apply", "--unidiff-zero", str(file)) is None:
-        raise ValueError(f"git could not apply {file} to {checkout}; see git apply --unidiff-zero --check {file}")
+    _change(_patched(host, checkout))
     return (
         f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see {PATCHES}/README.md"
     )
@@ -111,36 +118,111 @@ def _configs(checkout: Path, action: str) -> str:
         _require_commit("fma-wsss", checkout)
         if there:
             raise ValueError(f"{names}: there already; semples patch fma-wsss {checkout} --revert takes them out")
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+        try:
+            _change(dict.fromkeys(files, text.encode()))
+        finally:
+            _remove_empty_folders(files)
         return f"wrote {', '.join(map(str, files))}, which build on configs/VOC/cls/cfg.py; see {PATCHES}/README.md"
     if not there:
         raise ValueError(f"{checkout} has no config of SemPLeS's; there is nothing to take out")
     gone = [file for file in there if file not in edited]
-    for file in gone:
-        file.unlink()
-        with suppress(OSError):  # what else a user keeps there stays
-            file.parent.rmdir()
-            file.parent.parent.rmdir()
+    _change(dict.fromkeys(gone))
+    _remove_empty_folders(gone)
     notes = [f"took out {', '.join(map(str, gone))}"] * bool(gone)
     return "; ".join(notes + [f"left {kept}, edited since it was written: delete it yourself"] * bool(kept))
 
 
 def touched_files(host: str) -> list[str]:
     """Files of CLIMS or WeakTr that its patch changes, relative to the checkout."""
-    return re.findall(r"^\+\+\+ b/(.+)$", (PATCHES / f"{host}.patch").read_text(), re.MULTILINE)
+    return re.findall(r"^\+\+\+ b/(.+)$", Path(_patch_of(host)).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def _patch_of(host: str) -> str:
+    return str(PATCHES / f"{host}.patch")
 
 
 def _mentions_us(file: Path) -> bool:
     return file.is_file() and "semples_plugin" in file.read_text(encoding="utf-8", errors="replace")
 
 
-def _git(checkout: Path, *arguments: str) -> str | None:
-    """Standard output of a git command, None where it failed or there is no git."""
+def _patched(host: str, checkout: Path, *options: str) -> dict[Path, bytes]:
+    """What the touched files hold with the patch, or, with "--reverse", without it; git works on copies of them."""
+    repository = _git(checkout, "rev-parse", "--absolute-git-dir")
+    with TemporaryDirectory() as folder:
+        copies = {checkout / name: Path(folder, name) for name in touched_files(host)}
+        for file, copy in copies.items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+        # The repository's settings, of line ends for instance, hold for the copies, too.
+        _git(Path(folder), f"--git-dir={repository}", "--work-tree=.", *_APPLY, *options, _patch_of(host))
+        return {file: copy.read_bytes() for file, copy in copies.items()}
+
+
+def _change(contents: Mapping[Path, bytes | None]) -> None:
+    """Gives files their new contents, or removes them (None): all, or, after any exception, none."""
+    before = {file: (file.read_bytes(), file.stat().st_mode & 0o777) if file.exists() else None for file in contents}
+    try:
+        with ExitStack() as written:  # all are written before the first one takes its name
+            for file, content in contents.items():
+                if content is None:
+                    written.callback(file.unlink)
+                else:
+                    written.enter_context(replacing(file)).write_bytes(content)
+        wrong = [str(file) for file, content in contents.items() if _content(file) != content]
+        if wrong:
+            raise OSError(f"{', '.join(wrong)}: what was written can't be read back")
+    except BaseException as error:
+        lost = [str(file) for file, old in before.items() if not _put_back(file, old)]
+        if lost:
+            raise OSError(f"{error}; {', '.join(lost)} could not be put back, see git status") from error
+        if isinstance(error, OSError):
+            raise OSError(f"{error}; nothing was changed") from error
+        raise
+
+
+def _put_back(file: Path, old: tuple[bytes, int] | None) -> bool:
+    content, mode = old or (None, 0)
+    with suppress(OSError):
+        if _content(file) == content:
+            return True
+        if content is None:
+            file.unlink()
+        else:
+            with replacing(file) as temporary:
+                temporary.write_bytes(content)
+            file.chmod(mode)
+        return True
+    return False
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def _remove_empty_folders(files: list[Path]) -> None:
+    for file in files:
+        with suppress(OSError):  # what else a user keeps there stays
+            file.parent.rmdir()
+            file.parent.parent.rmdir()
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    """Standard output of a git command; a ValueError with git's own words where it failed."""
+    result = _run_git(checkout, *arguments)
+    if result.returncode != 0:
+        said = [line.strip().removeprefix("fatal: ") for line in result.stderr.splitlines() if line.strip()]
+        help_ = next((f"; if you trust it: {line}" for line in said if line.startswith("git config ")), "")
+        raise ValueError(f"{checkout}: git says: {(said or ['nothing'])[0]}{help_}")
+    return result.stdout.strip()
+
+
+def _succeeds(checkout: Path, *arguments: str) -> bool:
+    return _run_git(checkout, *arguments).returncode == 0
+
+
+def _run_git(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["git", "-C", str(checkout), *arguments]
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    except FileNotFoundError as error:
+        raise ValueError("git is not installed, or not on the PATH") from error

@@ -8,10 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from types import MappingProxyType
 from typing import Any
 
 from semples_plugin.checks import check_known, check_names
+from semples_plugin.class_names import (
+    COCO,
+    COCO_ALIASES,
+    RELEASE_COCO,
+    RELEASE_VOC,
+    RELEASE_VOC_ALIASES,
+    VOC,
+    VOC_ALIASES,
+)
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
@@ -216,46 +224,6 @@ def load_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-_VOC = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
-    "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
-)  # fmt: skip
-_COCO = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-# COCO's category ids run from 1 to 90; these ten were never annotated, and the release's label columns keep them.
-_COCO_UNUSED = {
-    12: "street sign", 26: "hat", 29: "shoe", 30: "eye glasses", 45: "plate",
-    66: "mirror", 68: "window", 69: "desk", 71: "door", 83: "blender",
-}  # fmt: skip
-
-
-def _coco_with_unused() -> tuple[str, ...]:
-    used = iter(_COCO)
-    return tuple(_COCO_UNUSED.get(identifier) or next(used) for identifier in range(1, 91))
-
-
-_VOC_ALIASES = MappingProxyType(
-    {
-        "airplane": "aeroplane", "diningtable": "dining table", "motorcycle": "motorbike", "player": "person",
-        "pottedplant": "potted plant", "couch": "sofa", "tvmonitor": "tv monitor", "tv/monitor": "tv monitor",
-        "tv": "tv monitor",
-    }
-)  # fmt: skip
-_COCO_ALIASES = MappingProxyType(
-    {
-        "aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv", "tv monitor": "tv",
-        "pottedplant": "potted plant", "diningtable": "dining table", "hair dryer": "hair drier",
-        "hairdrier": "hair drier", "television": "tv",
-    }
-)  # fmt: skip
 _RELEASE: dict[str, Any] = {
     "weight_decay": 0.03,
     "prompt_batch_size": 128,
@@ -271,41 +239,41 @@ PRESETS = {
     for preset in (
         Preset(
             "voc",
-            _VOC,
+            VOC,
             LossWeights(background=2.4, text=0.02, refine=0.05),
             "SemPLeS (WACV 2025), section 4.2; weight decay is AdamW's default, eps and template are the release's",
             lr=5e-4,
             prompt_lr=5e-4,
-            aliases=_VOC_ALIASES,
+            aliases=VOC_ALIASES,
         ),
         Preset(
             "coco",
-            _COCO,
+            COCO,
             LossWeights(background=0.75, text=0.01, refine=0.2),
             "SemPLeS (WACV 2025), section 4.2; weight decay is AdamW's default, eps and template are the release's",
             lr=5e-6,
             prompt_lr=5e-6,
-            aliases=_COCO_ALIASES,
+            aliases=COCO_ALIASES,
         ),
         Preset(
             "release-voc",
-            tuple("player" if name == "person" else name for name in _VOC),
+            RELEASE_VOC,
             LossWeights(background=2.4, text=0.02, refine=0.05),
             "the authors' public code, as described in its scripts: lr = base lr x batch x GPUs / 512",
             lr=5.12e-4,
             prompt_lr=0.1,
-            aliases=MappingProxyType({**{k: v for k, v in _VOC_ALIASES.items() if k != "player"}, "person": "player"}),
+            aliases=RELEASE_VOC_ALIASES,
             **_RELEASE,
         ),
         Preset(
             "release-coco",
-            _coco_with_unused(),
+            RELEASE_COCO,
             LossWeights(background=0.75, text=0.01, refine=0.2),
             "the authors' public code, as described in its scripts: lr = base lr x batch x GPUs / 512",
             lr=5.12e-6,
             prompt_lr=0.01,
             batch_size=32,
-            aliases=_COCO_ALIASES,
+            aliases=COCO_ALIASES,
             **_RELEASE,
         ),
     )

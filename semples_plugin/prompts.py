@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.checks import first_difference
+from semples_plugin.checks import check_names, first_difference
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.files import replacing
+from semples_plugin.pickled import read_saved
+from semples_plugin.prompt_quality import ClassQuality, Nearness
+from semples_plugin.text import reason, shown
 from semples_plugin.version import __version__
 
 RELEASE_SUFFIX = (13,)
@@ -23,7 +28,10 @@ _SAME_CLIP = 0.98  # cosine of two signatures; pure bfloat16 stays above 0.99, a
 
 
 class BackgroundPrompts(nn.Module):
-    """K sequences of L context vectors, one per class, in the template "a photo of {}.".
+    """K sequences of L context vectors, one per class, in the template "a photo of {}."; `for_clip` makes them.
+
+    `state_dict` carries the vectors and, as extra state, everything below; a state dict of `vectors` alone, as older
+    ones are, loads as well and counts as learned.
 
     Args:
         num_classes: K.
@@ -39,9 +47,9 @@ class BackgroundPrompts(nn.Module):
         vectors: the parameter `[K, L, W]`, float32.
         class_names, clip_name, signature: what the prompts belong to, None until a regularizer takes them.
         seed: of the start, then of the learning.
-        learned: whether equation (2) has seen them, or they were read from a file.
-        similarities: of the learned prompts, K numbers each: "background", sim(u_b, v_b) averaged over the pairs
-            (None for a class without any), and "label", sim(u_b, u_f); empty before.
+        learned: whether they describe backgrounds: `learn_background_prompts`, a file and a state dict say so. Whoever
+            learns them by an optimiser of their own says so by `prompts.learned = True`.
+        quality: of each class, what its prompt was near to before and after `learn_background_prompts`; empty before.
     """
 
     def __init__(
@@ -70,13 +78,75 @@ class BackgroundPrompts(nn.Module):
         self.vectors = nn.Parameter(vectors)
         self.template = template
         self.suffix_ids = suffix_ids
-        self.seed = seed
+        self.seed = int(seed)
         self.learned = False
-        self.similarities: dict[str, list[float | None]] = {}
-        self.register_load_state_dict_post_hook(_mark_learned)
+        self.quality: tuple[ClassQuality, ...] = ()
         self.class_names: tuple[str, ...] | None = None
         self.clip_name: str | None = None
         self.signature: Tensor | None = None
+
+    @classmethod
+    def for_clip(
+        cls, clip: FrozenClip, class_names: Sequence[str], length: int = 30, *, std: float | None = None, **options: Any
+    ) -> BackgroundPrompts:
+        """Prompts to learn for a CLIP and its classes, on its device.
+
+        Args:
+            clip: whose text width they have, and to which they belong from now on.
+            class_names: K names, in the order of the label columns.
+            length: L.
+            std: of the normal start; `clip.token_std`, which makes vectors as large as words', where left out.
+            options: `init`, `seed`, `template` and `suffix_ids`, see above.
+
+        Raises:
+            ValueError: where they don't fit into the CLIP's context, or the names are no class list.
+        """
+        names = check_names(class_names)
+        std = clip.token_std if std is None else std
+        prompts = cls(len(names), length, clip.text_width, std=std, **options)
+        prompts.claim(clip, names)
+        return prompts.to(clip.device)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> BackgroundPrompts:
+        """Prompts of the sizes and the content of a `state_dict`."""
+        prompts = cls(*state["vectors"].shape)
+        prompts.load_state_dict(state)
+        return prompts
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the vectors belong to, in plain types and tensors, so that `weights_only=True` reads it."""
+        return {
+            "class_names": self.class_names,
+            "clip_name": self.clip_name,
+            "signature": self.signature,
+            "template": self.template,
+            "suffix_ids": self.suffix_ids,
+            "seed": self.seed,
+            "learned": self.learned,
+            "quality": [asdict(one) for one in self.quality],
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Takes what `get_extra_state` gave, now or in an older version; what vectors belong to stays if not given."""
+        names, suffix = state.get("class_names", self.class_names), state.get("suffix_ids", self.suffix_ids)
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(f"expected {self.num_classes} class names, got {len(names)}")
+        self.class_names = None if names is None else tuple(names)
+        self.suffix_ids = None if suffix is None else tuple(suffix)
+        self.clip_name = state.get("clip_name", self.clip_name)
+        self.signature = state.get("signature", self.signature)
+        self.template = state.get("template", self.template)
+        self.seed = state.get("seed", self.seed)
+        self.learned = state.get("learned", True)
+        quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
+        self.quality = quality or _older_quality(names or (), state.get("similarities", {}))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # Older state dicts hold the vectors alone, and one without vectors teaches the prompts nothing.
+        about = {"learned": self.learned or f"{prefix}vectors" in state_dict}
+        state_dict.setdefault(f"{prefix}_extra_state", about)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def num_classes(self) -> int:
@@ -116,7 +186,7 @@ class BackgroundPrompts(nn.Module):
                 f"the prompts belong to another CLIP: they were learned with {self.clip_name}, this is {clip.name}, "
                 "whose texts lie elsewhere; load the CLIP that they were learned with, or learn them again"
             )
-        self.class_names = self.class_names or tuple(class_names)
+        self.class_names = self.class_names or tuple(map(str, class_names))
         if self.signature is None:
             self.clip_name, self.signature = clip.name, signature
 
@@ -128,20 +198,16 @@ class BackgroundPrompts(nn.Module):
         """
         from safetensors.torch import save_file
 
+        about = self.get_extra_state()
         tensors = {"prompts": self.vectors.detach().float().cpu().contiguous()}
-        if self.signature is not None:
-            tensors["signature"] = self.signature.contiguous()
-        about = {
-            "class_names": self.class_names,
-            "clip_name": self.clip_name,
-            "length": self.vectors.shape[1],
-            "template": self.template,
-            "suffix_ids": self.suffix_ids,
-            "seed": self.seed,
-            "learned": self.learned,
-            "similarities": self.similarities,
-            # Of the modules themselves: a checkout on PYTHONPATH has no metadata, and this line comes after hours.
-            "versions": {"semples-plugin": __version__, "torch": torch.__version__, "open_clip": open_clip.__version__},
+        signature = about.pop("signature")
+        if signature is not None:
+            tensors["signature"] = signature.contiguous()
+        # Of the modules themselves: a checkout on PYTHONPATH has no metadata, and this line comes after hours.
+        about["versions"] = {
+            "semples-plugin": __version__,
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
         }
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in about.items()})
@@ -165,23 +231,21 @@ class BackgroundPrompts(nn.Module):
         tensors, about = _read_safetensors(path) if begins_with_json else _read_release(path)
         vectors = tensors.get("prompts")
         if vectors is None or vectors.ndim != 3 or not vectors.is_floating_point():
-            found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            found = shown({name: list(tensor.shape) for name, tensor in tensors.items()})
             raise ValueError(f"{path} holds no prompts: expected a tensor 'prompts' [K, L, W], found {found}")
         if not bool(vectors.isfinite().all()):
             raise ValueError(f"{path}: the prompts hold NaN or infinite values; learn them again")
-        prompts = cls(*vectors.shape, template=about.get("template", PROMPT_TEMPLATE), seed=about.get("seed", 0))
-        prompts.vectors.data.copy_(vectors)
-        prompts.learned = about.get("learned", True)
-        prompts.similarities = about.get("similarities", {})
-        prompts.suffix_ids = tuple(about["suffix_ids"]) if about.get("suffix_ids") else None
-        prompts.class_names = tuple(about["class_names"]) if about.get("class_names") else None
-        prompts.clip_name = about.get("clip_name")
-        prompts.signature = tensors.get("signature")
-        return prompts
+        about["signature"] = tensors.get("signature")
+        try:
+            return cls.from_state({"vectors": vectors, "_extra_state": about})
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error!r:.100}; learn the prompts again") from error
 
 
-def _mark_learned(prompts: BackgroundPrompts, _: Any) -> None:
-    prompts.learned = True
+def _older_quality(names: Sequence[str], similarities: Mapping[str, list[Any]]) -> tuple[ClassQuality, ...]:
+    """Of a file from before foregrounds were measured: similarities to backgrounds and labels, after learning."""
+    found = zip(names, similarities.get("background", ()), similarities.get("label", ()))
+    return tuple(ClassQuality(name, None, Nearness(near, None, None, label, None)) for name, near, label in found)
 
 
 def same_clip(a: Tensor | None, b: Tensor | None) -> bool:
@@ -196,19 +260,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
             about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no prompts file, or is cut short or damaged: {error}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no prompts file, or is cut short or damaged: {reason(error)}") from error
     return tensors, about
 
 
 def _read_release(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = read_saved(path)
+    except ValueError as error:
         raise ValueError(
             f"{path} is no prompts file: neither safetensors nor a state dict of tensors alone, as the release's "
             "btp.pth is (it is cut short or damaged, or holds code, which is never run)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise ValueError(f"{path}: expected a state dict with one tensor 'prompts', got {type(state).__name__}")
-    return state, {"suffix_ids": RELEASE_SUFFIX}
+    return {name: torch.from_numpy(array.copy()) for name, array in state.items()}, {"suffix_ids": RELEASE_SUFFIX}

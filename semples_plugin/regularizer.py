@@ -233,7 +233,8 @@ class SemPLeSRegularizer:
         """Equation (2), for stage (b): `loss_prompt_image` and `loss_prompt_text`, whose sum is L_prompt.
 
         Gradients reach the prompts alone, however the masks were made. To learn prompts from a whole data set use
-        `learn_background_prompts`, which encodes each background once.
+        `learn_background_prompts`, which encodes each background once; after an optimiser of your own say
+        `prompts.learned = True`, so that refinement doesn't warn of prompts that were never learned.
         """
         self._check(images, masks)
         return self.prompt_losses_of(self.background_features(images, masks), masks.class_index)
@@ -245,7 +246,6 @@ class SemPLeSRegularizer:
         wanted = {name: weight for name, weight in wanted.items() if weight}
         if not wanted:
             raise ValueError("both terms of (2) have the weight 0; there is nothing to learn the prompts with")
-        prompts.learned = True
         if len(class_index) == 0:
             return _zeros(prompts.vectors, wanted)
         with torch.autocast(self.clip.device.type, enabled=False):
@@ -262,16 +262,24 @@ class SemPLeSRegularizer:
         named = dict(zip(("loss_prompt_image", "loss_prompt_text"), terms))
         return {name: weight * named[name] for name, weight in wanted.items()}
 
-    @torch.no_grad()
     def background_features(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """v_b `[P, D]`, unit length, without gradients: what prompts are learned from."""
+        return self._fixed_features(images, masks, foreground=False)[1]
+
+    def pair_features(self, images: Tensor, masks: ClassMasks) -> tuple[Tensor, Tensor]:
+        """v_f and v_b, each `[P, D]`, unit length, without gradients: the latter is what prompts are learned from."""
+        return self._fixed_features(images, masks, foreground=True)
+
+    @torch.no_grad()
+    def _fixed_features(self, images: Tensor, masks: ClassMasks, foreground: bool) -> tuple[Tensor, Tensor]:
         self._check(images, masks)
         if len(masks) == 0:
-            return self._label_features.new_zeros(0, self._label_features.shape[1])
+            return self._label_features[:0], self._label_features[:0]
         with torch.autocast(self.clip.device.type, enabled=False):
             prepared, masks, pairs = self._for_clip(images), masks.detach(), self.max_pairs or len(masks)
             parts = [masks[start : start + pairs] for start in range(0, len(masks), pairs)]
-            return torch.cat([self._features(prepared, part, False, True)[1] for part in parts])
+            foregrounds, backgrounds = zip(*(self._features(prepared, part, foreground, True) for part in parts))
+            return torch.cat(foregrounds), torch.cat(backgrounds)
 
     @property
     def label_features(self) -> Tensor:
@@ -474,7 +482,8 @@ class SemPLeSRegularizer:
             warn_once(
                 "unlearned prompts",
                 "refinement with prompts that were never learned: run stage (b), learn_background_prompts, first, or "
-                "read its file with BackgroundPrompts.load(path)",
+                "read its file with BackgroundPrompts.load(path); if you learned them by an optimiser of your own, set "
+                "prompts.learned = True",
             )
 
     def _need_prompts(self) -> BackgroundPrompts:

@@ -77,9 +77,8 @@ def embed(visual: Any, images: Tensor) -> Any:
     if not plain or (dropout.training and not isinstance(dropout, nn.Identity)):
         return visual._embeds(images)
     high, wide = conv.kernel_size
-    patches = (
-        images.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-    )
+    whole = images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]  # as the convolution sees
+    patches = whole.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     tokens = F.linear(patches, conv.weight.flatten(1))
     first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
     return visual.ln_pre(torch.cat([first, tokens], dim=1) + visual.positional_embedding.to(tokens.dtype))

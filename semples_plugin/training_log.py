@@ -113,7 +113,8 @@ class TrainingLog:
         shown = {name.removeprefix("loss_"): f"{v:.3f}" for name, v in means.items() if name.startswith("loss_")}
         if self.step > self._first:  # the first step warms up
             means["pairs_per_second"] = self._pairs / max(time.perf_counter() - self._since, 1e-9)
-            shown["pairs/s"] = f"{means['pairs_per_second']:.0f}"
+            rate = means["pairs_per_second"]
+            shown["pairs/s"] = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
         self._bar.set_postfix(shown)
         if self.writer is not None:
             for name, value in means.items():

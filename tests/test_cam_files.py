@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from semples_plugin import files, pickled
-from semples_plugin.cams import convert
+from semples_plugin.cams import convert, pictures
 from semples_plugin.cams import files as cam_files
 from semples_plugin.cams.convert import convert_folder
 from semples_plugin.cams.files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
-from semples_plugin.cams.pictures import read_photograph
+from semples_plugin.cams.pictures import photograph_size, read_photograph
 
 CLASSES = (2, 7, 11)
 
@@ -144,9 +144,9 @@ def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
     np.save(path, np.array(things[content], dtype=object))
     if content == "numbers":
         np.save(path, maps())
-    elif content == "state":  # gives the reader's own function for tensors an attribute
+    elif content == "state":  # gives the reader's own class for tensors an attribute
         whole = path.read_bytes()
-        build = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00xK\x01sb."
+        build = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x01\x00\x00\x00xK\x01s\x86b."
         path.write_bytes(whole[: whole.index(b"\x80")] + build)
     if content == "empty":
         path.write_bytes(b"")
@@ -154,7 +154,7 @@ def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"x\.npy"):
         read_cams(path)
-    assert not (tmp_path / "attacked").exists() and not vars(pickled._tensor)
+    assert not (tmp_path / "attacked").exists() and not hasattr(pickled._Tensor, "x")
 
 
 def test_code_in_an_npz_or_in_a_tensors_storage_does_not_run(tmp_path):
@@ -212,11 +212,71 @@ def test_damage_of_any_kind_is_told_in_a_sentence(tmp_path, host):
     assert told > 50
 
 
-def test_an_npz_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cam_files, "_MAX_BYTES", 1 << 10)
-    np.savez_compressed(tmp_path / "x.npz", cam=np.zeros((1, 40, 40), np.float32), fg_cls=np.array([0]))
-    with pytest.raises(ValueError, match=r"cam.npy in it would take more than"):
+@pytest.mark.parametrize(
+    "cam, fg_cls, words",
+    [
+        (np.zeros((2, 40, 40), np.float32), np.arange(2), "maps of 2 x 40 x 40 pixels would take more than"),
+        (np.zeros((1, 40, 70), np.uint8), np.arange(1), "maps of 1 x 40 x 70 pixels would take"),  # as float32
+        (np.zeros((255, 1, 1)), np.arange(255), "expected a map for each class, and 254 at most, got 255 for 255"),
+        (np.zeros((1, 2, 2)), np.zeros(10**6, int), ".* got 1 for 1000000 classes"),
+        (np.zeros((10**6, 1)), np.arange(1), "cam: expected numbers in 3 dimensions"),
+        (np.zeros((1, 2, 2), "U9"), np.arange(1), "cam: expected numbers in 3 dimensions, got <U9"),
+    ],
+)
+def test_an_npz_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, cam, fg_cls, words):
+    monkeypatch.setattr(cam_files, "_MAX_BYTES", 10**4)
+    monkeypatch.setattr(cam_files, "_unpacked", None)
+    np.savez_compressed(tmp_path / "x.npz", cam=cam, fg_cls=fg_cls)
+    with pytest.raises(ValueError, match=rf"x\.npz is damaged, or no CAM file: {words}") as caught:
         read_cams(tmp_path / "x.npz")
+    assert len(str(caught.value)) < 500
+
+
+def test_an_npz_that_is_as_large_as_its_maps_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(cam_files, "_MAX_BYTES", 10**3)
+    write_cams(tmp_path / "x.npz", Cams(maps(), CLASSES, "fma"))
+    assert np.array_equal(read_cams(tmp_path / "x.npz").maps, maps())
+
+
+def test_a_mask_whose_maps_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cam_files, "_MAX_BYTES", 10**4)
+    Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png is damaged, .*: maps of 254 x 30 x 30 pixels would take"):
+        read_cams(tmp_path / "x.png")
+
+
+def test_a_picture_is_opened_as_what_it_should_be(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 3)).save(tmp_path / "x.png", format="EPS")  # for which Pillow would start Ghostscript
+    Image.new("L", (4, 3)).save(tmp_path / "y.png", format="JPEG")
+    for name in ("x.png", "y.png"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged, or no mask in PNG: cannot identify"):
+            read_cams(tmp_path / name)
+    for read in (read_photograph, photograph_size):
+        with pytest.raises(ValueError, match=r"x\.png is damaged, or no photograph: cannot identify"):
+            read(tmp_path / "x.png")
+    for form in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"):
+        Image.new("RGB", (4, 3)).save(tmp_path / "z.jpg", format=form)
+        assert read_photograph(tmp_path / "z.jpg").shape == (3, 4, 3) and photograph_size(tmp_path / "z.jpg") == (3, 4)
+    monkeypatch.setattr(pictures, "_MAX_PIXELS", 11)
+    for read in (read_photograph, photograph_size):
+        with pytest.raises(ValueError, match=r"z\.jpg has 4 x 3 pixels, more than .*: scale it down"):
+            read(tmp_path / "z.jpg")
+
+
+@pytest.mark.parametrize(
+    "planes, classes, form, words",
+    [
+        (maps(), (0, 1), "weaktr", "a map for each class, and 254 at most, got 3 for 2 classes"),
+        (maps(), (0, 1, 1), "weaktr", r"different classes from 0 to 253, got \[0, 1, 1\]"),
+        (maps(), (0, 1, 254), "weaktr", "different classes from 0 to 253"),
+        (maps(), CLASSES, "irn", "expected one of clims, weaktr, fma or labels, got 'irn'"),
+        (maps()[0], range(30), "weaktr", r"maps \[h, w\] of one size, got \[\(41,\)\]"),
+        ([maps()[0], maps((3, 4))[1]], (0, 1), "weaktr", "of one size"),
+    ],
+)
+def test_cams_are_checked_once_for_all(planes, classes, form, words):
+    with pytest.raises(ValueError, match=words):
+        Cams(planes, classes, form)
 
 
 def test_folders_without_cams_are_named(tmp_path):

@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +13,23 @@ from PIL import Image
 from test_cam_files import HOSTS, stack_resized
 
 from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, power_thresholds
-from semples_plugin.cams.files import list_cams, read_image_list
-from semples_plugin.cams.folders import ENOUGH, THRESHOLDS, FolderEvaluation, compare, evaluate_folder, image_iou
+from semples_plugin.cams.files import Cams, list_cams, read_image_list, write_cams
+from semples_plugin.cams.folders import (
+    ENOUGH,
+    THRESHOLDS,
+    Comparison,
+    FolderEvaluation,
+    compare,
+    evaluate_folder,
+    image_iou,
+)
 from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.cams.tables import describe_gain
 from semples_plugin.cli import main
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
 K = len(NAMES)
+NAMES_20 = tuple("abcdefghijklmnopqrst")
 
 
 def world(folder, host="weaktr", count=6, seed=0, quality=0.0):
@@ -96,6 +109,26 @@ def test_it_equals_a_loop_per_setting_exactly(tmp_path, host):
     assert found.miou == best and found.chosen_here
     given = evaluate_folder(cams, masks, NAMES, setting=found.settings[found.chosen], progress=False)
     assert given.miou == found.miou and not given.chosen_here
+
+
+def test_the_commands_do_without_torch(tmp_path):
+    """It takes seconds to import, and workers can't be forked once it is there."""
+    cams, masks = world(tmp_path)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    code = """if 1:
+        import sys
+        from semples_plugin.cli import main
+        cams, masks, images, out = sys.argv[1:]
+        judging = [cams, "--masks", masks, "--quiet"]
+        print(main(["eval", *judging, "--out", out]))
+        print(main(["show", *judging, "--images", images, "--out", f"{out}/show.png"]))
+        print(main(["report", *judging, "--images", images, "--out", f"{out}/report.html"]))
+        print(main(["pseudo-masks", cams, f"{out}/pseudo", "--threshold", "0.4", "--quiet"]))
+        print("torch" in sys.modules)
+    """
+    command = [sys.executable, "-c", code, cams, masks, tmp_path / "images", tmp_path / "out"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line for line in said if line in ("0", "1", "True", "False")] == ["0", "0", "0", "0", "False"]
 
 
 def test_a_power_is_the_constant_at_which_it_turns():
@@ -208,6 +241,73 @@ def test_chance_alone_is_seldom_called_a_gain():
     assert "too few images to tell it from luck, for which it takes 50" in describe_gain(few)
 
 
+def test_a_verdict_says_of_what_and_calls_little_by_its_name():
+    found = Comparison(images=400, miou=(0.5, 0.5002), low=0.0001, high=0.0003, above=1.0)
+    said = describe_gain(found)
+    assert said.startswith(
+        "+0.02 points of mIoU on 400 images; 95 % bootstrap interval +0.01 to +0.03, over images and"
+    )
+    assert "not over training seeds" in said and "less than 0.1 points" in said and "nearly every" not in said
+    assert "less than 0.1 points" in describe_gain(replace(found, miou=(0.5, 0.4998), low=-0.0003, high=-0.0001))
+    for miou, low, high, words in (
+        (0.5011, 0.0001, 0.003, "better on nearly every resampled set"),
+        (0.4989, -0.003, -0.0001, "worse on nearly every resampled set"),
+        (0.5011, -0.0001, 0.003, "the interval holds 0"),
+        (0.5002, -0.0001, 0.003, "the interval holds 0"),
+    ):
+        assert words in describe_gain(replace(found, miou=(0.5, miou), low=low, high=high))
+
+
+def crossed(folder, shown, count=30, classes=20):
+    """Masks of one to three classes, and good CAMs of them, under the numbers that `shown` gives them."""
+    random = np.random.default_rng(0)
+    (folder / "masks").mkdir(parents=True)
+    for n in range(count):
+        present = random.choice(classes, size=1 + n % 3, replace=False)
+        mask = np.zeros((12, 12), np.uint8)
+        for place, k in enumerate(present):
+            mask[:, 4 * place : 4 * place + 3] = k + 1
+        Image.fromarray(mask).save(folder / "masks" / f"{n}.png")
+        named = {shown(int(k), random): int(k) for k in present}
+        if extra := shown(None, random):
+            named.setdefault(extra, -1)
+        planes = [0.8 * (mask == k + 1) + 0.1 * random.random((12, 12)) for k in named.values()]
+        write_cams(folder / "cams" / f"{n}.npy", Cams([p.astype(np.float32) for p in planes], tuple(named), "weaktr"))
+    return folder / "cams", folder / "masks"
+
+
+def test_cams_of_another_class_list_are_told(tmp_path, capsys):
+    for what, number in (
+        ("a list of five classes", lambda k: k % 5),
+        ("background counted", lambda k: (k + 1) % 20),
+        ("another order", lambda k: (7 * k + 3) % 20),
+    ):
+        cams, masks = crossed(tmp_path / what, lambda k, _, number=number: None if k is None else number(k))
+        with pytest.warns(
+            UserWarning, match=r"only \d+ of \d+ CAMs \(\d+ %\) are of a class that the same image's mask"
+        ):
+            found = evaluate_folder(cams, masks, NAMES_20, progress=False)
+        right, of = found.in_masks
+        assert right < 0.4 * of and found.to_dict()["doubt"].startswith(f"{cams}: only {right} of {of} CAMs")
+    assert main(["eval", str(cams), "--masks", str(masks), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"semples eval: {cams}: only ") and said.count("\n") == 1
+
+
+def test_cams_for_predicted_labels_are_not_doubted(tmp_path):
+    """A classifier names a class too many in every other image; each image's mask holds one to three."""
+
+    def shown(k, random):
+        return k if k is not None else random.integers(20) if random.random() < 0.5 else None
+
+    cams, masks = crossed(tmp_path, shown)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate_folder(cams, masks, NAMES_20, progress=False)
+    right, all_cams = found.in_masks
+    assert right == 60 < all_cams and found.doubt == "" and found.to_dict()["doubt"] is None
+
+
 def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, capsys):
     cams, masks = world(tmp_path / "before")
     after, _ = world(tmp_path / "after", quality=0.4)
@@ -216,7 +316,7 @@ def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, 
                "--out", str(tmp_path / "out"), "--quiet"]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert re.search(r"before/cams: mIoU [\d.]+ % over 11 of 13 classes on 6 images of all CAMs", said)
+    assert re.search(r"before/cams: mIoU [\d.]+ % over 11 of 13 classes on 6 images of the folder; ", said)
     assert "6 images; 95 %" in said and "too few images to tell it from luck" in said
     assert "before/cams: mIoU" in said and "chosen on the masks that it is reported on" in said
     assert "95 % bootstrap interval" in said and (tmp_path / "out" / "curve.png").read_bytes()[1:4] == b"PNG"

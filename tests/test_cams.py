@@ -88,6 +88,19 @@ def test_classes_are_different_and_known():
         write_picture("picture", np.zeros((4, 4, 3), np.uint8))
 
 
+def test_errors_name_what_is_wrong_and_stay_short():
+    evaluation, mask = CamEvaluation(2, [0.5]), np.zeros((16, 16), np.uint8)
+    for size, classes, labels, words in (
+        (16, range(254), mask, r"different classes of 0 to 1, got \[2, 3, "),
+        (15, range(254), mask, r"to fit the mask, got \[\(15, 15\), "),
+        (16, [0], np.arange(256, dtype=np.uint8).reshape(16, 16), r"values of 0 to 2 and 255, got \[3, 4, "),
+        (16, [0], np.arange(-9, 247).reshape(16, 16), r"values of 0 to 2 and 255, got \[-9, -8, "),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            evaluation.update(np.zeros((len(classes), size, size)), classes, labels)
+        assert len(str(caught.value)) < 500
+
+
 def test_pictures(tmp_path):
     assert voc_palette()[[1, 2, 3, 20]].tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 64, 128]]
     image = np.full((8, 8, 3), 100, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -11,7 +12,7 @@ import torch
 from semples_plugin import BackgroundPrompts
 from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cli import main
-from semples_plugin.demo import run
+from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.tiny_clip import VOCABULARY, WEIGHTS_FOLDER, TinyTokenizer, load_tiny_clip_model
 from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
@@ -97,12 +98,82 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
         "cams", "classes.txt", "grid.png", "images", "masks", "prompts-3.safetensors", "report.html", "results.json",
     ]  # fmt: skip
     judged = evaluate_folder(tmp_path / "cams" / "full", tmp_path / "masks", OBJECTS, progress=False)
-    assert 100 * judged.miou == pytest.approx(results["rows"]["full"][0]["miou"], abs=0.5)  # other thresholds
-    assert json.loads((tmp_path / "results.json").read_text())["rows"] == results["rows"]
+    rows = results["seeds"]["3"]["rows"]
+    assert 100 * judged.miou == pytest.approx(rows["full"]["miou"], abs=0.5)  # other thresholds
+    assert json.loads((tmp_path / "results.json").read_text())["seeds"] == results["seeds"]
     prompts = BackgroundPrompts.load(tmp_path / "prompts-3.safetensors")
     prompts.claim(run.load_tiny_clip(), OBJECTS)
     again = run.run_demo([3], tmp_path / "again", recipe=SMALL, progress=False)
-    assert again["rows"]["full"] == results["rows"]["full"]
+    assert again["seeds"]["3"]["rows"]["full"] == rows["full"]
+
+
+def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
+    trained, exported = [], []
+
+    class World:
+        drifted = ()
+
+        def __init__(self, clip, seed, *_):
+            self.seed, self.regularizer = seed, SimpleNamespace(prompts=BackgroundPrompts(8, 1, clip.text_width))
+
+        def run(self, names):
+            trained.append(self.seed)
+            if trained == [1, 2]:
+                raise KeyboardInterrupt
+            return {name: run.Judgement(10.0 * self.seed, 0.5, 0.7, 0.3) for name in names}
+
+        def draw(self):
+            return np.zeros((8, 8, 3), np.uint8)
+
+        def export(self, _):
+            exported.append(self.seed)
+
+    monkeypatch.setattr(run, "_World", World)
+    command = ["demo", "--out", str(tmp_path), "--quiet", "--seeds"]
+    assert main([*command, "1", "2"]) == 130
+    assert f"seeds in {tmp_path}/results.json: 1; the same command goes on" in capsys.readouterr().err
+    kept = (tmp_path / "prompts-1.safetensors").stat().st_mtime_ns
+    assert main([*command, "1", "2"]) == 0 and trained == [1, 2, 2]
+    text = capsys.readouterr().out
+    assert "has seeds 1 already" in text and "alone                 15.0 (7.1)" in text and exported == [1]
+    assert (tmp_path / "prompts-1.safetensors").stat().st_mtime_ns == kept
+    assert main([*command, "2"]) == 0 and trained == [1, 2, 2] and "one seed" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "results.json").read_text())["seeds"]) == {"1", "2"}
+    assert main([*command, "1", "--ablation"]) == 1
+    assert "holds results of other settings (rows)" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text('{"seeds": [1], "rows": {}}')  # of version 0.1
+    assert main([*command, "1"]) == 1 and "(recipe, rows, device, threads, version)" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{")
+    assert main([*command, "1"]) == 1 and "results.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seeds", [["-1"], ["1", "1"], [str(2**40)]])
+def test_seeds_that_can_not_be_are_refused_before_any_work(tmp_path, capsys, seeds):
+    assert main(["demo", "--quiet", "--out", str(tmp_path / "out"), "--seeds", *seeds]) == 1
+    assert "seeds: expected integers from 0 up" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, 1), ("2", 2)])
+def test_the_command_takes_one_thread_unless_told_otherwise(monkeypatch, chosen, threads):
+    before, found = torch.get_num_threads(), []
+    monkeypatch.setattr(run, "run_demo", lambda *_, **__: found.append(torch.get_num_threads()))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    try:
+        torch.set_num_threads(2)
+        assert main(["demo"]) == 0 and found == [threads]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("option", [["--train", "0"], ["--test", "-1"], ["--seed", "-1"]])
+def test_an_export_of_nothing_is_refused(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "world"), *option])
+    with pytest.raises(SystemExit) as status:
+        export.main()
+    assert status.value.code == 1 and f"{option[0][2:]}: expected integers" in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
 
 
 def test_the_command_line_runs_it(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import os
 import socket
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,12 +111,26 @@ def _walk(indices):
         yield images[i : i + 1], ClassMasks.from_dense(cams / cams.max(), labels[i : i + 1]), [i]
 
 
+def _stopped(indices):
+    yield from list(_walk(indices))[:1]
+    raise ValueError("the disk is gone")
+
+
 def _learn(rank, parts, out) -> None:
     regularizer = build()
+    try:  # one rank stops in its walk: all of them keep what they have encoded
+        learn_background_prompts(
+            regularizer, _stopped(parts[1]) if rank else _walk(parts[0]), progress=False, work_dir=f"{out}/work"
+        )
+    except (RuntimeError, ValueError) as error:
+        assert "the disk is gone" in str(error)
+    calls, inner = [], regularizer.pair_features
+    regularizer.pair_features = lambda *batch: (calls.append(1), inner(*batch))[1]
     history = learn_background_prompts(
         regularizer, _walk(parts[rank]), epochs=3, lr=0.02, batch_size=4, progress=False,
         work_dir=f"{out}/work", save_to=f"{out}/prompts.safetensors",
     )  # fmt: skip
+    assert len(calls) == rank  # rank 1's second image alone: its third is rank 0's first
     torch.save((regularizer.prompts.vectors.detach(), history.to_dict()), f"{out}/{rank}.pt")
 
 
@@ -136,6 +151,12 @@ def _fail(rank, out) -> None:
         learn_background_prompts(build(), [None] if rank else _walk([0]), epochs=1, progress=False)
     except (RuntimeError, TypeError) as error:
         torch.save(str(error), f"{out}/{rank}.pt")
+    if rank == 0:
+        Path(out, "work").mkdir()
+        Path(out, "work", "features.pt").write_text("damaged")
+    dist.barrier()
+    with pytest.raises(ValueError, match=r"features.pt is damaged"):  # on both: the other would wait for ever
+        learn_background_prompts(build(), _walk([0]), epochs=1, progress=False, work_dir=f"{out}/work")
 
 
 @pytest.mark.filterwarnings("ignore:these prompts were learned already")

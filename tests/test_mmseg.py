@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from semples_plugin import BackgroundPrompts, prompt_learning
 from semples_plugin.cams.files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
+from semples_plugin.demo.run import load_tiny_clip
 
 CONFIG = Path(__file__).parent.parent / "examples/mmseg/tiny_demo.py"
 Config.pretty_text = property(lambda self: "")  # mmengine prints it, and yapf takes minutes over long temporary paths
@@ -252,11 +254,11 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(prompt_learning, "_label_similarities", interrupt)  # after the walk
+        patch.setattr(prompt_learning, "measure", interrupt)  # after the walk
         train(config(world, tmp_path, iterations=9, **changes))
     (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
-    features["features"] *= -1  # so that it shows whether they are taken
+    features["backgrounds"] *= -1  # so that it shows whether they are taken
     torch.save(features, unfinished / "features.pt")
     left = tmp_path / "left"
     shutil.copytree(unfinished, left)
@@ -534,6 +536,23 @@ def test_wrong_options_of_the_prompts_are_refused_before_the_run():
     ):
         with pytest.raises(ValueError, match=words):
             HOOKS.build({"type": "SemPLeSStages", "match": 1, "learning": learning})
+
+
+def test_a_checkpoint_carries_the_prompts_whole(tmp_path):
+    hook = HOOKS.build({"type": "SemPLeSStages", "match": 1})
+    clip = load_tiny_clip()
+    prompts = BackgroundPrompts.for_clip(clip, OBJECTS, 4, seed=7)
+    prompts.learned = True
+    model = SimpleNamespace(regularizer=SimpleNamespace(prompts=prompts))
+    hook.before_save_checkpoint(SimpleNamespace(model=model), checkpoint := {})
+    torch.save(checkpoint, tmp_path / "iter.pth")
+    older = {"vectors": prompts.vectors.detach(), "template": "a photo of {}.", "suffix_ids": None, "similarities": {},
+             "class_names": OBJECTS, "clip_name": clip.name, "signature": clip.signature()}  # fmt: skip
+    for state, seed in ((torch.load(tmp_path / "iter.pth", weights_only=True)["semples"]["prompts"], 7), (older, 0)):
+        hook.after_load_checkpoint(SimpleNamespace(_resume=True), {"semples": {"start": None, "prompts": state}})
+        found = BackgroundPrompts.from_state(hook._prompts)
+        assert torch.equal(found.vectors, prompts.vectors) and found.seed == seed and found.learned
+        assert found.class_names == OBJECTS and torch.equal(found.signature, clip.signature())
 
 
 def test_the_module_can_be_imported_twice():

@@ -1,4 +1,7 @@
+import os
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +109,102 @@ def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
     for folder in ("semples/match", "semples/prompts", "semples", "."):
         (checkout / "configs" / folder).rmdir()  # what the test itself emptied; nothing else is left
     assert git(checkout, "status", "--porcelain") == ""
+
+
+def snapshot(folder):
+    """Content, mode of every file, and the folders, but for git's own."""
+    return {
+        path: (path.read_bytes() if path.is_file() else None, path.stat().st_mode)
+        for path in folder.rglob("*")
+        if ".git" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("action", ["apply", "revert"])
+@pytest.mark.parametrize("host", ["clims", "fma-wsss"])
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"])
+def test_files_change_all_or_none(checkout, monkeypatch, host, action, stop, capsys):
+    monkeypatch.setitem(patching.COMMITS, "fma-wsss", patching.COMMITS["clims"])
+    (checkout / "run_sample.py").chmod(0o755)
+    git(checkout, "config", "core.fileMode", "false")
+    (checkout / "configs").mkdir()
+    if action == "revert":
+        patching.patch(host, checkout)
+        if host == "fma-wsss":
+            (checkout / "configs/semples/match/cfg.py").chmod(0o600)
+    before, steps = snapshot(checkout), {"clims": 4, "fma-wsss": 3}[host]
+    name = "unlink" if (host, action) == ("fma-wsss", "revert") else "replace"
+    genuine = getattr(Path, name)
+    for good in range(steps):
+        left = [good]
+
+        def fails_once(path, *arguments, left=left, **keywords):
+            left[0] -= 1
+            if left[0] == -1:
+                raise stop
+            return genuine(path, *arguments, **keywords)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, name, fails_once)
+            status = main(["patch", host, str(checkout), *["--revert"] * (action == "revert")])
+        captured = capsys.readouterr()
+        assert left[0] < 0 and snapshot(checkout) == before and captured.out == ""
+        assert (status, "nothing was changed" in captured.err) in ((1, True), (130, False))
+    patching.patch(host, checkout, action)
+    assert snapshot(checkout) != before and (checkout / "run_sample.py").stat().st_mode & 0o777 == 0o755
+
+
+def test_what_can_not_be_put_back_is_named(checkout, monkeypatch):
+    genuine, left = Path.replace, [2]
+
+    def fails_for_good(path, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(30, "Read-only file system")
+        return genuine(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails_for_good)
+    with pytest.raises(OSError, match=r"Read-only.*step/train_clims.py, \S*step_coco/train_clims.py could not be put"):
+        patching.patch("clims", checkout)
+
+
+def test_a_read_only_file_system_is_told_by_the_hosts_file(checkout, monkeypatch):
+    def fails(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", fails)
+    monkeypatch.setattr(Path, "unlink", fails)
+    with pytest.raises(OSError, match=r"file system: '\S*host/run_sample.py'; nothing was changed$"):
+        patching.patch("clims", checkout)
+
+
+@pytest.mark.skipif(shutil.which("chattr") is None, reason="needs chattr")
+@pytest.mark.parametrize("action", ["apply", "revert"])
+def test_an_immutable_file_stops_everything(checkout, action, capsys):
+    if action == "revert":
+        patching.patch("clims", checkout)
+    file, before = checkout / "step/train_clims.py", snapshot(checkout)
+    if subprocess.run(["chattr", "+i", str(file)], capture_output=True).returncode:
+        pytest.skip("chattr doesn't work here")
+    try:
+        assert main(["patch", "clims", str(checkout), *["--revert"] * (action == "revert")]) == 1
+    finally:
+        subprocess.run(["chattr", "-i", str(file)], check=True)
+    assert snapshot(checkout) == before
+    assert "step/train_clims.py'; nothing was changed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives a folder to somebody else")
+def test_a_checkout_of_somebody_elses_is_called_that(checkout, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in [checkout, *checkout.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    for action in ("check", "apply", "revert"):
+        with pytest.raises(ValueError, match=r"dubious ownership.*git config --global --add safe.directory \S*host$"):
+            patching.patch("clims", checkout, action)
+
+
+def test_a_failure_of_gits_is_told_in_its_words(checkout):
+    (checkout / ".git/index").write_bytes(b"damaged")  # `git status` fails then, which is not "no local changes"
+    with pytest.raises(ValueError, match=r"git says: .*index file"):
+        patching.patch("clims", checkout)

@@ -1,12 +1,26 @@
 import copy
+import functools
 import json
+import re
+import shutil
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_frozen
 
-from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer, learn_background_prompts
+from semples_plugin import (
+    BackgroundPrompts,
+    ClassMasks,
+    LossWeights,
+    SemPLeSRegularizer,
+    learn_background_prompts,
+    prompt_learning,
+)
+from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
 
 NAMES = ["train", "boat", "tv monitor"]
 OPTIONS = {"epochs": 6, "lr": 0.02, "batch_size": 8, "progress": False}
@@ -15,12 +29,12 @@ OPTIONS = {"epochs": 6, "lr": 0.02, "batch_size": 8, "progress": False}
 class Batches:
     """Counts its walks; every class has its own background colour, which is what prompts can learn."""
 
-    def __init__(self, classes=3):
-        self.walks, self.classes = 0, classes
+    def __init__(self, classes=3, seed=5):
+        self.walks, self.classes, self.seed = 0, classes, seed
 
     def __iter__(self):
         self.walks += 1
-        generator = torch.Generator().manual_seed(5)
+        generator = torch.Generator().manual_seed(self.seed)
         for _ in range(4):
             index = torch.arange(6) % self.classes
             images = 2 * torch.eye(3)[index].view(6, 3, 1, 1) + 0.1 * torch.randn(6, 3, 32, 32, generator=generator)
@@ -29,8 +43,11 @@ class Batches:
             yield images, ClassMasks.from_pairs(maps.requires_grad_(), torch.arange(6), index)
 
 
+shared_clip = functools.cache(build_frozen)  # frozen, as a test below checks bit by bit
+
+
 def make(**options) -> SemPLeSRegularizer:
-    clip = build_frozen()
+    clip = shared_clip()
     return SemPLeSRegularizer(
         clip, NAMES, prompts=BackgroundPrompts(3, 4, clip.text_width, std=clip.token_std),
         input_mean=None, input_std=None, **options,
@@ -140,38 +157,193 @@ def test_learning_further_is_said():
         learn_background_prompts(regularizer, Batches(), **OPTIONS)
 
 
-def test_another_runs_folder_is_refused(tmp_path, monkeypatch):
+def interrupt(regularizer, work_dir, batches=None, after=7, **options):
+    """Leaves a folder of a run that Ctrl-C ended in its third epoch."""
+    inner = regularizer.prompt_losses_of
+    regularizer.prompt_losses_of = Interrupt(regularizer, after)
+    with pytest.raises(KeyboardInterrupt):
+        learn_background_prompts(regularizer, batches or Batches(), work_dir=work_dir, **{**OPTIONS, **options})
+    regularizer.prompt_losses_of = inner
+
+
+def learned(batches=None, change=None, **options) -> torch.Tensor:
+    """The prompts of a run of its own."""
     regularizer = make()
-    with monkeypatch.context() as patch:
-        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, 7))
-        with pytest.raises(KeyboardInterrupt):
-            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
-    with pytest.raises(ValueError, match=r"lr = 0.02, this one has 0.5"):
-        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **{**OPTIONS, "lr": 0.5})
-    (tmp_path / "features.pt").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="damaged; delete it"):
-        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+    if change is not None:
+        change(regularizer)
+    learn_background_prompts(regularizer, batches or Batches(), **{**OPTIONS, **options})
+    return regularizer.prompts.vectors.detach()
+
+
+def _reweigh(regularizer):
+    regularizer.weights = LossWeights(text=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "words"),
+    [
+        ({"lr": 0.5}, None, "lr = 0.02, this one has 0.5"),
+        ({"epochs": 2}, None, "epochs = 6, this one has 2"),
+        ({"batch_size": 5}, None, "batch_size"),
+        ({"weight_decay": 0.5}, None, "weight_decay"),
+        ({"seed": 1}, None, "seed"),
+        ({}, _reweigh, "weights"),
+        ({}, lambda r: setattr(r.prompts, "template", "a picture of {}."), r"templates\[1\] = a photo of {}., this"),
+        ({}, lambda r: r.prompts.vectors.data.add_(0.01), "start of the prompts"),
+    ],
+)
+def test_features_are_used_again_where_only_the_learning_differs(tmp_path, options, change, words):
+    batches, other = Batches(), make()
+    interrupt(make(), tmp_path / "work", batches)
+    if change is not None:
+        change(other)
+    with pytest.warns(UserWarning, match=rf"with {words}.* 24 pairs are used again, its 2 epochs are not"):
+        learn_background_prompts(other, batches, work_dir=tmp_path / "work", **{**OPTIONS, **options})
+    assert batches.walks == 1 and torch.equal(other.prompts.vectors, learned(change=change, **options))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r: setattr(r, "fill", r.fill + 1), "fill"),
-        (lambda r: setattr(r.prompts, "template", "a picture of {}."), "templates"),
-        (lambda r: r.prompts.vectors.data.add_(1), "start of the prompts"),
+        (lambda r: setattr(r, "fill", r.fill + 1), r"fill\[0\] = 0.0, this one has 1.0"),
+        (lambda r: setattr(r, "input_std", (0.5, 1.0, 1.0)), r"image statistics\[3\]"),
+        (lambda r: setattr(r, "class_names", ("train", "ship", "car")), r"class_names\[1\] = boat, this one has ship"),
         (lambda r: setattr(r.prompts, "signature", -r.prompts.signature), "another CLIP"),
     ],
-)
-def test_a_run_that_differs_in_anything_is_not_continued(tmp_path, monkeypatch, change, words):
-    regularizer = make()
-    with monkeypatch.context() as patch:
-        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, 7))
-        with pytest.raises(KeyboardInterrupt):
-            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
+)  # fmt: skip
+def test_features_of_something_else_are_refused(tmp_path, change, words):
+    interrupt(make(), tmp_path)
+    left = sorted(tmp_path.iterdir())
     other = make()
     change(other)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=rf"{words}.*delete that folder to begin again"):
         learn_background_prompts(other, Batches(), work_dir=tmp_path, **OPTIONS)
+    assert sorted(tmp_path.iterdir()) == left
+
+
+def test_features_of_another_origin_are_refused_and_a_path_is_one(tmp_path):
+    interrupt(make(), tmp_path / "work", origin=Path("a.pth"))
+    with pytest.raises(ValueError, match=r"origin = a.pth, this one has b.pth"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path / "work", origin="b.pth", **OPTIONS)
+    again = make()
+    with pytest.warns(UserWarning, match="2 of 6 epochs"):
+        learn_background_prompts(again, Batches(), work_dir=tmp_path / "work", origin=Path("a.pth"), **OPTIONS)
+    assert torch.equal(again.prompts.vectors, learned())
+    with pytest.raises(TypeError, match="origin: expected the name or the path"):
+        learn_background_prompts(make(), Batches(), origin=7, **OPTIONS)
+
+
+@pytest.mark.parametrize("seed", [5, 6], ids=["the same data", "other data"])
+def test_deleting_damaged_features_is_safe(tmp_path, seed):
+    interrupt(make(), tmp_path)
+    (tmp_path / "features.pt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"features.pt is damaged.*delete it.*encoded again"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+    (tmp_path / "features.pt").unlink()
+    again = make()
+    with pytest.warns(UserWarning, match="2 of 6 epochs" if seed == 5 else "other features.*begins anew"):
+        learn_background_prompts(again, Batches(seed=seed), work_dir=tmp_path, **OPTIONS)
+    assert torch.equal(again.prompts.vectors, learned(Batches(seed=seed)))
+
+
+def test_a_damaged_state_is_named_and_deleting_it_is_safe(tmp_path):
+    interrupt(make(), tmp_path)
+    path = tmp_path / "state.pt"
+    state = torch.load(path, weights_only=True)
+    damages = [{name: value for name, value in state.items() if name != missing} for missing in state]
+    damages += [{**state, "optimizer": {}}, {**state, "history": []}, {**state, "vectors": torch.zeros(2)}, [1]]
+    again, batches = make(), Batches()
+    for damaged in damages:
+        torch.save(damaged, path)
+        with pytest.raises(ValueError, match=r"state.pt is damaged.*delete it.*the epochs begin anew"):
+            learn_background_prompts(again, batches, work_dir=tmp_path, **OPTIONS)
+    path.unlink()
+    learn_background_prompts(again, batches, work_dir=tmp_path, **OPTIONS)
+    assert batches.walks == 0 and torch.equal(again.prompts.vectors, learned())
+
+
+def test_the_folder_of_an_older_version_is_refused(tmp_path):
+    torch.save({"settings": {}, "signature": None, "features": torch.zeros(1, 32)}, tmp_path / "features.pt")
+    with pytest.raises(ValueError, match=r"another version of semples-plugin left unfinished.*delete the folder"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+
+
+def encoded_batches(regularizer) -> list[int]:
+    """Grows by one for each batch that CLIP encodes from now on."""
+    calls, inner = [], regularizer.pair_features
+    regularizer.pair_features = lambda *batch: (calls.append(1), inner(*batch))[1]
+    return calls
+
+
+class Killed(Batches):
+    """Copies, before its last batch, what a SIGKILL would leave on disk."""
+
+    def __init__(self, folder, left):
+        super().__init__()
+        self.folder, self.left = folder, left
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if number == 3:
+                shutil.copytree(self.folder, self.left)
+            yield batch
+
+
+def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
+    work, left = tmp_path / "work", tmp_path / "left"
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_learning, "_SAVE_EVERY", 0)
+        learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
+    (left / ".new-0123abcd.pt").write_bytes(b"cut")  # by a kill while a file was written
+    (left / "mine.txt").write_text("")
+    shutil.copytree(left, work)
+    again = make()
+    calls = encoded_batches(again)
+    with pytest.warns(UserWarning, match="3 batches of an interrupted walk: 3 came again"):
+        learn_background_prompts(again, Batches(), work_dir=left, **OPTIONS)
+    assert len(calls) == 1 and torch.equal(again.prompts.vectors, learned())
+    assert [path.name for path in left.iterdir()] == ["mine.txt"]  # what else is there stays
+
+    changed = make()
+    calls = encoded_batches(changed)
+    with pytest.warns(UserWarning, match="3 batches of an interrupted walk: 0 came again"):
+        learn_background_prompts(changed, Batches(seed=6), work_dir=work, **OPTIONS)
+    assert len(calls) == 4 and torch.equal(changed.prompts.vectors, learned(Batches(seed=6)))
+
+
+def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
+    def stopping():
+        for number, batch in enumerate(Batches()):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    for _ in range(2):  # the second time it gets no further, and loses nothing
+        with pytest.raises(KeyboardInterrupt):
+            learn_background_prompts(make(), stopping(), work_dir=tmp_path / "work", **OPTIONS)
+    again = make()
+    calls = encoded_batches(again)
+    learn_background_prompts(again, Batches(), work_dir=tmp_path / "work", **OPTIONS)
+    assert len(calls) == 2 and torch.equal(again.prompts.vectors, learned())
+    with pytest.raises(KeyboardInterrupt):
+        learn_background_prompts(make(), stopping(), work_dir=tmp_path / "work", **OPTIONS)
+    (part,) = (tmp_path / "work").iterdir()
+    part.write_bytes(part.read_bytes()[:99])
+    with pytest.raises(ValueError, match=r"damaged.*delete it.*batches are encoded again"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path / "work", **OPTIONS)
+
+
+@pytest.mark.parametrize("place", ["image", "mask"])
+def test_a_batch_with_other_pixels_is_another_batch(place):
+    images, masks = next(iter(Batches()))
+    digest = prompt_learning._digest_batch(images, masks)
+    assert digest == prompt_learning._digest_batch(images.clone(), replace(masks, maps=masks.maps.detach().clone()))
+    if place == "image":
+        images[5, 2, 31, 31] += 1e-3
+    else:
+        masks.maps.data[5, 31, 31] += 1e-3
+    assert digest != prompt_learning._digest_batch(images, masks)
 
 
 @pytest.mark.parametrize("after", [1, 7])
@@ -239,7 +411,7 @@ def test_classes_that_were_never_seen_are_named():
 def test_prompts_that_drift_onto_their_object_are_named(monkeypatch):
     regularizer = make(weights=LossWeights(text=0))
     labels = regularizer.label_features
-    monkeypatch.setattr(regularizer, "background_features", lambda images, masks: labels[masks.class_index])
+    monkeypatch.setattr(regularizer, "pair_features", lambda images, masks: [labels[masks.class_index]] * 2)
     with pytest.warns(UserWarning, match="after 8 of 30 epochs the prompts of train.*raise LossWeights.text"):
         history = learn_background_prompts(regularizer, Batches(), **{**OPTIONS, "epochs": 30})
     assert "train" in history.drifted
@@ -267,7 +439,7 @@ def test_bad_arguments():
     empty = ClassMasks.from_dense(torch.rand(2, 3, 8, 8), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="at least one pair"):
         learn_background_prompts(make(), [(torch.randn(2, 3, 32, 32), empty)], **OPTIONS)
-    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}, {"weight_decay": -1.0}):
+    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"lr": np.inf}, {"batch_size": 0}, {"weight_decay": -1.0}):
         with pytest.raises(ValueError, match="at least 1"):
             learn_background_prompts(make(), Batches(), **{**OPTIONS, **wrong})
     clip = build_frozen()
@@ -299,11 +471,160 @@ def test_a_disk_that_fills_up_at_the_end_costs_nothing(tmp_path, monkeypatch):
     assert batches.walks == 1
 
 
-def test_a_run_of_another_origin_is_not_continued(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_leaves_the_same_object_as_it_was(tmp_path, monkeypatch):
+    regularizer, batches = make(), Batches()
+    options = {**OPTIONS, "work_dir": tmp_path / "work", "save_to": tmp_path / "prompts.safetensors"}
+    start = regularizer.prompts.vectors.detach().clone()
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(BackgroundPrompts, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        learn_background_prompts(regularizer, batches, **options)
+    assert torch.equal(regularizer.prompts.vectors, start) and not regularizer.prompts.learned
+    with pytest.warns(UserWarning, match="6 of 6 epochs"):
+        learn_background_prompts(regularizer, batches, **options)
+    assert torch.equal(regularizer.prompts.vectors, learned()) and batches.walks == 1
+
+
+def test_prompts_that_diverge_in_the_last_step_are_not_saved(tmp_path):
+    regularizer, path = make(), tmp_path / "prompts.safetensors"
+    options = {"epochs": 1, "lr": 1e3, "weight_decay": 1e38, "batch_size": 24, "progress": False}
+    start = regularizer.prompts.vectors.detach().clone()
+    with pytest.raises(ValueError, match=r"diverged in epoch 1, .*smaller lr"):
+        learn_background_prompts(regularizer, Batches(), save_to=path, **options)
+    assert not path.exists() and torch.equal(regularizer.prompts.vectors, start) and not regularizer.prompts.learned
+
+
+def test_features_that_are_no_numbers_are_named(monkeypatch):
+    features = torch.nn.functional.normalize(torch.randn(4, 32), dim=1)
+    broken = features.clone()
+    broken[2, 7] = torch.nan
+    words = r"batch 1 \(from 0\).* 1 of 4 pairs.*pair 2 of class 'tv monitor'"
+    with pytest.raises(ValueError, match=words) as error:
+        index = torch.tensor([0, 1, 2, 0])
+        learn_background_prompts(make(), [(features, index), (broken, index)], **OPTIONS)
+    assert "lr" not in str(error.value).split()
+    images, masks = next(iter(Batches()))
+    with pytest.raises(ValueError, match=r"batch 1 .*masks: NaN"):
+        broken = replace(masks, maps=masks.maps.detach() * torch.nan)
+        learn_background_prompts(make(), [(images, masks), (images, broken)], **OPTIONS)
     regularizer = make()
-    with monkeypatch.context() as patch:
-        patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, 7))
-        with pytest.raises(KeyboardInterrupt):
-            learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, origin="a.pth", **OPTIONS)
-    with pytest.raises(ValueError, match=r"origin = a.pth, this one has b.pth"):
-        learn_background_prompts(make(), Batches(), work_dir=tmp_path, origin="b.pth", **OPTIONS)
+    monkeypatch.setattr(regularizer, "pair_features", lambda _, masks: [torch.full((len(masks), 32), torch.inf)] * 2)
+    with pytest.raises(ValueError, match=r"batch 0 .* 6 of 6 pairs .*'train'.*CLIP"):
+        learn_background_prompts(regularizer, Batches(), **OPTIONS)
+
+
+def test_a_class_beyond_the_names_is_refused():
+    features = torch.nn.functional.normalize(torch.randn(2, 32), dim=1)
+    for index in ([0, 3], [-1, 0]):
+        with pytest.raises(
+            ValueError, match=r"class (3|-1), but class_names go from 0 \('train'\) to 2 \('tv monitor'"
+        ):
+            learn_background_prompts(make(), [(features, torch.tensor(index))], **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 2.7}, {"epochs": "6"}, {"batch_size": 8.0}, {"seed": 0.5}, {"lr": "0.1"}, {"weight_decay": None}],
+)
+def test_options_of_another_kind_are_named(wrong):
+    batches = Batches()
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))}: expected a"):
+        learn_background_prompts(make(), batches, **{**OPTIONS, **wrong})
+    assert batches.walks == 0
+
+
+def by_hand(regularizer, vectors, images, masks):
+    """Nearness of each class's prompt, from the equations."""
+    clip, norm = regularizer.clip, torch.nn.functional.normalize
+    prompts, labels = clip.encode_prompts(vectors), clip.encode_texts([f"a photo of {name}." for name in NAMES])
+    views = regularizer.views(images, masks)
+    foregrounds, backgrounds = norm(clip.encode_images(views), dim=1).chunk(2)
+    found = []
+    for k in range(3):
+        own = masks.class_index == k
+        near, far = backgrounds[own] @ prompts[k], foregrounds[own] @ prompts[k]
+        nearest = NAMES[int((labels @ prompts[k]).argmax())]
+        share = (near > far).float().mean()
+        found.append([*(x.item() for x in (near.mean(), far.mean(), share, labels[k] @ prompts[k])), nearest])
+    return found
+
+
+@torch.no_grad()
+def test_quality_is_measured_before_and_after(tmp_path):
+    regularizer = make()
+    start = regularizer.prompts.vectors.clone()
+    path = tmp_path / "prompts.safetensors"
+    history = learn_background_prompts(regularizer, Batches(), save_to=path, **OPTIONS)
+    parts = [(images, masks.detach()) for images, masks in Batches()]
+    images = torch.cat([x for x, _ in parts])
+    maps, index = (torch.cat([getattr(m, name) for _, m in parts]) for name in ("maps", "class_index"))
+    masks = ClassMasks.from_pairs(maps, torch.arange(24), index)
+    for vectors, moment in ((start, "before"), (regularizer.prompts.vectors, "after")):
+        for expected, one in zip(by_hand(regularizer, vectors, images, masks), history.quality):
+            *numbers, nearest = asdict(getattr(one, moment)).values()
+            assert numbers == pytest.approx(expected[:4], abs=1e-5) and nearest == expected[4]
+    assert [one.after.background for one in history.quality] == history.background[-1]
+    assert BackgroundPrompts.load(path).quality == tuple(history.quality) == regularizer.prompts.quality
+    assert json.loads(json.dumps(history.to_dict()))["quality"][0]["class_name"] == "train"
+    further = learn_background_prompts(regularizer, Batches(), **OPTIONS)
+    assert [one.before for one in further.quality] == [one.before for one in history.quality]  # before any learning
+
+
+def test_features_that_the_host_kept_give_the_same_prompts():
+    whole, kept, backgrounds = make(), make(), make()
+    expected = learn_background_prompts(whole, Batches(), **OPTIONS)
+    batches = [(*kept.pair_features(images, masks), masks.class_index) for images, masks in Batches()]
+    found = learn_background_prompts(kept, batches, **OPTIONS)
+    alone = learn_background_prompts(backgrounds, [(v_b, index.int()) for _, v_b, index in batches], **OPTIONS)
+    assert torch.equal(whole.prompts.vectors, kept.prompts.vectors) and found.quality == expected.quality
+    assert torch.equal(whole.prompts.vectors, backgrounds.prompts.vectors)
+    assert all(one.after.separation is None and one.after.foreground is None for one in alone.quality)
+    assert "foregrounds not measured" in alone.verdict
+
+
+def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="train") -> ClassQuality:
+    before = Nearness(0.2, 0.2, 0.5, label[0], None)
+    return ClassQuality(name, before, Nearness(0.2 + rise, 0.25, separation, label[1], nearest))
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (quality(), r"\(b\) went well: .*0.40, before learning 0.20; .* 90 % of the pairs; sim\(u_b, v_f\) 0.25"),
+        (quality(separation=None), r"\(b\) went well: .*foregrounds not measured"),
+        (quality(nearest="train", label=(0.2, 0.24)), "went well"),
+        (quality(separation=0.5), "went well"),
+        (
+            quality(separation=0.49),
+            "for 1 of 1 classes.*the prompts of train describe the object.*raise LossWeights.text",
+        ),
+        (quality(nearest="train"), "the prompts of train describe the object"),
+        (quality(rise=0.019), "the prompts of train came no nearer to their backgrounds: raise lr"),
+        (ClassQuality("train", None, Nearness(None, None, None, 0.3, "boat")), "is unknown"),
+    ],
+)
+def test_the_verdict(one, words):
+    with_others = describe_quality([one])
+    assert re.search(words, with_others) and went_well([one]) == ("not go well" not in with_others)
+
+
+def test_a_long_verdict_stays_short():
+    many = [quality(separation=0.1 * (k % 2), rise=0.01, name=f"traffic light {k}") for k in range(80)]
+    many += [quality(rise=0.01, name=f"parking meter {k}") for k in range(10)]
+    text = describe_quality(many)
+    assert (
+        len(text) < 600 and "90 of 90" in text and "and 77 others describe" in text and "and 7 others came no" in text
+    )
+
+
+def test_the_verdict_is_a_warning_where_it_is_bad_and_a_line_where_it_is_good(capsys):
+    with pytest.warns(UserWarning, match=r"\(b\) did not go well for .*came no nearer to their backgrounds: raise lr"):
+        history = learn_background_prompts(make(), Batches(), **{**OPTIONS, "lr": 1e-9})
+    assert "came no nearer" in history.verdict and "went well" not in capsys.readouterr().out
+    regularizer = make()
+    images, masks = next(iter(Batches()))
+    backgrounds = regularizer.background_features(images, masks)
+    batch = (-backgrounds, backgrounds, masks.class_index)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = learn_background_prompts(regularizer, [batch], **{**OPTIONS, "epochs": 10, "progress": True})
+    assert history.verdict.startswith("(b) went well") and history.verdict in capsys.readouterr().out

@@ -1,12 +1,16 @@
+import copy
 import errno
+import json
 import os
 import stat
 
 import pytest
 import torch
 from conftest import build_frozen
+from safetensors.torch import save_file
 
 from semples_plugin import BackgroundPrompts, files
+from semples_plugin.prompt_quality import ClassQuality, Nearness
 
 NAMES = ("train", "boat", "tv monitor")
 
@@ -164,3 +168,87 @@ def test_bad_arguments():
         BackgroundPrompts(0, 4, 64)
     with pytest.raises(ValueError, match="init"):
         make(init="zeros")
+
+
+QUALITY = tuple(
+    ClassQuality(name, Nearness(0.2, 0.1, 0.5, 0.3, "boat"), Nearness(0.4, 0.1, 0.75, 0.2, "train")) for name in NAMES
+)
+
+
+def of_everything(clip) -> BackgroundPrompts:
+    """Prompts none of whose properties is a default."""
+    prompts = BackgroundPrompts.for_clip(
+        clip, NAMES, 4, seed=7, init="uniform", template="a picture of {}.", suffix_ids=(13,)
+    )
+    prompts.learned, prompts.quality = True, QUALITY
+    return prompts
+
+
+def same(a: BackgroundPrompts, b: BackgroundPrompts) -> bool:
+    first, second = a.get_extra_state(), b.get_extra_state()
+    signatures = first.pop("signature"), second.pop("signature")
+    return torch.equal(a.vectors, b.vectors) and first == second and torch.equal(*signatures)
+
+
+def test_a_state_dict_carries_all_that_the_vectors_belong_to(tmp_path, clip):
+    prompts = of_everything(clip)
+    torch.save(prompts.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    plain = make()
+    plain.load_state_dict(state)
+    assert same(plain, prompts) and same(BackgroundPrompts.from_state(state), prompts)
+    assert same(copy.deepcopy(prompts), prompts) and plain.quality == QUALITY
+    host = torch.nn.ModuleDict({"prompts": make()})
+    host.load_state_dict(torch.nn.ModuleDict({"prompts": prompts}).state_dict())
+    assert same(host["prompts"], prompts)
+    with pytest.raises(ValueError, match="class 0 is 'train' there and 'ship' here"):
+        plain.claim(clip, ["ship", "boat", "tv monitor"])
+    prompts.save(tmp_path / "p.safetensors")
+    assert same(BackgroundPrompts.load(tmp_path / "p.safetensors"), prompts)
+
+
+def test_older_state_dicts_of_vectors_alone_count_as_learned(clip):
+    prompts, vectors = make(template="a picture of {}.", seed=5), torch.randn(3, 4, 64)
+    prompts.claim(clip, NAMES)
+    prompts.load_state_dict({"vectors": vectors})
+    assert prompts.learned and torch.equal(prompts.vectors, vectors)
+    assert (prompts.template, prompts.seed, prompts.class_names) == ("a picture of {}.", 5, NAMES)
+    fresh = make()
+    fresh.load_state_dict({}, strict=False)
+    assert not fresh.learned
+    fresh.load_state_dict(make().state_dict())
+    assert not fresh.learned  # as those weren't
+
+
+def test_a_file_of_an_older_version_loads(tmp_path, clip):
+    about = {"class_names": NAMES, "clip_name": "CLIP 0", "length": 4, "template": "a photo of {}.", "suffix_ids": None,
+             "seed": 7, "learned": True, "similarities": {}}  # fmt: skip
+    about["similarities"] = {"background": [0.4, None, 0.3], "label": [0.1, 0.2, 0.3]}
+    tensors = {"prompts": torch.randn(3, 4, 64), "signature": clip.signature()}
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+    prompts = BackgroundPrompts.load(tmp_path / "old.safetensors")
+    prompts.claim(clip, NAMES)
+    assert torch.equal(prompts.vectors, tensors["prompts"]) and prompts.learned and prompts.seed == 7
+    assert prompts.quality[0] == ClassQuality("train", None, Nearness(0.4, None, None, 0.1, None))
+    assert [one.seen for one in prompts.quality] == [True, False, True]
+    for damage in ({"quality": '[{"class_name": "a"}]'}, {"class_names": '["a"]'}, {"similarities": "3"}):
+        save_file(tensors, tmp_path / "bad.safetensors", metadata={**metadata, **damage})
+        with pytest.raises(ValueError, match=r"bad.safetensors is damaged.*learn the prompts again"):
+            BackgroundPrompts.load(tmp_path / "bad.safetensors")
+
+
+def test_prompts_for_a_clip_belong_to_it(clip):
+    prompts = BackgroundPrompts.for_clip(clip, NAMES, 4, seed=3)
+    assert torch.equal(prompts.vectors, make(seed=3, std=clip.token_std).vectors) and not prompts.learned
+    assert prompts.class_names == NAMES and prompts.clip_name == "CLIP 0"
+    assert BackgroundPrompts.for_clip(clip, NAMES).vectors.shape == (3, 30, 64)
+    assert torch.equal(
+        BackgroundPrompts.for_clip(clip, NAMES, 4, std=0.5, seed=3).vectors, make(seed=3, std=0.5).vectors
+    )
+    with pytest.raises(ValueError, match="learned with CLIP 0, this is CLIP 1"):
+        prompts.claim(build_frozen(seed=1), NAMES)
+    with pytest.raises(ValueError, match="don't fit into"):
+        BackgroundPrompts.for_clip(clip, NAMES, 73)
+    with pytest.raises(TypeError, match="list of strings"):
+        BackgroundPrompts.for_clip(clip, "train")

@@ -1,11 +1,13 @@
 import importlib.util
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cam_files import CLASSES, as_fma, as_weaktr, maps
 
+from semples_plugin.cams import pseudo_masks
 from semples_plugin.cams.drawing import voc_palette
 from semples_plugin.cams.pictures import read_note
 from semples_plugin.cams.pseudo_masks import Recipe, refine_labels, to_labels, write_pseudo_masks
@@ -86,6 +88,35 @@ def test_fma_wsss_needs_the_photographs(world, capsys):
     assert np.asarray(Image.open(world / "b" / "0.png")).shape == (30, 41)
 
 
+def test_photographs_may_come_later_for_images_without_a_label(world, capsys):
+    as_weaktr(world / "cams" / "1.npy", np.zeros((0, 5, 6), np.float32), keys=())
+    command = ["pseudo-masks", str(world / "cams"), str(world / "out"), "--threshold", "0.4", "--quiet"]
+    assert main(command) == 1 and "doesn't say how large its image is: give --images FOLDER" in capsys.readouterr().err
+    before = (world / "out" / "0.png").stat().st_ino
+    for again in ([*command, "--images", str(world / "images")], command):
+        assert main(again) == 0 and (world / "out" / "0.png").stat().st_ino == before
+    assert not np.asarray(Image.open(world / "out" / "1.png")).any()
+
+
+def test_other_photographs_are_another_setting_where_they_change_a_mask(world, monkeypatch):
+    (world / "half").mkdir()
+    (world / "moved").mkdir()
+    for n in range(3):
+        Image.new("RGB", (20, 15)).save(world / "half" / f"{n}.jpg")
+        Image.new("RGB", (41, 30)).save(world / "moved" / f"{n}.jpg")
+    write = partial(write_pseudo_masks, progress=False)
+    write(world / "fma", world / "a", Recipe(power=2), images=world / "images")
+    assert write(world / "fma", world / "a", Recipe(power=2), images=world / "moved") == {}
+    with pytest.raises(ValueError, match="made with other settings"):
+        write(world / "fma", world / "a", Recipe(power=2), images=world / "half")
+    monkeypatch.setattr(pseudo_masks, "_import_crf", lambda: None)
+    monkeypatch.setattr(pseudo_masks, "refine_labels", lambda labels, *_: labels)
+    write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "images")
+    assert write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "images") == {}
+    with pytest.raises(ValueError, match="made with other settings"):
+        write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "moved")
+
+
 def test_bad_recipes_and_folders_are_named(world):
     for arguments, words in (
         ({}, "one or two thresholds, or a power"),
@@ -126,6 +157,6 @@ def test_the_crf_moves_a_boundary_to_the_edge_in_the_photograph(world):
 
 def test_a_missing_crf_is_told_before_the_work(world, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf", None)
-    with pytest.raises(ImportError, match=r"pip install 'semples-plugin\[crf\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[crf\]' in the checkout"):
         write_pseudo_masks(world / "cams", world / "x", Recipe((0.5,), crf=5), images=world / "images", progress=False)
     assert not (world / "x").exists()

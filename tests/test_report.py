@@ -7,18 +7,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from semples_plugin import BackgroundPrompts
 from semples_plugin.cams.curves import draw_curve
-from semples_plugin.cams.drawing import ERRORS, draw_grid, fitted, overlay_errors
+from semples_plugin.cams.drawing import CLASSES, ERRORS, draw_grid, fitted, outline_labels, overlay_errors
 from semples_plugin.cams.folders import evaluate_folder, image_iou
 from semples_plugin.cams.prompt_views import VOCABULARY, nearest_words, where_clip_sees
-from semples_plugin.cams.report import prompt_panels
-from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
+from semples_plugin.cams.report import prompt_panels, write_report
+from semples_plugin.cams.show import class_colours, describe_image, draw_image, gain_of, ranked
+from semples_plugin.cams.tables import format_classes, format_percent
 from semples_plugin.cli import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage
 from semples_plugin.demo.run import load_tiny_clip
+from semples_plugin.prompt_quality import ClassQuality, Nearness
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,8 @@ def prompts(clip):
     given = BackgroundPrompts(len(OBJECTS), 1, clip.text_width)
     given.vectors.data[:, 0] = clip.model.token_embedding(clip.tokenizer(list(CONTEXTS)))[:, 1].detach()
     given.claim(clip, OBJECTS)
-    given.learned, given.similarities = True, {"background": [0.9] * 8, "label": [0.1] * 8}
+    before, after = Nearness(0.2, 0.2, 0.5, 0.2, "sea"), Nearness(0.9, 0.31, 0.875, 0.1, "sea")
+    given.learned, given.quality = True, tuple(ClassQuality(name, before, after) for name in OBJECTS)
     return given
 
 
@@ -59,6 +63,39 @@ def test_errors_have_their_colours():
     mask = np.array([[1, 1, 0, 1, 0, 255]])
     picture = overlay_errors(np.zeros((1, 6, 3), np.uint8), predicted, mask, opacity=1)
     assert [tuple(pixel) for pixel in picture[0].tolist()] == [*ERRORS.values(), (0, 0, 0), (0, 0, 0)]
+
+
+def test_classes_look_like_no_error_and_like_no_other_class():
+    colours = np.array([*ERRORS.values(), *CLASSES])
+    apart = np.abs(colours[:, None] - colours[None]).sum(2) + 999 * np.eye(len(colours))
+    assert apart[:, len(ERRORS) :].min() > 120
+
+
+def test_borders_are_in_the_colour_of_their_label():
+    labels = np.zeros((40, 60), np.uint8)
+    labels[5:20, 5:20], labels[10:30, 30:50] = 3, 7
+    palette = np.zeros((256, 3), np.uint8)
+    palette[3], palette[7] = CLASSES[0], CLASSES[1]
+    image = np.full((40, 60, 3), 100, np.uint8)
+    drawn = outline_labels(image, labels, palette)
+    assert (image == 100).all() and (drawn[[12, 35], [12, 40]] == 100).all()  # inside and outside
+    for label, colour in ((3, CLASSES[0]), (7, CLASSES[1])):
+        ys, xs = np.nonzero((drawn == colour).all(2))
+        assert len(ys) > 40 and (labels[ys, xs] == label).all()
+
+
+def test_a_row_shows_which_class_is_where(world):
+    evaluations = [judge(world, "before"), judge(world, "after")]
+    several = next(name for name in evaluations[0].counts if len(class_colours(evaluations, name)) > 1)
+    colours = class_colours(evaluations, several)
+    mask = np.asarray(Image.open(world / "masks" / f"{several}.png"))
+    assert set(colours) == {OBJECTS[k - 1] for k in np.unique(mask) if k} and len({*colours.values()}) == len(colours)
+    image, shown, _, _, after, _ = draw_image(evaluations, several, world / "images")
+    for name, colour in colours.items():
+        inside = mask == OBJECTS.index(name) + 1
+        expected = 0.35 * image[inside] + 0.65 * np.array(colour)
+        assert np.abs(shown[inside] - expected).max() < 1
+        assert (after[inside] == colour).all(1).any() and not (after[~inside] == colour).all(1).any()
 
 
 def test_pictures_keep_their_shape_in_a_grid():
@@ -134,7 +171,17 @@ def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):
     page = (tmp_path / "r.html").read_text()
     outside = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']+)""", page)
     assert outside == [] and "&lt;before&gt;" in page and "<before>" not in page
-    for words in ("Most gained", "Least gained", "What the prompts say", "Where CLIP sees them", "bootstrap", "<svg"):
+    for words in (
+        "Most gained",
+        "Least gained",
+        "What the prompts say",
+        "Where CLIP sees them",
+        "bootstrap",
+        "<svg",
+        "(b) went well: the prompts describe",
+        "background: mean cosine with",
+        "<td>0.31</td><td>0.88</td>",
+    ):
         assert words in page
     assert "chosen on the masks" not in page
     other = [*command[: command.index("--classes")], *command[command.index("--classes") + 2 :], "--classes", "voc"]
@@ -144,17 +191,70 @@ def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):
     assert main(worse) == 0 and "Most lost" in (tmp_path / "r.html").read_text()
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert all(base64.b64decode(picture)[:2] == b"\xff\xd8" for picture in pictures)
-    assert len(pictures) == 4 * 6 + 3 * sum("learned prompt" in row for row in page.split('<div class="row">'))
+    assert len(pictures) == 4 * 6 + 3 * sum("learned prompt" in row for row in page.split('<div class="row"'))
+
+
+def page_of(world, path, evaluations, titles):
+    write_report(path / "r.html", evaluations, titles, images=world / "images", shown=1)
+    return (path / "r.html").read_text()
+
+
+def test_no_gain_is_neither_good_nor_bad(world, tmp_path):
+    before, after = judge(world, "before"), judge(world, "after")
+    for second, ways in ((before, {""}), (after, {"", "up"})):
+        gains = re.findall(r'<td class="(up|down|)">([^<]*)</td>', page_of(world, tmp_path, [before, second], "ab"))
+        assert {way for way, _ in gains} == ways
+        assert all((way == "up") == text.startswith("+") and (way or text in ("0.0", "-")) for way, text in gains)
+    assert [format_percent(value, "+") for value in (0.04, -0.04, 0.06, -0.06, float("nan"))] == [
+        "0.0", "0.0", "+0.1", "-0.1", "-"
+    ]  # fmt: skip
+
+
+def test_gains_say_of_what_over_what(world, tmp_path):
+    before, after = judge(world, "before"), judge(world, "after")
+    last = format_classes([before, after, after], ["a", "b", "c"]).splitlines()[-1]
+    assert last == "The gain is that of c over a; precision and recall are c's."
+    page = page_of(world, tmp_path, [before, after], ["<1>", "2"])
+    assert "<h3>gain: 2 over &lt;1&gt;</h3>" in page and "The gain is that of 2 over &lt;1&gt;." in page
+    assert "<h2>Most gained, 2 over &lt;1&gt;</h2>" in page
+
+
+def test_lines_of_pictures_have_no_holes(world, tmp_path):
+    before, after = judge(world, "before"), judge(world, "after")
+    for count in (1, 2, 3, 4):
+        page = page_of(world, tmp_path, [before, after, after, after][:count], "abcd"[:count])
+        rows = re.findall(r'<div class="row" style="--wide:(\d);--narrow:(\d)">(.*?)</div>', page)
+        assert len(rows) == 2
+        for wide, narrow, figures in rows:
+            pictures = figures.count("<figure>")
+            assert pictures == 2 + 2 * count and pictures % int(wide) == pictures % int(narrow) == 0 and int(wide) <= 6
+        assert page.count('<i style="background:rgb') > 2 * len(ERRORS)  # each row's classes have their colours
+
+
+def test_a_report_doubts_cams_of_other_classes(world, tmp_path):
+    shutil.copytree(world / "masks", tmp_path / "masks")
+    for path in (tmp_path / "masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask > 0, mask % 8 + 1, 0).astype(np.uint8)).save(path)
+    with pytest.warns(UserWarning, match="only"):
+        found = evaluate_folder(world / "after", tmp_path / "masks", OBJECTS, setting=0.5, progress=False)
+    page = page_of(world, tmp_path, [found], ["after"])
+    assert re.search(r'<p class="warn">[^<]*after: only \d+ of \d+ CAMs', page)
 
 
 def test_near_words_are_the_contexts_that_prompts_hold(world, clip, prompts, capsys):
     found = nearest_words(prompts, clip, [*OBJECTS, *CONTEXTS], count=1)
     # The template makes "rails" of the vectors of "rails".
-    assert [one.words[0][0] for one in found] == list(CONTEXTS) and found[0].background == 0.9
+    assert [one.words[0][0] for one in found] == list(CONTEXTS) and found[0].quality.after.background == 0.9
     assert all(one.label < one.words[0][1] for one in found)
     assert main(["prompts", "words", str(world / "prompts.safetensors")]) == 0  # the file says which CLIP
     said = capsys.readouterr().out
     assert f"{OBJECTS[0]:16}" in said and f"{CONTEXTS[0]} 1.00" in said
+    assert re.search(rf"^{OBJECTS[0]} +0\.\d\d +0\.90 +0\.31 +0\.88  {CONTEXTS[0]} 1.00", said, re.MULTILINE)
+    assert "label: cosine of the prompt and its class's own label text; lower is safer" in said
+    assert said.splitlines()[-1].startswith(
+        "(b) went well: the prompts describe backgrounds (sim(u_b, v_b) 0.90, before"
+    )
     with pytest.raises(ValueError, match="no words"):
         nearest_words(prompts, clip, [])
     with pytest.raises(ValueError, match="don't say their classes"):

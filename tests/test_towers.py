@@ -1,7 +1,7 @@
 import open_clip
 import pytest
 import torch
-from conftest import build_clip
+from conftest import TEXT, VISION, build_clip
 from open_clip.transformer import QuickGELU
 
 from semples_plugin.towers import LeanQuickGELU, encode_pixels, lean_activations, read_one_token
@@ -15,6 +15,20 @@ def test_the_short_way_gives_the_features_and_gradients_of_the_long_one():
     weights = torch.randn_like(long)
     gradients = [torch.autograd.grad((features * weights).sum(), images)[0] for features in (short, long)]
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [33, 47, (32, 45)])
+def test_what_is_left_beside_the_patches_is_not_seen_as_by_the_convolution(size):
+    torch.manual_seed(0)
+    visual = open_clip.CLIP(32, {**VISION, "image_size": size}, TEXT).double().eval().visual
+    height, width = visual.image_size
+    images = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    short, long = encode_pixels(visual, images), visual(images)
+    torch.testing.assert_close(short, long, atol=1e-12, rtol=1e-9)
+    weights = torch.randn_like(long)
+    gradients = [torch.autograd.grad((features * weights).sum(), images)[0] for features in (short, long)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-9)
+    assert not gradients[0][..., width // 16 * 16 :].any()
 
 
 @pytest.mark.parametrize("token", [slice(0, 1), slice(2, 3), slice(6, 7)])

@@ -6,7 +6,7 @@ from conftest import build_frozen
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, training_log
 from semples_plugin.training_log import TrainingLog, draw_pairs
 
 
@@ -56,6 +56,22 @@ def test_the_writer_gets_means_between_two_looks(batch, capsys):
         TrainingLog(18, start=100)
     with pytest.raises(TypeError, match="dictionary of named parts, got Tensor"):
         TrainingLog(progress=False)(torch.tensor(1.0), masks)
+
+
+def test_the_bar_tells_a_slow_runs_pairs_per_second(batch, monkeypatch, capsys):
+    *_, masks = batch  # three pairs
+    for seconds, said in (
+        (0.01, "pairs/s=300"),
+        (0.8, "pairs/s=3.8"),
+        (8.0, "pairs/s=0.38"),
+        (700.0, "pairs/s=0.0043"),
+    ):
+        clock = iter(range(100))
+        monkeypatch.setattr(training_log.time, "perf_counter", lambda c=clock, s=seconds: s * next(c))
+        with TrainingLog(2, every=2) as log:
+            log({"loss_refine": 1.0}, masks)
+            log({"loss_refine": 1.0}, masks)
+        assert said in capsys.readouterr().err
 
 
 def test_pictures_show_each_pairs_image_and_mask(batch):

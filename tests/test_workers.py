@@ -1,12 +1,15 @@
 """Work on several processes ends when it should, and says why."""
 
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from semples_plugin.cams.workers import in_parallel
@@ -34,6 +37,20 @@ def test_a_killed_worker_is_told_in_a_sentence():
     assert list(in_parallel(abs, range(-8, 0), 2, chunk=1)) == list(range(8, 0, -1))
     with pytest.raises(ChildProcessError, match=r"one of 2 processes was killed.* fewer workers"):
         list(in_parallel(kill_at, range(8), 2, chunk=1))
+
+
+def page_faults(_: int) -> int:
+    """Of taking and giving back an image's memory ten times."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        _maps = [np.ones((375, 500), np.float32) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_workers_keep_the_memory_of_an_image_for_the_next():
+    pages = 3 * 375 * 500 * 4 // resource.getpagesize()
+    assert max(in_parallel(page_faults, range(8), 2, chunk=1)) < 4 * pages
 
 
 def alive(process: int) -> bool:

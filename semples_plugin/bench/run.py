@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from semples_plugin.bench.plain import PROMPT_WASTE, REFINEMENT_WASTE
-from semples_plugin.checks import check_device
+from semples_plugin.checks import check_device, check_integers
 from semples_plugin.files import replacing
 from semples_plugin.version import __version__
 
@@ -50,9 +52,21 @@ def run_bench(
 
     Returns:
         What the file holds.
+
+    Raises:
+        OSError: where the file can't be written; before anything is measured, if that can be seen.
+        ValueError: where a number is out of range, there is no such device, or the model can't be measured.
     """
     kind = check_device(device).type
     pairs = tuple(pairs or PAIRS.get(kind, PAIRS["cpu"]))
+    for name, values in (("pairs", pairs), ("classes", (classes,)), ("length", (length,))):
+        check_integers(name, values, least=1)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds: expected a number from 0 up, got {seconds}")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"{out} is a folder, or in one that can't be written into: expected a file to write")
     common = {"clip": clip, "device": device, "precision": precision, "classes": classes, "length": length,
               "max_pairs": None, "part": None, "seconds": seconds}  # fmt: skip
     tasks: dict[str, dict[str, Any]] = {"matmul": {"step": "matmul"}}
@@ -79,9 +93,9 @@ def run_bench(
         "settings": {**common, "pairs": list(pairs)},
         "measured": found,
     }
+    print(format_tables(results))
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n")
-    print(format_tables(results))
     print(f"\nFigures: {out}")
     return results
 

@@ -71,7 +71,7 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Ten
         return plain.refinement(images, masks[:part]) * part / pairs
 
     steps: dict[tuple[str, bool], Callable[[], Tensor | None]] = {
-        ("walk", True): lambda: (regularizer.background_features(images, masks), None)[1],
+        ("walk", True): lambda: (regularizer.pair_features(images, masks), None)[1],
         ("refinement", True): lambda: sum_of(regularizer(images, masks)),
         ("refinement", False): plain_refinement,
         ("prompts", True): lambda: sum_of(regularizer.prompt_losses_of(features, classes)),

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from semples_plugin.cams import commands
+from semples_plugin.extras import how_to_install
 
 _FORMATS = ("clims", "weaktr", "fma")
 
@@ -46,7 +47,7 @@ def _add_eval(subparsers: Any) -> None:
     _add_judging(parser)
     parser.add_argument(
         "--out", default="eval-out",
-        help="folder for eval.json (all figures), images.csv (IoU per image) and curve.png (default: %(default)s)",
+        help="folder for eval.json (all figures), images.csv (IoU per image) and curve.png",
     )  # fmt: skip
     parser.set_defaults(run=commands.evaluate)
 
@@ -62,7 +63,7 @@ def _add_show(subparsers: Any) -> None:
     chosen.add_argument("--names", nargs="+", help="images to draw (default: the three best and the three worst)")
     chosen.add_argument("--best", type=_number, metavar="N", help="the N best, or most gained")
     chosen.add_argument("--worst", type=_number, metavar="N", help="the N worst, or most lost")
-    parser.add_argument("--out", default="cams.png", help="picture to write (default: %(default)s)")
+    parser.add_argument("--out", default="cams.png", help="picture to write")
     parser.set_defaults(run=commands.show)
 
 
@@ -73,11 +74,11 @@ def _add_report(subparsers: Any) -> None:
     )  # fmt: skip
     _add_judging(parser)
     parser.add_argument("--images", help="folder of the photographs; without it the page has no pictures")
-    parser.add_argument("--shown", type=_number, default=4, help="best and worst images each (default: %(default)s)")
+    parser.add_argument("--shown", type=_number, default=4, help="best and worst images each")
     parser.add_argument("--prompts", help="prompts file: adds near words, and where CLIP sees each class's prompt")
     _add_clip(parser)
     parser.add_argument("--title", default="CAM report", help="heading of the page")
-    parser.add_argument("--out", default="report.html", help="page to write (default: %(default)s)")
+    parser.add_argument("--out", default="report.html", help="page to write")
     parser.set_defaults(run=commands.report)
 
 
@@ -113,7 +114,7 @@ def _add_pseudo_masks(subparsers: Any) -> None:
     parser.add_argument(
         "--crf", type=int, default=0, metavar="N",
         help="N iterations of a dense CRF on the labels, with IRNet's settings (10 is usual); needs --images and "
-        "pip install 'semples-plugin[crf]'",
+        + how_to_install("crf"),
     )  # fmt: skip
     parser.add_argument("--images", help="folder of the photographs, for the CRF and for FMA-WSSS's CAMs")
     parser.add_argument("--list", help="text file of image names, to make masks of these alone")
@@ -127,12 +128,12 @@ def _add_prompts(subparsers: Any) -> None:
     actions = prompts.add_subparsers(dest="action", metavar="show|words", required=True)
     words = _add(actions, "words", "name the words nearest to each class's prompt")
     words.add_argument("--vocabulary", help="text file with one word a line (default: some 120 words of scenes)")
-    words.add_argument("--count", type=_number, default=5, help="words per class (default: %(default)s)")
+    words.add_argument("--count", type=_number, default=5, help="words per class")
     show = _add(actions, "show", "draw where CLIP sees a class's prompt, its label, and texts of your own")
     show.add_argument("--class", dest="class_name", required=True, help="class name")
     show.add_argument("--images", nargs="+", required=True, help="photographs")
     show.add_argument("--beside", nargs="+", default=[], metavar="TEXT", help="hand-written background prompts")
-    show.add_argument("--out", default="prompt.png", help="picture to write (default: %(default)s)")
+    show.add_argument("--out", default="prompt.png", help="picture to write")
     for parser in (words, show):
         parser.add_argument("prompts", help="prompts.safetensors, or the release's btp.pth with --classes")
         parser.add_argument("--classes", help="text file of class names, or a preset; prompts.safetensors has its own")
@@ -169,4 +170,4 @@ def _add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained", help="its tag, or the path of its weights (default: what the prompts file says)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")

@@ -25,8 +25,15 @@ def evaluate(options: argparse.Namespace) -> int:
     from semples_plugin.cams.tables import describe_gain, describe_judgement, format_classes
 
     evaluations, titles, code = _judge(options)
-    first = evaluations[0]
     content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations)}
+    gains = [compare(evaluations[0], one) for one in evaluations[1:]]
+    for title, gain in zip(titles[1:], gains):
+        content[title]["beside the first"] = {
+            "images": gain.images, "gain": gain.miou[1] - gain.miou[0],
+            "interval": [gain.low, gain.high], "better on": gain.above,
+        }  # fmt: skip
+    write_evaluation(options.out, content, evaluations, titles)
+    write_curve(Path(options.out) / "curve.png", evaluations, titles)
     print(format_classes(evaluations, titles))
     for title, one in zip(titles, evaluations):
         print(f"{title}: {describe_judgement(one)}")
@@ -34,15 +41,8 @@ def evaluate(options: argparse.Namespace) -> int:
     if any(one.chosen_here for one in evaluations):
         print("The background score was chosen on the masks that it is reported on; to report a figure, choose it on "
               "other images and give --setting.")  # fmt: skip
-    for title, one in zip(titles[1:], evaluations[1:]):
-        comparison = compare(first, one)
-        print(f"{title} beside {titles[0]}: {describe_gain(comparison)}")
-        content[title]["beside the first"] = {
-            "images": comparison.images, "gain": comparison.miou[1] - comparison.miou[0],
-            "interval": [comparison.low, comparison.high], "better on": comparison.above,
-        }  # fmt: skip
-    write_evaluation(options.out, content, evaluations, titles)
-    write_curve(Path(options.out) / "curve.png", evaluations, titles)
+    for title, gain in zip(titles[1:], gains):
+        print(f"{title} beside {titles[0]}: {describe_gain(gain)}")
     print(f"wrote eval.json, images.csv and curve.png to {options.out}")
     return code
 
@@ -79,7 +79,6 @@ def report(options: argparse.Namespace) -> int:
     """`semples report`."""
     from semples_plugin.cams.files import list_cams
     from semples_plugin.cams.pictures import check_photographs
-    from semples_plugin.cams.prompt_views import nearest_words
     from semples_plugin.cams.report import prompt_panels, write_report
     from semples_plugin.checks import first_difference
 
@@ -95,6 +94,8 @@ def report(options: argparse.Namespace) -> int:
                 f"{options.prompts} is of the classes {', '.join(prompts[0].class_names or ())}; the CAMs were judged "
                 f"with {', '.join(evaluations[0].class_names)}: give --classes, or leave --prompts out"
             )
+        from semples_plugin.cams.prompt_views import nearest_words
+
         words = nearest_words(*prompts, _vocabulary(options, prompts[1]))
         panels = prompt_panels(*prompts, evaluations[-1], options.images) if options.images else []
     write_report(
@@ -218,10 +219,10 @@ def prompt_show(options: argparse.Namespace) -> None:
 def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
     from semples_plugin.demo.data import CONTEXTS, OBJECTS
     from semples_plugin.demo.run import TINY_CLIP
+    from semples_plugin.files import read_lines
 
     if getattr(options, "vocabulary", None):
-        lines = Path(options.vocabulary).read_text(encoding="utf-8-sig").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        return [line.strip() for line in read_lines(options.vocabulary) if line.strip()]
     if clip.name == TINY_CLIP:  # it knows no other words
         return (*OBJECTS, *CONTEXTS)
     from semples_plugin.cams.prompt_views import VOCABULARY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from semples_plugin.files import replacing
 
 Picture = NDArray[np.uint8]
-ERRORS = {
+Colour = tuple[int, int, int]
+ERRORS: dict[str, Colour] = {
     "found": (46, 160, 90),
     "missed object": (45, 105, 215),
     "background taken for an object": (215, 45, 45),
     "another class": (245, 165, 35),
 }
+# Of the classes of one image, where `ERRORS` stand beside them: none looks like one of those.
+CLASSES: tuple[Colour, ...] = (
+    (235, 60, 200), (60, 225, 225), (250, 250, 250), (140, 80, 160), (250, 245, 110), (120, 70, 30), (255, 175, 205),
+)  # fmt: skip
 _CAPTION, _GAP = 26, 8
 _INK = (40, 40, 40)
 
@@ -37,17 +42,39 @@ def overlay_cam(image: Picture, cam: NDArray[np.floating], opacity: float = 0.55
     return (image * (1 - opacity) + heat * opacity).round().astype(np.uint8)
 
 
-def overlay_mask(image: Picture, mask: NDArray[np.integer], opacity: float = 0.65) -> Picture:
-    """A mask of labels over its image, in PASCAL VOC's colours.
+def overlay_mask(
+    image: Picture, mask: NDArray[np.integer], opacity: float = 0.65, palette: Picture | None = None
+) -> Picture:
+    """A mask of labels over its image.
 
     Args:
         image: RGB `[H, W, 3]`.
         mask: `[H, W]`, 0 background (left as it is), 1 to 255.
         opacity: of the colours.
+        palette: colours `[256, 3]` of the labels; PASCAL VOC's by default.
     """
+    palette = voc_palette() if palette is None else palette
     shade = np.where((mask > 0)[..., None], opacity, 0.0)
     dimmed = image * np.where((mask > 0)[..., None], 1.0, 0.6)
-    return (dimmed * (1 - shade) + voc_palette()[mask] * shade).round().astype(np.uint8)
+    return (dimmed * (1 - shade) + palette[mask] * shade).round().astype(np.uint8)
+
+
+def outline_labels(image: Picture, labels: NDArray[np.uint8], palette: Picture) -> Picture:
+    """The borders of labelled regions over an image, in the labels' colours on a dark line.
+
+    Args:
+        image: RGB `[H, W, 3]`.
+        labels: `[H, W]`, 0 background, which has no borders of its own.
+        palette: colours `[256, 3]` of the labels.
+    """
+    import cv2
+
+    picture, thin = np.array(image), max(1, round(max(labels.shape) / 160))  # as wide in a grid whatever the image
+    for label in np.unique(labels[labels > 0]).tolist():
+        borders, _ = cv2.findContours((labels == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        for width, colour in ((3 * thin, _INK), (thin, tuple(palette[label].tolist()))):
+            cv2.drawContours(picture, borders, -1, colour, width)
+    return picture
 
 
 def overlay_errors(
@@ -84,7 +111,11 @@ def voc_palette() -> Picture:
 
 
 def draw_grid(
-    rows: Sequence[Sequence[Picture]], captions: Sequence[str], cell: int = 160, row_captions: Sequence[str] = ()
+    rows: Sequence[Sequence[Picture]],
+    captions: Sequence[str],
+    cell: int = 160,
+    row_captions: Sequence[str] = (),
+    keys: Sequence[Mapping[str, Colour]] = (),
 ) -> Picture:
     """Rows of pictures under captions, on white.
 
@@ -94,14 +125,11 @@ def draw_grid(
         captions: one for each column.
         cell: side of a picture in pixels.
         row_captions: one above each row, or none.
+        keys: what the colours in each row mean, to stand behind its caption, or none.
 
     Returns:
         RGB `[H, W, 3]`.
     """
-    import cv2
-
-    def write(text: str, left: int, top: int) -> None:
-        cv2.putText(canvas, text, (left, top + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
 
     step = cell + _GAP
     scaled = [[fitted(picture, cell) for picture in row] for row in rows]
@@ -110,11 +138,12 @@ def draw_grid(
     total = _CAPTION + sum(heights) + len(rows) * (_GAP + above)
     canvas = np.full((total, step * len(captions) + _GAP, 3), 255, dtype=np.uint8)
     for column, caption in enumerate(captions):
-        write(caption, _GAP + column * step, 0)
+        _write(canvas, caption, _GAP + column * step, 0)
     top = _CAPTION
     for row, (pictures, row_height) in enumerate(zip(scaled, heights)):
         if row_captions:
-            write(row_captions[row], _GAP, top)
+            right = _write(canvas, row_captions[row], _GAP, top)
+            _write_key(canvas, keys[row] if keys else {}, right, top)
             top += above
         for column, picture in enumerate(pictures):
             height, width = picture.shape[:2]
@@ -124,17 +153,27 @@ def draw_grid(
     return canvas
 
 
-def draw_legend(width: int) -> Picture:
-    """The colours of `ERRORS` with their names, RGB `[30, width, 3]`, to be put below a grid."""
+def draw_legend(width: int, text: str, key: Mapping[str, Colour]) -> Picture:
+    """A line of text and what colours mean, RGB `[26, width, 3]`, to be put below a grid."""
+    canvas = np.full((_CAPTION, width, 3), 255, dtype=np.uint8)
+    _write_key(canvas, key, _write(canvas, text, _GAP, 0), 0)
+    return canvas
+
+
+def _write(canvas: Picture, text: str, left: int, top: int) -> int:
+    """Returns where a text that follows would begin."""
     import cv2
 
-    canvas = np.full((30, width, 3), 255, dtype=np.uint8)
-    left = _GAP
-    for name, colour in ERRORS.items():
-        canvas[8:22, left : left + 14] = colour
-        cv2.putText(canvas, name, (left + 20, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
-        left += 34 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0]
-    return canvas
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    cv2.putText(canvas, text, (left, top + 18), font, scale, _INK, 1, cv2.LINE_AA)
+    return left + int(cv2.getTextSize(text, font, scale, 1)[0][0]) + 2 * _GAP
+
+
+def _write_key(canvas: Picture, key: Mapping[str, Colour], left: int, top: int) -> None:
+    for name, colour in key.items():
+        canvas[top + 6 : top + 20, left : left + 14] = _INK  # a frame, as a colour may be white
+        canvas[top + 7 : top + 19, left + 1 : left + 13] = colour
+        left = _write(canvas, name, left + 20, top)
 
 
 def fitted(picture: Picture, side: int) -> Picture:

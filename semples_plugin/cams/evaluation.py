@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
+from semples_plugin import text
 
 IGNORED = 255
 _CHUNK = 1 << 15  # pixels at once: their planes fit into a processor's cache
@@ -112,14 +115,17 @@ class CamEvaluation:
             raise TypeError(f"cams, mask: expected numpy's arrays, got {', '.join(kinds)}; tensors have .cpu().numpy()")
         labels = self._labels(mask)
         if {cam.dtype.kind for cam in cams} - {"f"} or len({cam.dtype for cam in cams}) > 1:
-            given = ", ".join(str(cam.dtype) for cam in cams)
+            given = ", ".join(sorted({str(cam.dtype) for cam in cams}))
             raise TypeError(f"cams: expected floating point numbers of one precision, got {given}")
         if [cam.shape for cam in cams] != [mask.shape] * len(class_index):
             shapes = [cam.shape for cam in cams]
-            raise ValueError(f"cams: expected {len(class_index)} maps {mask.shape} to fit the mask, got {shapes}")
-        if len(set(class_index)) < len(class_index) or not all(0 <= k < self.num_classes for k in class_index):
             raise ValueError(
-                f"class_index: expected different classes of 0 to {self.num_classes - 1}, got {list(class_index)}"
+                f"cams: expected {len(class_index)} maps {mask.shape} to fit the mask, got {text.shown(shapes)}"
+            )
+        wrong = [k for k in class_index if not 0 <= k < self.num_classes or list(class_index).count(k) > 1]
+        if wrong:
+            raise ValueError(
+                f"class_index: expected different classes of 0 to {self.num_classes - 1}, got {text.shown(wrong)}"
             )
         bins = self._bins(cams, labels)
         in_mask, shown = bins.sum((1, 2)), np.array(class_index, dtype=np.int64) + 1
@@ -148,7 +154,7 @@ class CamEvaluation:
         if mask.ndim != 2 or mask.dtype.kind not in "iu":
             raise ValueError(f"mask: expected integers [H, W], got {mask.dtype} of shape {list(mask.shape)}")
         if mask.dtype != np.uint8 and mask.size and not 0 <= int(mask.min()) <= int(mask.max()) <= IGNORED:
-            raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {np.unique(mask)}")
+            self._refuse([value for value in np.unique(mask).tolist() if not 0 <= value <= IGNORED])
         return mask.astype(np.uint8, copy=False)
 
     def _bins(self, cams: Sequence[Plane], labels: NDArray[np.uint8]) -> Counts:
@@ -174,9 +180,11 @@ class CamEvaluation:
             found += np.bincount(place, minlength=size)
         found = found.reshape(-1, *shape)
         if found[-1].any():
-            values = np.unique(known).tolist()
-            raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {values}")
+            self._refuse([value for value in np.unique(known).tolist() if self.num_classes < value < IGNORED])
         return found[: self.num_classes + 1]
+
+    def _refuse(self, values: list[int]) -> NoReturn:
+        raise ValueError(f"mask: expected values of 0 to {self.num_classes} and {IGNORED}, got {text.shown(values)}")
 
 
 def _highest(planes: Sequence[Plane]) -> tuple[Plane, NDArray[np.uint8]]:

@@ -11,8 +11,9 @@ Masks are read as CAMs of 0 and 1 (`labels`), so that they are judged and drawn 
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from numpy.typing import NDArray
 from semples_plugin.cams.pictures import read_mask
 from semples_plugin.files import read_lines, replacing
 from semples_plugin.image_names import ImageNames
-from semples_plugin.pickled import read_pickled
+from semples_plugin.pickled import read_header, read_pickled
+from semples_plugin.text import reason, shown
 
 FORMATS = {"clims": ".npy", "weaktr": ".npy", "fma": ".npz"}
 Plane = NDArray[np.float32]
 EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
 MAX_CLASSES = 254  # masks are bytes: 0 is background, 255 ignored
-_MAX_BYTES = 1 << 31  # of an array in an .npz, which can be a thousand times as large as its file
+_MAX_BYTES = 1 << 29  # of the maps in a small .npz or PNG, which can be a thousand times as large as their file
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +39,31 @@ class Cams:
     """CAMs of one image.
 
     Attributes:
-        planes: P maps `[h, w]`, float32, as the file has them; other types are rounded to it.
-        class_index: the P classes, 0-based.
+        planes: P maps `[h, w]` of one size, float32, as the file has them; other types are rounded to it.
+        class_index: the P classes, 0-based, each once, 253 at most.
         format: of the file, see `FORMATS`; or "labels" for a mask.
+
+    Raises:
+        ValueError: where they are none of that.
     """
 
     planes: Sequence[Plane]
     class_index: tuple[int, ...]
     format: str
+
+    def __post_init__(self) -> None:
+        if self.format not in (*FORMATS, "labels"):
+            raise ValueError(f"format: expected one of {', '.join(FORMATS)} or labels, got {shown(self.format)}")
+        _check_count(len(self.planes), len(self.class_index))
+        if len(set(self.class_index)) < len(self.class_index) or not all(
+            0 <= k < MAX_CLASSES for k in self.class_index
+        ):
+            raise ValueError(
+                f"expected different classes from 0 to {MAX_CLASSES - 1}, got {shown(list(self.class_index))}"
+            )
+        shapes = {plane.shape for plane in self.planes}
+        if len(shapes) > 1 or any(len(shape) != 2 or 0 in shape for shape in shapes):
+            raise ValueError(f"expected maps [h, w] of one size, got {shown(sorted(shapes))}")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -155,20 +174,19 @@ def read_cams(path: str | Path) -> Cams:
     try:
         if path.suffix == ".png":
             return _read_labels(path)
-        found, class_index, form = _read_npz(path) if path.suffix == ".npz" else _read_dictionary(read_pickled(path))
-        classes = _checked_classes(class_index, len(found))
-        planes = [np.asarray(plane, dtype=np.float32) for plane in found]
+        maps, class_index, form = _read_npz(path) if path.suffix == ".npz" else _read_dictionary(read_pickled(path))
+        _check_count(len(maps), len(class_index))
+        planes = [np.asarray(plane, dtype=np.float32) for plane in maps]
+        cams = Cams(planes, _whole_numbers(class_index), form)
     except Exception as error:  # what damaged bytes raise, nobody can list
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        prefix = "" if str(error).startswith(str(path)) else f"{path} is damaged, or no CAM file: "
-        raise ValueError(f"{prefix}{error or type(error).__name__}") from error
-    shapes = {plane.shape for plane in planes}
-    if len(shapes) > 1 or any(len(shape) != 2 or 0 in shape for shape in shapes):
-        raise ValueError(f"{path}: expected maps [h, w] of one size, got {', '.join(map(str, sorted(shapes)))}")
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is damaged, or no CAM file: {reason(error)}") from error
     if not all(np.isfinite(plane.sum()) for plane in planes):  # a sum is quick, and keeps NaN and infinity
         raise ValueError(f"{path}: NaN or infinite values")
-    return Cams(planes, classes, form)
+    return cams
 
 
 def write_cams(path: str | Path, cams: Cams, source_time: int | None = None) -> None:
@@ -194,7 +212,7 @@ def write_cams(path: str | Path, cams: Cams, source_time: int | None = None) -> 
         small = torch.from_numpy(np.stack(strided) if strided else cams.maps)
         content = {"keys": keys, "cam": small, "high_res": cams.maps}
     else:
-        content = dict(zip(cams.class_index, cams.planes))
+        content = dict(zip(cams.class_index, cams.planes, strict=True))
     with replacing(path, source_time) as temporary, temporary.open("wb") as file:
         if cams.format == "fma":
             np.savez(file, **content)
@@ -217,37 +235,58 @@ def _min_max(plane: Plane) -> Plane:
     return (positive - low) / (high - low + np.float32(EPS))
 
 
-def _checked_classes(class_index: Any, maps: int) -> tuple[int, ...]:
-    classes = tuple(int(k) for k in class_index)
-    in_range = all(0 <= k < MAX_CLASSES for k in classes) and list(classes) == [float(k) for k in class_index]
-    if len(classes) != maps or len(set(classes)) != maps or not in_range:
-        raise ValueError(
-            f"expected a map for each of P different classes from 0 to {MAX_CLASSES - 1}, got {maps} for "
-            f"{np.asarray(class_index).tolist()}"
-        )
-    return classes
+def _check_count(maps: int, classes: int) -> None:
+    if not maps == classes <= MAX_CLASSES:
+        raise ValueError(f"expected a map for each class, and {MAX_CLASSES} at most, got {maps} for {classes} classes")
 
 
-def _read_npz(path: Path) -> tuple[list[Any], Any, str]:
+def _whole_numbers(class_index: Iterable[Any]) -> tuple[int, ...]:
+    classes = tuple(class_index)
+    if not all(float(k).is_integer() for k in classes):
+        raise ValueError(f"expected classes as whole numbers, got {shown(list(classes))}")
+    return tuple(map(int, classes))
+
+
+def _read_npz(path: Path) -> tuple[Any, Any, str]:
     with zipfile.ZipFile(path) as archive:
-        large = [entry.filename for entry in archive.infolist() if entry.file_size > _MAX_BYTES]
-    if large:
-        raise ValueError(f"{large[0]} in it would take more than {_MAX_BYTES >> 30} GiB")
-    with np.load(path) as file:  # pickles inside are refused by default
-        return list(file["cam"]), file["fg_cls"], "fma"
+        (maps, itemsize), (classes, _) = _declared(archive, "cam", 3), _declared(archive, "fg_cls", 1)
+        _check_count(maps[0], classes[0])
+        _check_size(path, maps, itemsize)
+        return _unpacked(archive, "cam"), _unpacked(archive, "fg_cls"), "fma"
 
 
-def _read_dictionary(found: Any) -> tuple[list[Any], Any, str]:
+def _declared(archive: zipfile.ZipFile, name: str, dimensions: int) -> tuple[tuple[int, ...], int]:
+    """Shape, and bytes of a number, of an array in an `.npz`, before any of it is unpacked."""
+    with archive.open(f"{name}.npy") as file:
+        shape, _, dtype = read_header(file)
+    if len(shape) != dimensions or dtype.kind not in "fiub":
+        raise ValueError(f"{name}: expected numbers in {dimensions} dimensions, got {dtype} {shown(list(shape))}")
+    return shape, dtype.itemsize
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _check_size(path: Path, shape: Sequence[int], itemsize: int) -> None:
+    longest = max(_MAX_BYTES, 4 * path.stat().st_size)  # what isn't compressed is never refused
+    if math.prod(shape) * max(itemsize, 4) > longest:
+        raise ValueError(f"maps of {' x '.join(map(str, shape))} pixels would take more than {longest >> 20} MiB")
+
+
+def _read_dictionary(found: Any) -> tuple[Any, Any, str]:
     if not isinstance(found, dict):
         raise ValueError(f"expected a dictionary of CAMs, got {type(found).__name__}")
     if "keys" in found and "high_res" in found:
-        return list(found["high_res"]), found["keys"], "clims"
+        return found["high_res"], found["keys"], "clims"
     if not all(isinstance(key, int) for key in found):
-        raise ValueError(f"expected the keys `keys` and `high_res`, or numbers of classes, got {list(found)[:5]}")
+        raise ValueError(f"expected the keys `keys` and `high_res`, or numbers of classes, got {shown(list(found))}")
     return list(found.values()), list(found), "weaktr"
 
 
 def _read_labels(path: Path) -> Cams:
     mask = read_mask(path)
-    labels = [int(value) for value in np.unique(mask) if 0 < value < 255]
+    labels = [value for value in np.unique(mask).tolist() if 0 < value < 255]
+    _check_size(path, (len(labels), *mask.shape), 4)
     return Cams([(mask == label).astype(np.float32) for label in labels], tuple(k - 1 for k in labels), "labels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from semples_plugin.files import replacing
 
 THRESHOLDS = np.arange(100) / 100
 ENOUGH = 50  # images, from which on the bootstrap's 95 % intervals miss the truth in little more than 5 % of cases
+SMALLEST = 0.001  # gain in mIoU worth the name: a tenth of a point, the last digit that papers print
 POWERS = (0.5, 0.6, 0.7, 0.8, 0.9, *range(1, 11))
 
 
@@ -30,7 +32,7 @@ class FolderEvaluation:
     """CAMs or masks of a folder, judged.
 
     Attributes:
-        folder, masks, split: where CAMs and masks are, and the list of images, "all CAMs" where there was none.
+        folder, masks, split: where CAMs and masks are, and the list of images, None where all of them were judged.
         class_names: K names, without background.
         background: "constant", "power" for (1 - m)^p, or "none" for masks, which need no such score.
         settings: the T thresholds or powers, in the order of `sweep`.
@@ -46,7 +48,7 @@ class FolderEvaluation:
 
     folder: str
     masks: str
-    split: str
+    split: str | None
     class_names: tuple[str, ...]
     background: str
     settings: tuple[float, ...]
@@ -64,6 +66,23 @@ class FolderEvaluation:
         """At the chosen setting, in [0, 1]."""
         return float(self.sweep.miou[self.chosen])
 
+    @property
+    def in_masks(self) -> tuple[int, int]:
+        """CAMs of a class that the same image's mask holds, and all CAMs, as far as one wins a pixel anywhere."""
+        present = [c.in_mask[(c.classes > 0) & (c.predicted[:, 0] > 0)] for c in self.counts.values()]
+        return sum(int((pixels > 0).sum()) for pixels in present), sum(map(len, present))
+
+    @property
+    def doubt(self) -> str:
+        """A sentence where most CAMs are of classes that their images' masks lack, as another data set's are."""
+        right, cams = self.in_masks
+        if 2 * right >= cams:
+            return ""
+        return (
+            f"{self.folder}: only {right} of {cams} CAMs ({100 * right / cams:.0f} %) are of a class that the same "
+            f"image's mask in {self.masks} holds: do both count the same classes in the same order?"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the counts, ready for `json.dumps`; NaN becomes None.
 
@@ -78,8 +97,9 @@ class FolderEvaluation:
         return {
             "cams": self.folder,
             "masks": self.masks,
-            "split": self.split,
+            "split": self.split or "all CAMs",
             "images": len(self.counts),
+            "doubt": self.doubt or None,
             "background": self.background,
             "chosen": self.settings[t],
             "chosen on these masks": self.chosen_here,
@@ -121,6 +141,9 @@ def evaluate_folder(
     Raises:
         FileNotFoundError: where there are no CAMs, masks or list.
         ValueError: where nothing can be judged, or the setting is none that (0 to 1, or above 0) can be.
+
+    Warns:
+        UserWarning: where most CAMs are of classes that their images' masks lack.
     """
     found, masks = list_cams(folder, masks=True), Path(masks)
     if not masks.is_dir():
@@ -151,12 +174,15 @@ def evaluate_folder(
         raise ValueError(f"none of the CAMs in {folder} could be judged; the first: {next(iter(failed.values()))}")
     sweep = evaluation.compute()
     asked = set(wanted)
-    return FolderEvaluation(
-        str(folder), str(masks), str(image_list or "all CAMs"), tuple(class_names), background, tuple(settings),
-        sweep, sweep.best if setting is None else settings.index(setting), setting is None and background != "none",
-        counts, tuple(name for name in wanted if name not in found),
+    judged = FolderEvaluation(
+        str(folder), str(masks), None if image_list is None else str(image_list), tuple(class_names), background,
+        tuple(settings), sweep, sweep.best if setting is None else settings.index(setting),
+        setting is None and background != "none", counts, tuple(name for name in wanted if name not in found),
         tuple(name for name in found if name not in asked), failed,
     )  # fmt: skip
+    if judged.doubt:
+        warnings.warn(judged.doubt, stacklevel=2)
+    return judged
 
 
 def on_common_images(evaluations: Sequence[FolderEvaluation]) -> list[FolderEvaluation]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +13,15 @@ from numpy.typing import NDArray
 from semples_plugin.cams.drawing import voc_palette
 from semples_plugin.files import replacing
 from semples_plugin.image_names import file_stems
+from semples_plugin.text import reason
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _NOTE = "semples"  # keyword in a PNG
+_MASKS = ("PNG",)  # Pillow knows many more formats, and starts Ghostscript for one of them
+_PHOTOGRAPHS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+_MAX_PIXELS = 8192 * 8192  # of a picture, which can be a thousand times as large as its file
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
 
 
@@ -21,9 +30,9 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: where it is damaged, or in colours.
+        ValueError: where it is no PNG, is damaged, has more than 8192 x 8192 pixels, or is in colours.
     """
-    mask = _read(path, "mask", None)
+    mask = _read(path, "mask in PNG", _MASKS, None)
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"{path}: expected one channel of class numbers in bytes, got {mask.dtype} {list(mask.shape)}")
     return mask
@@ -57,15 +66,20 @@ def read_note(path: str | Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_MASKS) as image:
             return str(image.info.get(_NOTE, ""))
     except Exception:
         return ""
 
 
 def read_photograph(path: str | Path) -> NDArray[np.uint8]:
-    """RGB `[H, W, 3]` of any picture; a `FileNotFoundError` or `ValueError` names one that can't be read."""
-    return _read(path, "photograph", "RGB")
+    """RGB `[H, W, 3]` of a picture of the usual formats, of 8192 x 8192 pixels at most.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it can't be read.
+    """
+    return _read(path, "photograph", _PHOTOGRAPHS, "RGB")
 
 
 def find_photograph(folder: str | Path, name: str) -> Path:
@@ -89,15 +103,8 @@ def check_photographs(folder: str | Path, names: Iterable[str]) -> None:
 
 def photograph_size(path: str | Path) -> tuple[int, int]:
     """Height and width, without decoding it."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no photograph {path}") from None
-    except Exception as error:
-        raise ValueError(f"{path} is damaged, or no photograph: {error}") from error
+    with _opened(path, "photograph", _PHOTOGRAPHS) as image:
+        return image.height, image.width
 
 
 def _find(folder: str | Path, name: str, suffixes: Iterable[str]) -> Path:
@@ -105,13 +112,22 @@ def _find(folder: str | Path, name: str, suffixes: Iterable[str]) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def _read(path: str | Path, what: str, mode: str | None) -> NDArray[np.uint8]:
+def _read(path: str | Path, what: str, formats: tuple[str, ...], mode: str | None) -> NDArray[np.uint8]:
+    with _opened(path, what, formats) as image:
+        return np.asarray(image if mode is None else image.convert(mode))
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, what: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     from PIL import Image  # OpenCV would give the colours of VOC's palettes, not their numbers
 
     try:
-        with Image.open(path) as image:
-            return np.asarray(image if mode is None else image.convert(mode))
+        with Image.open(path, formats=formats) as image:
+            if image.width * image.height <= _MAX_PIXELS:
+                yield image
+                return
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} {path}") from None
     except Exception as error:  # Pillow calls a broken PNG a syntax error, and a bomb by its name
-        raise ValueError(f"{path} is damaged, or no {what}: {error}") from error
+        raise ValueError(f"{path} is damaged, or no {what}: {reason(error)}") from error
+    raise ValueError(f"{path} has {image.width} x {image.height} pixels, more than 8192 x 8192: scale it down")

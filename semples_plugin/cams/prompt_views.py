@@ -14,6 +14,7 @@ from semples_plugin.cams.drawing import Picture, overlay_cam
 from semples_plugin.checks import class_positions
 from semples_plugin.clip import FrozenClip
 from semples_plugin.masks import ClassMasks, masked_views
+from semples_plugin.prompt_quality import ClassQuality
 from semples_plugin.prompts import BackgroundPrompts
 
 VOCABULARY = (
@@ -39,13 +40,21 @@ class NearWords:
         class_name: of the prompt.
         words: the nearest, with their cosines, descending.
         label: cosine of the prompt and its class's label text.
-        background: mean cosine of the prompt and the backgrounds it was learned from; None where the file doesn't say.
+        quality: what the prompt was near to when it had been learned; None where the file doesn't say.
     """
 
     class_name: str
     words: tuple[tuple[str, float], ...]
     label: float
-    background: float | None
+    quality: ClassQuality | None
+
+    @property
+    def columns(self) -> tuple[str, str, str, str]:
+        """The figures under `tables.COLUMNS`, as text."""
+        after = self.quality and self.quality.after
+        found = (after.background, after.foreground, after.separation) if after else (None, None, None)
+        background, foreground, separation = ("-" if value is None else f"{value:.2f}" for value in found)
+        return f"{self.label:.2f}", background, foreground, separation
 
 
 @torch.no_grad()
@@ -71,13 +80,13 @@ def nearest_words(
     labels = clip.encode_texts([template.format(name) for name in names])
     near = features @ clip.encode_texts([template.format(word) for word in words]).T
     values, places = near.topk(min(count, len(words)))
-    background = prompts.similarities.get("background", [None] * len(names))
+    quality = prompts.quality or [None] * len(names)
     return [
         NearWords(
             name,
             tuple((words[i], float(v)) for i, v in zip(places[k].tolist(), values[k])),
             float(features[k] @ labels[k]),
-            background[k],
+            quality[k],
         )
         for k, name in enumerate(names)
     ]

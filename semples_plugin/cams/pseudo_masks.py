@@ -23,7 +23,9 @@ from semples_plugin.cams.pictures import (
     write_mask,
 )
 from semples_plugin.cams.workers import in_parallel
+from semples_plugin.extras import how_to_install
 from semples_plugin.files import CHANGED, claim_folder, is_made_of
+from semples_plugin.image_names import image_name
 
 CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
 
@@ -66,7 +68,8 @@ def write_pseudo_masks(
 ) -> dict[str, str]:
     """Writes a mask for every CAM file; an interrupted call goes on where it was.
 
-    A mask gets the time of the CAM file that it is made from, and holds the recipe as a text of PNG's.
+    A mask gets the time of the CAM file that it is made from, and holds the recipe, and where the photographs were that
+    a CRF looked at, as a text of PNG's.
 
     Args:
         folder: of CAM files of any host.
@@ -98,11 +101,14 @@ def write_pseudo_masks(
     if recipe.crf:
         _import_crf()
     sources = {path.stem: path for path in list_cams(folder).values()}
-    note = json.dumps({**asdict(recipe), "images": None if images is None else str(Path(images).resolve())})
+    # What changes a mask: photographs do so by their edges, which the CRF sees, or by their size, which the mask has.
+    note = json.dumps({**asdict(recipe), "images": str(Path(images).resolve()) if recipe.crf and images else None})
 
     def is_own(path: Path) -> bool:
         source = sources.get(path.stem)
-        return source is not None and is_made_of(path, source) and read_note(path) == note
+        if source is None or not is_made_of(path, source) or read_note(path) != note:
+            return False
+        return images is None or _size(find_photograph(images, image_name(path))) in (None, _size(path))
 
     claim_folder(out, is_own)
     targets = {name: out / f"{path.stem}.png" for name, path in found.items()}
@@ -176,6 +182,14 @@ def _write_one(task: tuple[Path, Path, Path | None, Recipe, str]) -> str:
     return ""
 
 
+def _size(picture: Path) -> tuple[int, int] | None:
+    """None where there is no such picture that can be read."""
+    try:
+        return photograph_size(picture)
+    except (OSError, ValueError):
+        return None
+
+
 def _labels_of(cams: Cams, image: Path | None, recipe: Recipe, path: Path) -> NDArray[np.uint8]:
     if image is not None:
         size = photograph_size(image)
@@ -199,5 +213,5 @@ def _import_crf() -> Any:
     try:
         import pydensecrf.densecrf
     except ImportError as error:
-        raise ImportError("the CRF needs one package more: pip install 'semples-plugin[crf]'") from error
+        raise ImportError(f"the CRF needs one package more: {how_to_install('crf')}") from error
     return pydensecrf.densecrf

@@ -5,24 +5,36 @@ from __future__ import annotations
 import base64
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semples_plugin.cams.curves import colours, draw_curve
-from semples_plugin.cams.drawing import ERRORS, Picture, encode, fitted
+from semples_plugin.cams.drawing import ERRORS, Colour, Picture, encode, fitted
 from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
 from semples_plugin.cams.pictures import find_photograph, read_photograph
-from semples_plugin.cams.prompt_views import NearWords, draw_prompt
-from semples_plugin.cams.show import describe_image, draw_image, gain_of, ranked
-from semples_plugin.cams.tables import counted, describe_gain, describe_setting, few
-from semples_plugin.clip import FrozenClip
+from semples_plugin.cams.show import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
+from semples_plugin.cams.tables import (
+    COLUMNS,
+    counted,
+    describe_gain,
+    describe_images,
+    describe_setting,
+    describe_words,
+    few,
+    format_percent,
+)
 from semples_plugin.files import replacing
-from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.version import __version__
+
+if TYPE_CHECKING:  # they import torch, which a report without prompts doesn't need
+    from semples_plugin.cams.prompt_views import NearWords
+    from semples_plugin.clip import FrozenClip
+    from semples_plugin.prompts import BackgroundPrompts
 
 _SIDE = 260  # pixels of a picture in the page
 
@@ -93,6 +105,8 @@ def prompt_panels(
 
     A photograph that can't be read is told by a warning, and the next one is taken.
     """
+    from semples_plugin.cams.prompt_views import draw_prompt
+
     panels = []
     for k, name in enumerate(evaluation.class_names, 1):
         shown = {image: int(c.in_mask[c.classes == k].sum()) for image, c in evaluation.counts.items()}
@@ -113,17 +127,16 @@ def _head(
     tiles = [(title, f"{100 * one.miou:.1f}", describe_setting(one)) for one, title in zip(evaluations, titles)]
     for title, comparison in zip(titles[1:], comparisons):
         gain = 100 * (comparison.miou[1] - comparison.miou[0])
-        of = f" of {title}" if len(comparisons) > 1 else ""
-        tiles.append((f"gain{of}", f"{gain:+.1f}", describe_gain(comparison)))
+        verdict = describe_gain(comparison).replace(" %", "\N{NO-BREAK SPACE}%")
+        tiles.append((f"gain: {title} over {titles[0]}", f"{gain:+.2f}", verdict))
     cards = "".join(
         f'<div class="tile"><h3>{escape(title)}</h3><p class="big">{value}</p><p>{escape(note)}</p></div>'
         for title, value, note in tiles
     )
     one = evaluations[-1]
     facts = (
-        f"{counted(len(one.counts), 'image')} of {escape(Path(one.split).name)}; {len(one.class_names)} classes and "
-        "background; "
-        f"masks: {escape(one.masks)}; CAMs: {', '.join(escape(e.folder) for e in evaluations)}."
+        f"{escape(describe_images(one, one.split and Path(one.split).name))}; {len(one.class_names)} classes and "
+        f"background; masks: {escape(one.masks)}; CAMs: {', '.join(escape(e.folder) for e in evaluations)}."
     )
     warning = ""
     if any(e.chosen_here for e in evaluations):
@@ -132,6 +145,8 @@ def _head(
             "would be a little lower; give <code>--setting</code> to report at one that was chosen elsewhere.</p>"
         )
     for title, one in zip(titles, evaluations):
+        if one.doubt:
+            warning += f'<p class="warn">{escape(one.doubt)}</p>'
         for what, names in (
             ("without CAMs", one.missing),
             ("not judged", one.failed),
@@ -154,14 +169,19 @@ def _classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> 
     rows = []
     for k in order:
         cells = "".join(
-            f'<td class="bar" style="--w:{0 if np.isnan(iou[k]) else iou[k]:.1f}%;--c:{colour}">{_cell(iou[k])}</td>'
+            f'<td class="bar" style="--w:{0 if np.isnan(iou[k]) else iou[k]:.1f}%;--c:{colour}">'
+            f"{format_percent(iou[k])}</td>"
             for iou, colour in zip(ious, colours(len(ious)))
         )
         if len(ious) > 1:
-            cells += f'<td class="{"up" if gain[k] > 0 else "down"}">{_cell(gain[k], "+.1f")}</td>'
-        cells += f"<td>{_cell(precision[k])}</td><td>{_cell(recall[k])}</td>"
+            text = format_percent(gain[k], "+")
+            way = "" if text in ("-", "0.0") else "up" if gain[k] > 0 else "down"
+            cells += f'<td class="{way}">{text}</td>'
+        cells += f"<td>{format_percent(precision[k])}</td><td>{format_percent(recall[k])}</td>"
         rows.append(f"<tr><th>{escape(names[k])}</th>{cells}</tr>")
     note = f"IoU, and precision and recall of {escape(titles[-1])}, in percent."
+    if len(ious) > 1:
+        note += f" The gain is that of {escape(titles[-1])} over {escape(titles[0])}."
     return (
         f'<p>{note}</p><div class="scroll"><table><thead><tr><th></th>{head}<th>precision</th><th>recall</th></tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -173,11 +193,9 @@ def _images(
 ) -> list[str]:
     names = ranked(evaluations)
     shown = min(shown, (len(names) + 1) // 2)
-    legend = "".join(
-        f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in ERRORS.items()
-    )
     captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ": errors"))]
     both, lost = len(evaluations) > 1, gain_of(evaluations, names[-1]) < 0
+    over = f", {titles[-1]} over {titles[0]}" if both else ""
     sections = []
     for title, part in (
         ("Most gained" if both else "Best images", names[:shown]),
@@ -190,8 +208,9 @@ def _images(
             except (OSError, ValueError) as error:  # one bad picture costs one row
                 rows.append(f"<p>{escape(name)}: {escape(str(error))}</p>")
                 continue
-            rows.append(f"<h3>{escape(describe_image(evaluations, name))}</h3>{_row(zip(captions, row))}")
-        sections.append(_section(title, f'<p class="legend">{legend}</p>' + "".join(rows)))
+            key = _key(class_colours(evaluations, name))
+            rows.append(f"<h3>{escape(name)}: {describe_iou(evaluations, name)}</h3>{key}{_row(zip(captions, row))}")
+        sections.append(_section(f"{title}{over}", f"<p>{escape(OUTLINES)}.</p>{_key(ERRORS)}{''.join(rows)}"))
     return sections
 
 
@@ -199,15 +218,15 @@ def _words(words: Sequence[NearWords]) -> str:
     rows = []
     for one in words:
         near = ", ".join(f"{escape(word)} <small>{cosine:.2f}</small>" for word, cosine in one.words)
-        background = "" if one.background is None else f"{one.background:.2f}"
-        rows.append(
-            f"<tr><th>{escape(one.class_name)}</th><td>{near}</td><td>{one.label:.2f}</td><td>{background}</td></tr>"
-        )
+        figures = "".join(f"<td>{value}</td>" for value in one.columns)
+        rows.append(f"<tr><th>{escape(one.class_name)}</th><td>{near}</td>{figures}</tr>")
+    heads = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    meanings = "".join(f"<li>{name}: {meaning}</li>" for name, meaning in COLUMNS.items())
     return (
-        "<p>Nearest words of each class's learned background prompt, and its cosine with the class's own label (lower "
-        "is safer) and with the backgrounds that it was learned from (higher is better).</p>"
-        '<div class="scroll"><table><thead><tr><th></th><th class="left">nearest words</th><th>label</th><th>'
-        f"background</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<p>{escape(describe_words(words))}</p>"
+        "<p>Nearest words of each class's learned background prompt, and what it was near to when it had been learned:"
+        f'</p><ul>{meanings}</ul><div class="scroll"><table><thead><tr><th></th><th class="left">nearest words</th>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -215,13 +234,21 @@ def _prompt(panel: PromptPictures) -> str:
     return f"<h3>{escape(panel.class_name)}</h3>{_row(panel.pictures)}"
 
 
+def _key(colours: Mapping[str, Colour]) -> str:
+    spans = (f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in colours.items())
+    return f'<p class="legend">{"".join(spans)}</p>'
+
+
 def _row(pictures: Iterable[tuple[str, Picture]]) -> str:
+    """Pictures in lines of equal length, of which two stand below one another where there are many."""
+    pictures = list(pictures)
+    wide, narrow = len(pictures) if len(pictures) <= 6 else -(-len(pictures) // 2), 3 if len(pictures) % 2 else 2
     figures = "".join(
         f'<figure><img alt="{escape(caption)}" src="{_inline(picture)}"><figcaption>{escape(caption)}</figcaption>'
         "</figure>"
         for caption, picture in pictures
     )
-    return f'<div class="row">{figures}</div>'
+    return f'<div class="row" style="--wide:{wide};--narrow:{narrow}">{figures}</div>'
 
 
 def _inline(picture: Picture) -> str:
@@ -239,10 +266,6 @@ def _section(title: str, content: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
 
 
-def _cell(value: float, form: str = ".1f") -> str:
-    return "-" if np.isnan(value) else format(value, form)
-
-
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2026; --soft: #626973; --line: #e3e6ea; --paper: #fff; --tint: #f5f7f9; }
 * { box-sizing: border-box; }
@@ -256,7 +279,8 @@ p { margin: 0 0 .6rem; }
 .facts { overflow-wrap: anywhere; font-size: .9rem; }
 section, .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem; }
 section { margin-top: 1rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1rem; margin-top: 1rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1rem; }
+.tile { flex: 1 1 280px; }
 .tile h3 { margin: 0; color: var(--soft); font-weight: 600; }
 .tile .big { margin: .1rem 0 .3rem; font-size: 2.2rem; font-weight: 650; line-height: 1.1; }
 .tile p:last-child { margin: 0; font-size: .85rem; color: var(--soft); }
@@ -272,8 +296,9 @@ td:nth-child(2):not(.bar) { white-space: normal; min-width: 14rem; }
 .bar { background: linear-gradient(color-mix(in srgb, var(--c) 28%, white) 0 0) left / var(--w) 100% no-repeat; }
 .up { color: #1d7f4a; } .down { color: #b3261e; }
 .legend span { display: inline-block; margin: 0 1rem .3rem 0; font-size: .85rem; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; border-radius: 3px; }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: .6rem; align-items: start; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; border: 1px solid var(--soft); }
+.row { display: grid; grid-template-columns: repeat(var(--wide), minmax(0, 260px)); gap: .6rem; align-items: start; }
+@media (max-width: 640px) { .row { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)); } }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 4px; }
 figcaption { font-size: .8rem; }
 footer { margin-top: 1.5rem; font-size: .8rem; }

@@ -8,17 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from semples_plugin.cams.drawing import Picture, draw_grid, draw_legend, overlay_cam, overlay_errors, overlay_mask
+from semples_plugin.cams.drawing import (
+    CLASSES,
+    ERRORS,
+    Colour,
+    Picture,
+    draw_grid,
+    draw_legend,
+    outline_labels,
+    overlay_cam,
+    overlay_errors,
+    overlay_mask,
+)
 from semples_plugin.cams.files import list_cams, read_cams
 from semples_plugin.cams.folders import FolderEvaluation, image_iou
 from semples_plugin.cams.pictures import find_mask, find_photograph, read_mask, read_photograph
 from semples_plugin.cams.pseudo_masks import Recipe, to_labels
 
+OUTLINES = "CAMs: the highest of all classes, red is 1; outlines are what is predicted, in the colour of its class"
+
 
 def draw_images(
     evaluations: Sequence[FolderEvaluation], names: Sequence[str], images: str | Path, titles: Sequence[str]
 ) -> Picture:
-    """A grid: image, mask, and for each evaluation the highest CAM and its errors at the chosen setting.
+    """A grid: image, mask, and for each evaluation the highest CAM, with outlines of the classes that win at the
+    chosen setting, and its errors.
 
     Args:
         evaluations: of the same masks; one, or more to compare.
@@ -38,8 +52,14 @@ def draw_images(
             warnings.warn(str(error), stacklevel=2)
     if not rows:
         raise ValueError("there is no image to draw")
-    grid = draw_grid([*rows.values()], captions, row_captions=[describe_image(evaluations, name) for name in rows])
-    return np.concatenate([grid, draw_legend(grid.shape[1])])
+    grid = draw_grid(
+        [*rows.values()],
+        captions,
+        row_captions=[f"{name}: {describe_iou(evaluations, name)}" for name in rows],
+        keys=[class_colours(evaluations, name) for name in rows],
+    )
+    legends = [draw_legend(grid.shape[1], OUTLINES, {}), draw_legend(grid.shape[1], "errors:", ERRORS)]
+    return np.concatenate([grid, *legends])
 
 
 def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
@@ -48,7 +68,10 @@ def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str |
     mask = read_mask(find_mask(evaluations[0].masks, name))
     if photograph.shape[:2] != mask.shape:
         raise ValueError(f"{name}: the photograph has {photograph.shape[:2]} pixels, its mask {mask.shape}")
-    row = [photograph, overlay_mask(photograph, np.where(mask == 255, 0, mask))]
+    palette = np.zeros((256, 3), np.uint8)
+    for class_name, colour in class_colours(evaluations, name).items():
+        palette[evaluations[0].class_names.index(class_name) + 1] = colour
+    row = [photograph, overlay_mask(photograph, np.where(mask == 255, 0, mask), palette=palette)]
     for evaluation in evaluations:
         cams = read_cams(list_cams(evaluation.folder, masks=True)[name])
         scores = cams.scores(*mask.shape)
@@ -57,9 +80,19 @@ def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str |
         heat, labels = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.uint8)
         if len(scores):
             heat, labels = np.max(scores, axis=0), to_labels(np.stack(scores), cams.class_index, recipe)
-        errors = overlay_errors(photograph, labels, mask)
-        row += [overlay_cam(photograph, heat), errors]
+        heat_map = outline_labels(overlay_cam(photograph, heat), labels, palette)
+        row += [heat_map, overlay_errors(photograph, labels, mask)]
     return row
+
+
+def class_colours(evaluations: Sequence[FolderEvaluation], name: str) -> dict[str, Colour]:
+    """A colour for each class that an image's mask holds or an evaluation predicts in it, as `draw_image` uses them."""
+    found: set[int] = set()
+    for one in evaluations:
+        counts = one.counts[name]
+        found.update(counts.classes[(counts.in_mask > 0) | (counts.predicted[:, one.chosen] > 0)].tolist())
+    names = [evaluations[0].class_names[k - 1] for k in sorted(found - {0})]
+    return {class_name: CLASSES[i % len(CLASSES)] for i, class_name in enumerate(names)}
 
 
 def describe_image(evaluations: Sequence[FolderEvaluation], name: str) -> str:
@@ -67,8 +100,12 @@ def describe_image(evaluations: Sequence[FolderEvaluation], name: str) -> str:
     counts = evaluations[0].counts[name]
     shown = [k for k, pixels in zip(counts.classes, counts.in_mask) if k and pixels]
     classes = ", ".join(evaluations[0].class_names[k - 1] for k in shown) or "background alone"
-    ious = " -> ".join(f"{100 * image_iou(one, name):.0f}" for one in evaluations)
-    return f"{name} ({classes}): IoU {ious} %"
+    return f"{name} ({classes}): {describe_iou(evaluations, name)}"
+
+
+def describe_iou(evaluations: Sequence[FolderEvaluation], name: str) -> str:
+    """An image's IoU in each evaluation."""
+    return f"IoU {' -> '.join(f'{100 * image_iou(one, name):.0f}' for one in evaluations)} %"
 
 
 def gain_of(evaluations: Sequence[FolderEvaluation], name: str) -> float:

@@ -14,6 +14,7 @@ from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cams.pictures import write_mask
 from semples_plugin.cams.prompt_views import nearest_words
 from semples_plugin.cams.report import prompt_panels, write_report
+from semples_plugin.checks import check_integers
 from semples_plugin.clip import FrozenClip
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, Scenes, make_scenes
 from semples_plugin.files import replacing
@@ -56,6 +57,8 @@ def write_world_report(
 
 def write_world(folder: Path, train: int = 1000, test: int = 300, seed: int = 0) -> None:
     """Train and test scenes under `train/` and `test/`, with lists and `cls_labels.npy`, for other code to read."""
+    for name, value, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
+        check_integers(name, (value,), least=least)
     for part, count, first in (("train", train, seed), ("test", test, seed + 10_000)):
         scenes = make_scenes(count, first)
         write_scenes(folder / part, scenes)
@@ -78,7 +81,10 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=300, help="scenes to test with (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    write_world(options.folder, options.train, options.test, options.seed)
+    try:
+        write_world(options.folder, options.train, options.test, options.seed)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"wrote {options.folder}/train and /test: images, masks, list.txt, cls_labels.npy and classes.txt")
 
 

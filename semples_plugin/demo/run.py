@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +28,14 @@ from semples_plugin import (
 )
 from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, write_picture
 from semples_plugin.cams.evaluation import CamEvaluation
-from semples_plugin.checks import check_device
+from semples_plugin.checks import check_device, check_integers
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.generator import CamNet
 from semples_plugin.demo.tiny_clip import TinyTokenizer, load_tiny_clip_model
 from semples_plugin.files import replacing
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
+from semples_plugin.version import __version__
 
 CamsOf = Callable[[slice], Tensor]
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
@@ -88,7 +90,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Runs all rows for every seed and prints the table.
 
-    Writes `results.json` and the prompts, and of the first seed `grid.png`, `report.html`, test scenes and CAMs.
+    Writes the prompts and, after every seed, `results.json`; of the first seed `grid.png`, `report.html`, test scenes
+    and CAMs. Seeds that `results.json` holds already are taken from there, so a stopped call goes on where it was.
 
     Args:
         seeds: one run each; a seed decides scenes, network and order.
@@ -99,42 +102,78 @@ def run_demo(
         progress: show progress bars.
 
     Returns:
-        What `results.json` holds.
+        What `results.json` holds: `settings`, and by seed `rows` (the `Judgement` of each), `drifted` and `seconds`.
+
+    Raises:
+        OSError: where `out` can't be written into.
+        ValueError: for seeds below 0 or twice, a device that isn't there, or an `out` with results of other settings.
     """
     out, recipe = Path(out), recipe or Recipe()
+    check_integers("seeds", seeds, least=0)
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     check_device(device)
-    started = time.perf_counter()
-    clip = load_tiny_clip(device)
     names = (*ROWS[:3], *ABLATION, "full") if ablation else ROWS
-    rows: dict[str, list[Judgement]] = {name: [] for name in names}
-    drifted: dict[int, list[str]] = {}
-    for seed in seeds:
-        world = _World(clip, seed, recipe, progress)
-        for name, judgement in world.run(names).items():
-            rows[name].append(judgement)
-        drifted[seed] = world.drifted
-        world.regularizer.prompts.save(out / f"prompts-{seed}.safetensors")  # type: ignore[union-attr]
-        if seed == seeds[0]:
-            write_picture(out / "grid.png", world.draw())
-            world.export(out)
-    results = {
-        "seeds": list(seeds),
-        "recipe": asdict(recipe),
-        "rows": {name: [asdict(judgement) for judgement in judgements] for name, judgements in rows.items()},
-        "drifted": drifted,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    with replacing(out / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    results = _open_results(
+        out / "results.json",
+        {"recipe": asdict(recipe), "rows": list(names), "device": str(device), "threads": torch.get_num_threads(),
+         "version": __version__},
+    )  # fmt: skip
+    if kept := [str(seed) for seed in seeds if str(seed) in results["seeds"]]:
+        print(f"{out}/results.json has seeds {', '.join(kept)} already; without that file they are trained anew\n")
+    try:
+        clip = load_tiny_clip(device)
+        for seed in seeds:
+            if str(seed) not in results["seeds"]:
+                _run_seed(_World(clip, seed, recipe, progress), names, out, results)
+    except KeyboardInterrupt:
+        there = ", ".join(results["seeds"]) or "none"
+        print(f"seeds in {out}/results.json: {there}; the same command goes on with the others", file=sys.stderr)
+        raise
+    runs = results["seeds"]
+    chosen = {seed: runs[str(seed)] for seed in seeds}
+    rows = {name: [Judgement(**run["rows"][name]) for run in chosen.values()] for name in names}
     print(format_table(rows))
     print(f"\n{explain(rows)}")
-    if any(drifted.values()):
-        found = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in drifted.items() if names)
-        print(f"Prompts that came nearest to their own object, where refinement can't help: {found}.")
-    print(f"\n{results['seconds']:.0f} s; {out}/report.html shows seed {seeds[0]}; pictures, prompts, figures and CAMs "
-          "are beside it")  # fmt: skip
+    drifted = [f"seed {seed}: {', '.join(run['drifted'])}" for seed, run in chosen.items() if run["drifted"]]
+    if drifted:
+        print(f"Prompts that came nearest to their own object, where refinement can't help: {'; '.join(drifted)}.")
+    print(f"\n{sum(run['seconds'] for run in chosen.values()):.0f} s; {out}/report.html shows seed {next(iter(runs))}; "
+          "pictures, prompts, figures and CAMs are beside it")  # fmt: skip
     return results
+
+
+def _open_results(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds, if it was made with the same settings; what a new one begins with, if there is none."""
+    if not file.exists():
+        return {"settings": settings, "seeds": {}}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        old = found.get("settings", {})
+        others = [name for name, value in settings.items() if old.get(name) != json.loads(json.dumps(value))]
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, or choose another --out") from error
+    if others:
+        raise ValueError(
+            f"{file} holds results of other settings ({', '.join(others)}), which are not mixed or overwritten: choose "
+            "another --out, or delete it"
+        )
+    return found
+
+
+def _run_seed(world: _World, names: Sequence[str], out: Path, results: dict[str, Any]) -> None:
+    """Trains a seed's rows, and writes its files and then its figures, with which it is done."""
+    started = time.perf_counter()
+    rows = {name: asdict(judgement) for name, judgement in world.run(names).items()}
+    world.regularizer.prompts.save(out / f"prompts-{world.seed}.safetensors")  # type: ignore[union-attr]
+    if not results["seeds"]:
+        write_picture(out / "grid.png", world.draw())
+        world.export(out)
+    seconds = round(time.perf_counter() - started, 1)
+    run = {"rows": rows, "drifted": world.drifted, "seconds": seconds}
+    grown = {**results, "seeds": {**results["seeds"], str(world.seed): run}}
+    with replacing(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(grown, indent=2) + "\n")
+    results.update(grown)
 
 
 def load_tiny_clip(device: str | torch.device = "cpu") -> FrozenClip:
@@ -224,8 +263,8 @@ class _World:
             elif name == "image only":
                 weights = replace(weights, text=0.0)
             regularizer = self._regularizer(weights)
-            regularizer.prompts = BackgroundPrompts(
-                len(OBJECTS), self.recipe.prompt_length, self.clip.text_width, std=self.clip.token_std, seed=self.seed
+            regularizer.prompts = BackgroundPrompts.for_clip(
+                self.clip, OBJECTS, self.recipe.prompt_length, seed=self.seed
             )
             if name == "unlearned":
                 regularizer.prompts.learned = True  # a row of the table, no mistake to warn of

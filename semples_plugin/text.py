@@ -1,0 +1,23 @@
+"""What a file holds, or another library says, in an error message of our own: it can be of any length."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, 60, 60
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value, in at most 80 characters."""
+    return _cut(_REPR.repr(value), 80)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line of at most 200 characters; its type where it says nothing."""
+    return _cut(" ".join(str(error).split()) or type(error).__name__, 200)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

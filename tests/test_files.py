@@ -1,0 +1,59 @@
+"""A disk that is full while a file is written costs that file's new content and nothing else."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from semples_plugin import BackgroundPrompts
+from semples_plugin.cams.drawing import write_picture
+from semples_plugin.cams.files import FORMATS, Cams, write_cams
+from semples_plugin.cams.pictures import write_mask
+from semples_plugin.files import replacing
+from semples_plugin.prompt_learning import _WorkDir
+
+NOISE = np.random.default_rng(0).integers(1, 200, (64, 64, 3), dtype=np.uint8)
+MAPS = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32)
+
+
+def plain(path):
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, MAPS)  # numpy gives its error no number here
+
+
+WRITERS = {
+    "array.npy": plain,
+    "mask.png": lambda path: write_mask(path, NOISE[:, :, 0]),
+    "picture.png": lambda path: write_picture(path, NOISE),
+    "prompts.safetensors": lambda path: BackgroundPrompts(2, 30, 64).save(path),
+    "state.pt": lambda path: _WorkDir(path.parent, {}, None).write_state({"vectors": torch.randn(1000)}),
+    **{
+        f"{form}{suffix}": lambda path, form=form: write_cams(path, Cams(MAPS, (0, 1), form))
+        for form, suffix in FORMATS.items()
+    },
+}
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file gets longer than 2000 bytes; what is raised then differs from that of a full disk in its number alone."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"older")
+    with full_disk(), pytest.raises(OSError, match=f"{name}.*is the disk full|File too large: '.*{name}'"):
+        WRITERS[name](path)
+    assert path.read_bytes() == b"older"
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    WRITERS[name](path)
+    assert len(path.read_bytes()) > 2000
