@@ -24,7 +24,7 @@ from semples_plugin.regularizer import SemPLeSRegularizer
 
 
 class ClimsAdapter(CamAdapter):
-    """The objectives for CLIMS's `x = model(img)`.
+    """The objectives for CLIMS's `x = model(img)`, a sigmoid that no eps is needed for: a preset's goes unused.
 
     Args:
         regularizer: with ImageNet's statistics.
@@ -82,6 +82,8 @@ class Training:
         self.args, self.adapter = args, None
         if args.semples is None:
             return
+        if not self.learns_prompts:
+            options.check_averaged(model)
         if args.semples == "match" and args.semples_terms == "refine":
             raise ValueError(
                 "stage (a) is CLIMS's own training, which matches segments and labels already: run it without "
@@ -98,7 +100,9 @@ class Training:
         if args.semples_classes and not _all_zero(args.hyper):
             _warn_of_other_classes(options.preset_of(args).class_names)
         device = next(model.parameters()).device
-        scale = args.semples_scale or float(args.hyper.split(",")[0]) or 1.0
+        scale = args.semples_scale
+        if scale is None:
+            scale = float(args.hyper.split(",")[0]) or 1.0
         self.log = options.LossLog()
         self.adapter = ClimsAdapter(options.build_regularizer(args, network.n_classes, device), scale=scale)
 

@@ -8,8 +8,9 @@
     semples.weights = 1.0
 
 The maps are gradients themselves, so the objectives reach the learned context by second-order gradients, and nothing
-else. They may be half precision, where the small ones vanish: they become float32 before anything happens. Images are
-in CLIP's statistics. The host's own CLIP is never shared: its towers are patched by the host.
+else. In (a) and (c) they want float32 throughout, `cfg.amp.enabled = False` and `cfg.model.ini.fp32 = True`: in half
+precision the small ones vanish, and their gradients overflow. Images are in CLIP's statistics. The host's own CLIP is
+never shared: its towers are patched by the host.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import torch
 from torch import Tensor
 
 from semples_plugin.adapters.base import CamAdapter
-from semples_plugin.adapters.options import STAGES
-from semples_plugin.clip import FrozenClip
+from semples_plugin.adapters.options import refuse_hosts_own
+from semples_plugin.checks import check_known, warn_once
 from semples_plugin.masks import ClassMasks
-from semples_plugin.presets import load_preset
-from semples_plugin.prompt_learning import learn_background_prompts
+from semples_plugin.presets import STAGES, load_preset
+from semples_plugin.prompt_learning import check_learning, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
+
+EPS = 1e-7  # raw Grad-CAMs reach 5e-4
 
 
 class FmaAdapter(CamAdapter):
@@ -40,7 +43,7 @@ class FmaAdapter(CamAdapter):
         eps: of the normalisation; raw Grad-CAMs reach 5e-4, so it is far below that.
     """
 
-    def __init__(self, regularizer: SemPLeSRegularizer, *, eps: float = 1e-7, scale: float = 1.0) -> None:
+    def __init__(self, regularizer: SemPLeSRegularizer, *, eps: float = EPS, scale: float = 1.0) -> None:
         if regularizer.input_mean != regularizer.clip.image_mean or regularizer.input_std != regularizer.clip.image_std:
             raise ValueError("regularizer: FMA-WSSS's images are CLIP-normalised; give input_mean=None, input_std=None")
         super().__init__(regularizer, "min-max", eps=eps, scale=scale)
@@ -50,9 +53,15 @@ class FmaAdapter(CamAdapter):
         image_index, class_index = labels.nonzero(as_tuple=True)
         if len(cams) != len(image_index):
             raise ValueError(f"cams: expected one map for each of the {len(image_index)} labels, got {len(cams)}")
+        if cams.dtype == torch.float16 and cams.requires_grad:
+            warn_once(
+                "half-precision Grad-CAMs",
+                "pos_cam is float16: its gradient is about 1 / max(pos_cam), which overflows at GradScaler's start "
+                "value, so that steps are skipped; set cfg.amp.enabled = False and cfg.model.ini.fp32 = True",
+            )
         masks = ClassMasks.from_pairs(cams.float(), image_index, class_index)
         images, classes = labels.shape  # so that labels of another data set's width are refused
-        return replace(masks, num_images=images, num_classes=classes).relu().normalized(self.eps)
+        return replace(masks, num_images=images, num_classes=classes).relu().of_kind("min-max", self.eps)
 
 
 class LossItem:
@@ -63,14 +72,15 @@ class LossItem:
     Args:
         stage: "prompts" trains nothing: it keeps the backgrounds of `batches` calls, learns the prompts, writes them
             and ends the process. Run it with weight decay 0 and this loss item alone, so that the context stays.
-        preset: class names, weights and schedules.
+        preset: class names, weights and schedules. Its eps, of CAMs that reach 1, gives way to 1e-7, for raw Grad-CAMs
+            that reach 5e-4; and the images are CLIP-normalised, whatever it says of them.
         prompts: file that (b) writes and (c) reads.
         batches: for (b), calls that make one walk over the data.
         clip, pretrained, precision: see `FrozenClip.load`; the preset's model by default.
-        class_names: instead of the preset's.
         scale: factor of the loss.
         seed: of the prompts.
         learning: options of `learn_background_prompts` that replace the preset's.
+        replaced: fields of the preset, such as `class_names`, `weights`, `prompt_length` or `mask_eps`.
     """
 
     def __init__(
@@ -83,10 +93,10 @@ class LossItem:
         clip: str | None = None,
         pretrained: str | None = None,
         precision: str = "fp32",
-        class_names: tuple[str, ...] | None = None,
         scale: float = 1.0,
         seed: int = 0,
         learning: dict[str, Any] | None = None,
+        **replaced: Any,
     ) -> None:
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
@@ -94,13 +104,16 @@ class LossItem:
             raise ValueError("batches: stage (b) needs the number of calls that make one walk over the data")
         if stage == "refine" and not Path(prompts).is_file():
             raise FileNotFoundError(f"stage (c) needs the prompts of stage (b): there is no {prompts}")
-        found = load_preset(preset)
-        self.preset = replace(found, class_names=tuple(class_names or found.class_names))
+        refuse_hosts_own(replaced)
+        own = {"mask_eps": EPS, "prompt_mask_eps": EPS, **{k: v for k, v in replaced.items() if v is not None}}
+        self.preset = load_preset(preset).with_(**own)
         self.stage, self.prompts, self.batches = stage, Path(prompts), batches
-        self.clip = clip or self.preset.clip[0]
-        self.pretrained = pretrained or (None if clip else self.preset.clip[1])
-        self.precision, self.scale, self.seed = precision, scale, seed
-        self.learning = {**self.preset.learning_options(), **(learning or {})}
+        self.clip, self.pretrained, self.precision = clip, pretrained, precision
+        self.scale, self.seed = scale, seed
+        options = self.preset.learning_options()
+        check_known("learning", learning or {}, [*options, "progress"])
+        self.learning = {**options, **(learning or {})}
+        check_learning(**{name: self.learning[name] for name in options})
         self.adapter: FmaAdapter | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
 
@@ -137,11 +150,10 @@ class LossItem:
             writer.add_scalar(f"semples/{name}", float(value), iteration + 1)
 
     def _build(self, device: torch.device) -> FmaAdapter:
-        clip = FrozenClip.load(self.clip, self.pretrained, device=device, precision=self.precision)
-        options = {**self.preset.regularizer_options(), "input_mean": None, "input_std": None}
-        regularizer = SemPLeSRegularizer(clip, **options)
+        clip = self.preset.load_clip(self.clip, self.pretrained, device=device, precision=self.precision)
+        regularizer = self.preset.build_regularizer(clip, statistics=(None, None))
         if self.stage == "refine":
             regularizer.prompts = BackgroundPrompts.load(self.prompts)
         elif self.stage == "prompts":
             regularizer.prompts = self.preset.new_prompts(clip.text_width, seed=self.seed)
-        return FmaAdapter(regularizer, scale=self.scale)
+        return FmaAdapter(regularizer, eps=self.preset.stage_eps(self.stage), scale=self.scale)

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
-from semples_plugin.checks import check_names
+from semples_plugin.adapters.options import refuse_hosts_own
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
-from semples_plugin.masks import ClassMasks
-from semples_plugin.presets import load_preset
+from semples_plugin.masks import ClassMasks, check_kind
+from semples_plugin.presets import Preset, Statistics, load_preset
 from semples_plugin.prompts import BackgroundPrompts
-from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
 
 __all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_stages"]
 
@@ -43,6 +43,7 @@ def build_regularizer(
     class_names: Sequence[str] | str | None = None,
     weights: Mapping[str, float] | None = None,
     prompts: str | None = None,
+    statistics: Statistics = (IMAGENET_MEAN, IMAGENET_STD),
     **options: Any,
 ) -> SemPLeSRegularizer:
     """A regularizer from a config's dict.
@@ -50,29 +51,27 @@ def build_regularizer(
     Args:
         clip: arguments of `FrozenClip.load` (`name`, `pretrained`, `precision`, ...); "demo" for the demo's tiny CLIP;
             by default the preset's.
-        preset: class names, weights and schedules, see `load_preset`.
+        preset: class names, weights, masks and the schedule of (b), see `load_preset`. `SemPLeSStages` and
+            `CamSegmentor` take what is theirs from it.
         class_names: instead of the preset's: a list, or a text file's path.
         weights: of `LossWeights` that replace the preset's, `dict(refine=0.1)`.
         prompts: a prompts file, to refine from the start; without it the hook `SemPLeSStages` learns them.
-        options: further ones of `SemPLeSRegularizer`, such as `fill`, `max_pairs`, `input_mean`.
+        statistics: mean and standard deviation of the images, which a `CamSegmentor` takes from its preprocessor.
+        options: other fields of the preset to replace, such as `mask_eps=1e-3`, and further options of
+            `SemPLeSRegularizer`, such as `fill`, `max_pairs`, `input_mean`.
     """
-    found = load_preset(preset)
-    settings = {**found.regularizer_options(), **options}
+    refuse_hosts_own(options)
     if class_names is not None:
-        names = read_class_names(class_names) if isinstance(class_names, str) else check_names(list(class_names))
-        settings["class_names"] = names
+        options["class_names"] = read_class_names(class_names) if isinstance(class_names, str) else [*class_names]
     if weights is not None:
-        unknown = set(weights) - set(LossWeights.__dataclass_fields__)
-        if unknown:
-            raise ValueError(
-                f"weights: expected some of {', '.join(LossWeights.__dataclass_fields__)}, got {', '.join(unknown)}"
-            )
-        settings["weights"] = LossWeights(**{**vars(found.weights), **weights})
-    loaded = _load_clip(clip, found.clip)
-    return SemPLeSRegularizer(loaded, prompts=None if prompts is None else BackgroundPrompts.load(prompts), **settings)
+        options["weights"] = weights
+    if prompts is not None:
+        options["prompts"] = BackgroundPrompts.load(prompts)
+    found = load_preset(preset)
+    return found.build_regularizer(_load_clip(clip, found), statistics=statistics, **options)
 
 
-def _load_clip(clip: Mapping[str, Any] | str | None, default: tuple[str, str]) -> FrozenClip:
+def _load_clip(clip: Mapping[str, Any] | str | None, preset: Preset) -> FrozenClip:
     if clip == "demo":
         from semples_plugin.demo.run import load_tiny_clip
 
@@ -81,7 +80,7 @@ def _load_clip(clip: Mapping[str, Any] | str | None, default: tuple[str, str]) -
         raise ValueError(
             f'clip: expected dict(name="ViT-B-32-quickgelu", pretrained="openai"), or "demo", got {clip!r}'
         )
-    return FrozenClip.load(**(clip or {"name": default[0], "pretrained": default[1]}))
+    return preset.load_clip(**(clip or {}))
 
 
 @MODELS.register_module(force=True)
@@ -98,7 +97,9 @@ class CamSegmentor(BaseSegmentor):
         in_channels: of the chosen feature map.
         regularizer: config of `SemPLeSRegularizer`, or one that was built; None for a baseline.
         in_index: which of the backbone's feature maps.
-        kind: of the CAMs, see `semples_plugin.adapters.base.MASKS`: "relu" or "logits".
+        kind: of the CAMs, see `ClassMasks.of_kind`: "relu" or "logits".
+        eps: of the masks' normalisation, in the units of the CAMs; None for the regularizer's preset's, which may be
+            another in stage (b). "logits" need none.
         threshold: background score of the predictions, in [0, 1].
         cls_weight: of `loss_cls`; the release trains (a) and (c) with 0.
         scale: factor of the objectives.
@@ -119,6 +120,7 @@ class CamSegmentor(BaseSegmentor):
         *,
         in_index: int = -1,
         kind: str = "relu",
+        eps: float | None = None,
         threshold: float = 0.3,
         cls_weight: float = 1.0,
         scale: float = 1.0,
@@ -128,13 +130,18 @@ class CamSegmentor(BaseSegmentor):
         train_cfg: None = None,
         test_cfg: None = None,
     ) -> None:
+        check_kind(kind)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold: expected a background score from 0 to 1, got {threshold}")
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=False)
         self.num_classes, self.in_index, self.threshold = num_classes, in_index, threshold
         self.cls_weight, self.kind, self.align_corners = cls_weight, kind, False
         self.out_channels = num_classes + 1  # of the scores, as mmseg's test-time augmentation asks
+        self.eps = eps
         self.active = False  # the hook switches the objectives on
+        self.learning_prompts = False  # and says so while it makes the masks of stage (b)
         self.adapter: CamAdapter | None = None
         if regularizer is not None:
             self.adapter = CamAdapter(self._build(regularizer), kind, scale=scale)
@@ -193,6 +200,11 @@ class CamSegmentor(BaseSegmentor):
     ) -> tuple[Tensor, ClassMasks]:
         images = self.regularizer.paint(inputs, _padding(inputs, data_samples))
         assert self.adapter is not None
+        preset, stage = self.regularizer.preset, "prompts" if self.learning_prompts else "match"
+        if self.eps is not None:
+            self.adapter.eps = self.eps
+        elif preset is not None:
+            self.adapter.eps = preset.stage_eps(stage)
         return images, self.adapter.masks(cams.float(), labels)
 
     @torch.no_grad()
@@ -241,8 +253,7 @@ class CamSegmentor(BaseSegmentor):
         if not isinstance(regularizer, SemPLeSRegularizer):
             settings = {"type": "SemPLeSRegularizer", **regularizer}
             if "input_mean" not in settings:
-                mean, std = self._statistics()
-                settings.update(input_mean=mean, input_std=std)
+                settings["statistics"] = self._statistics()
             regularizer = MODELS.build(settings)
         built: SemPLeSRegularizer = regularizer  # type: ignore[assignment]
         names = built.class_names

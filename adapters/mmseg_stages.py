@@ -23,8 +23,10 @@ from mmseg.registry import HOOKS
 from torch import Tensor
 
 from semples_plugin.adapters.base import evaluating
-from semples_plugin.distributed import is_first
+from semples_plugin.checks import check_known
+from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
+from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompt_learning import check_learning, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
@@ -42,7 +44,8 @@ class SemPLeSStages(Hook):
     Lengths are epochs under an epoch-based loop and iterations under an iteration-based one. Whatever comes after (a)
     is (c). Resuming from mmengine's checkpoints goes on in the same stage, with the same prompts; an interrupted (b)
     goes on from its own work folder where the run is resumed with the very same weights, and begins anew otherwise.
-    Learning rates are the runner's.
+    What is learned in (b), and how, is the preset's that the regularizer's config names. Lengths, learning rates and
+    batches of (a) and (c) are the runner's; the log says where they depart from the preset's.
 
     Args:
         match: length of (a). 0 begins with (c), for which the regularizer's config then names a prompts file.
@@ -51,9 +54,10 @@ class SemPLeSStages(Hook):
             "matched", with those in which (a) ended. The former takes the optimizer's state, gradients that it has
             gathered, and mmengine's moving average of the weights (`EMAHook`) back as well; the schedule of learning
             rates isn't restarted.
-        prompt_length: L.
-        prompt_std: of their start; None for the size of CLIP's word vectors.
-        learning: options of `learn_background_prompts`: `epochs`, `lr`, `batch_size`, `weight_decay`, `progress`.
+        prompt_length: L; None for the preset's.
+        prompt_std: of a normal start: "preset" for the preset's, None for the size of CLIP's word vectors, or a number.
+        learning: options of `learn_background_prompts` that replace the preset's: `epochs`, `lr`, `batch_size`,
+            `weight_decay`; and `progress`.
         seed: of the prompts.
         draw_interval: iterations between two pictures of masks, and, in (c), of where CLIP sees the prompts, through
             the runner's visualizer; 0 for none.
@@ -67,8 +71,8 @@ class SemPLeSStages(Hook):
         *,
         baseline: int = 0,
         restart: str = "baseline",
-        prompt_length: int = 30,
-        prompt_std: float | None = 0.02,
+        prompt_length: int | None = None,
+        prompt_std: float | str | None = "preset",
         learning: dict[str, Any] | None = None,
         seed: int = 0,
         draw_interval: int = 0,
@@ -77,9 +81,9 @@ class SemPLeSStages(Hook):
             raise ValueError(f"expected lengths of at least 0, got baseline {baseline} and match {match}")
         if restart not in ("baseline", "matched"):
             raise ValueError(f'restart: expected "baseline" or "matched", got {restart!r}')
-        unknown = set(learning or ()) - set(_LEARNING)
-        if unknown:
-            raise ValueError(f"learning: expected some of {', '.join(_LEARNING)}, got {', '.join(sorted(unknown))}")
+        if isinstance(prompt_std, str) and prompt_std != "preset":
+            raise ValueError(f'prompt_std: expected "preset", None or a number, got {prompt_std!r}')
+        check_known("learning", learning or {}, _LEARNING)
         check_learning(**{name: value for name, value in (learning or {}).items() if name != "progress"})
         self.baseline, self.match, self.restart = baseline, match, restart
         self.prompt_length, self.prompt_std, self.seed = prompt_length, prompt_std, seed
@@ -107,6 +111,10 @@ class SemPLeSStages(Hook):
         self._tell_plan(runner)
         if self._prompts is not None:
             regularizer.prompts = BackgroundPrompts.from_state(self._prompts)
+        if regularizer.prompts is None:
+            self._new_prompts(regularizer).claim(regularizer.clip, regularizer.class_names)  # as (b) will, hours later
+            self._tell_prompts(runner)
+        self._tell_departures(runner)
         if self.match == 0 and regularizer.prompts is None:
             raise ValueError(
                 'match=0 begins with refinement: name its prompts, regularizer=dict(prompts="prompts.safetensors", ...)'
@@ -162,6 +170,47 @@ class SemPLeSStages(Hook):
                 self.baseline, self.match, whole, unit,
             )  # fmt: skip
 
+    def _tell_prompts(self, runner: Runner) -> None:
+        regularizer = _model(runner).regularizer
+        preset = self._preset(regularizer)
+        if regularizer.preset is None:
+            runner.logger.warning("SemPLeS: the regularizer was built without a preset; (b) takes voc's")
+        runner.logger.info(
+            "SemPLeS: preset %s; (b) learns %d vectors a class, start %s: %s",
+            preset.name,
+            preset.prompt_length,
+            f"normal, std {preset.prompt_std:g}" if preset.prompt_init == "normal" else preset.prompt_init,
+            ", ".join(f"{name} {value}" for name, value in self._learning(preset).items()),
+        )
+
+    def _tell_departures(self, runner: Runner) -> None:
+        preset = self._preset(_model(runner).regularizer)
+        optimizer = getattr(runner.optim_wrapper, "optimizer", None)  # there may be several
+        settings = {name: optimizer.defaults.get(name) for name in ("lr", "weight_decay")} if optimizer else {}
+        if runner.train_dataloader.batch_size:
+            settings["batch_size"] = runner.train_dataloader.batch_size * world_size()
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) and self.match:
+            settings["epochs"] = self.match
+        found = preset.departures(**{name: value for name, value in settings.items() if value is not None})
+        if found:
+            runner.logger.info("SemPLeS: (a) and (c) are trained by the runner's settings: %s", found)
+
+    def _preset(self, regularizer: SemPLeSRegularizer) -> Preset:
+        """The preset of the regularizer, with what the options of this hook replace in it."""
+        preset = regularizer.preset or load_preset("voc").with_(class_names=regularizer.class_names)
+        replaced: dict[str, Any] = {}
+        if self.prompt_length is not None:
+            replaced["prompt_length"] = self.prompt_length
+        if self.prompt_std != "preset":
+            replaced["prompt_std"] = regularizer.clip.token_std if self.prompt_std is None else self.prompt_std
+        return preset.with_(**replaced)
+
+    def _learning(self, preset: Preset) -> dict[str, Any]:
+        return {**preset.learning_options(), **self.learning}
+
+    def _new_prompts(self, regularizer: SemPLeSRegularizer) -> BackgroundPrompts:
+        return self._preset(regularizer).new_prompts(regularizer.clip.text_width, self.seed)
+
     def _enter(self, runner: Runner, progress: int) -> None:
         """Brings the model into the stage that belongs to so much progress; at its beginning and after a resume."""
         self._bring_about(runner, progress)
@@ -194,11 +243,8 @@ class SemPLeSStages(Hook):
         """(b): walks the runner's data once, in order, and learns the prompts."""
         model = _model(runner)
         regularizer = model.regularizer
-        clip = regularizer.clip
-        std = clip.token_std if self.prompt_std is None else self.prompt_std
-        regularizer.prompts = BackgroundPrompts(
-            len(regularizer.class_names), self.prompt_length, clip.text_width, std=std, seed=self.seed
-        )
+        regularizer.prompts = self._new_prompts(regularizer)
+        model.learning_prompts = True
         folder = Path(runner.work_dir) / "semples"
         unfinished = folder / f"prompts.unfinished.{_fingerprint(model)}"
         for other in folder.glob("prompts.unfinished*") if is_first() else ():
@@ -214,11 +260,13 @@ class SemPLeSStages(Hook):
                     work_dir=unfinished,
                     save_to=folder / "prompts.safetensors",
                     seed=self.seed,
-                    **self.learning,
+                    **self._learning(self._preset(regularizer)),
                 )
         except BaseException:
             regularizer.prompts = None  # the next try begins with (b) again
             raise
+        finally:
+            model.learning_prompts = False
         runner.logger.info(
             "SemPLeS: L_prompt %.4f after %d epochs; prompts in %s",
             history.loss[-1],

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import ast
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from semples_plugin.clip import FrozenClip
+from semples_plugin.distributed import world_size
 from semples_plugin.labels import read_class_names
-from semples_plugin.presets import Preset, load_preset
+from semples_plugin.presets import STAGES, Preset, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 
-STAGES = ("match", "prompts", "refine")
+HOSTS_OWN = ("lr", "epochs", "batch_size")
+"""Fields of a preset that a host with a training loop of its own sets by its own options."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
@@ -51,12 +54,27 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
     add("--semples-prompt-length", type=int, help="L (default: the preset's)")
     add("--semples-prompt-epochs", type=int, help="epochs of stage (b) (default: the preset's)")
     add("--semples-prompt-lr", type=float, help="learning rate of stage (b) (default: the preset's)")
+    add(
+        "--semples-set", nargs="+", action="extend", type=_setting, default=[], metavar="FIELD=VALUE",
+        help="any other field of the preset, such as mask_eps=1e-3 prompt_batch_size=128; see help(Preset)",
+    )  # fmt: skip
     return group
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected FIELD=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word
 
 
 def preset_of(args: argparse.Namespace) -> Preset:
     """The chosen preset with everything that the command line replaces in it."""
-    preset = load_preset(args.semples_preset)
+    settings = dict(args.semples_set)
+    refuse_hosts_own(settings)
     given: dict[str, Any] = {
         "prompt_length": args.semples_prompt_length,
         "prompt_epochs": args.semples_prompt_epochs,
@@ -69,8 +87,28 @@ def preset_of(args: argparse.Namespace) -> Preset:
         for name in ("foreground", "background", "refine", "text")
         if (value := getattr(args, f"semples_{name}_weight")) is not None
     }
-    given["weights"] = replace(preset.weights, **weights)
-    return replace(preset, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    preset = load_preset(args.semples_preset).with_(**settings)
+    return preset.with_(**given, weights=weights)
+
+
+def refuse_hosts_own(names: Iterable[str]) -> None:
+    """Raises a `ValueError` where a field is to be replaced that the host's own training loop decides."""
+    for name in HOSTS_OWN:
+        if name in names:
+            raise ValueError(
+                f"{name}: how (a) and (c) are trained is the host's own to say, by its own option; that of stage (b) "
+                f"is prompt_{name}"
+            )
+
+
+def check_averaged(model: nn.Module) -> None:
+    """Raises a `ValueError` where several processes train a model each, and nothing averages their gradients."""
+    if world_size() > 1 and not isinstance(model, DistributedDataParallel):
+        raise ValueError(
+            f"{world_size()} processes train, but {type(model).__name__} is not in DistributedDataParallel: each would "
+            "train a model of its own and write the same files; start one process, without torchrun, or wrap the model"
+        )
 
 
 def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | torch.device) -> SemPLeSRegularizer:
@@ -92,11 +130,8 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
             f"stage (c) needs the prompts of stage (b): there is no {args.semples_prompts}; run --semples prompts "
             "first, or give --semples-prompts PATH"
         )
-    name, tag = args.semples_clip or preset.clip[0], args.semples_pretrained
-    if tag is None and args.semples_clip is None:
-        tag = preset.clip[1]
-    clip = FrozenClip.load(name, tag, device=device, precision=args.semples_precision)
-    regularizer = SemPLeSRegularizer(clip, max_pairs=args.semples_max_pairs, **preset.regularizer_options())
+    clip = preset.load_clip(args.semples_clip, args.semples_pretrained, device=device, precision=args.semples_precision)
+    regularizer = preset.build_regularizer(clip, max_pairs=args.semples_max_pairs)
     if args.semples == "prompts":
         regularizer.prompts = preset.new_prompts(clip.text_width, seed=args.semples_seed)
     elif args.semples == "refine":

@@ -18,7 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from semples_plugin.adapters import options
 from semples_plugin.adapters.base import CamAdapter, evaluating
+from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
+from semples_plugin.presets import Preset
 from semples_plugin.regularizer import SemPLeSRegularizer
 
 REACH = ("head+fusion", "fusion")
@@ -95,7 +97,7 @@ class WeakTrAdapter(CamAdapter):
         """Masks of the present classes, at CLIP's resolution."""
         pairs = ClassMasks.from_dense(cams, labels)
         size = self.regularizer.clip.image_size
-        return pairs.resized(*size, align_corners=self.align_corners).normalized(self.eps)
+        return pairs.resized(*size, align_corners=self.align_corners).of_kind("min-max", self.eps)
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
@@ -120,13 +122,17 @@ class Training:
         if args.semples is None:
             return
         _check(args)
+        if not self.learns_prompts:
+            options.check_averaged(model)
         if args.semples_start:
             checkpoint = _read_checkpoint(args.semples_start)
             getattr(model, "module", model).load_state_dict(checkpoint.get("model", checkpoint))
         preset = options.preset_of(args)
         device = next(model.parameters()).device
-        eps = args.semples_mask_eps or (preset.prompt_mask_eps if args.semples == "prompts" else preset.mask_eps)
+        eps = preset.stage_eps(args.semples) if args.semples_mask_eps is None else args.semples_mask_eps
         regularizer = options.build_regularizer(args, args.nb_classes, device)
+        if not self.learns_prompts:
+            _tell_departures(args, preset)
         self.adapter = WeakTrAdapter(regularizer, eps=eps, align_corners=preset.align_corners)
         self.fine, self.log = FineCam(model, args.semples_reach), options.LossLog()
 
@@ -162,6 +168,14 @@ class Training:
         with self.fine, evaluating(self.model) as device:
             self.adapter.learn_prompts(walk(), self.args.semples_prompts, **options.learning_options(self.args))
         print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")
+
+
+def _tell_departures(args: argparse.Namespace, preset: Preset) -> None:
+    # WeakTr has multiplied its rate with batch and processes by now.
+    batch = args.batch_size * world_size()
+    found = preset.departures(lr=args.lr, batch_size=batch, epochs=args.epochs, weight_decay=args.weight_decay)
+    if found and is_first():
+        print(f"SemPLeS: stages (a) and (c) are trained by WeakTr's options: {found}")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
 """SemPLeS around a ResNet-50 CAM network on a data set in PASCAL VOC's layout, with real photographs and any CLIP.
 
-    python examples/train_voc.py --data VOC2012 --labels cls_labels.npy --clip ViT-B-32-quickgelu --pretrained openai
+    python examples/train_voc.py --data VOC2012 --labels cls_labels.npy --backbone resnet50.pth
 
-Expects JPEGImages/ and ImageSets/Segmentation/train.txt under --data; with --classes names.txt the classes are yours. A
-short, complete script to start from: for the paper's figures give it --preset voc, the augmented list, more epochs and
-a backbone with ImageNet weights.
+Expects JPEGImages/ and ImageSets/Segmentation/train.txt under --data; with --classes names.txt the classes are yours.
+Schedules and weights are the preset's; the script says which of them its options replace. The paper's are for WeakTr's
+head, from its checkpoint: for a first look at a whole ResNet-50 take --batch-size 16 --epochs 4 --lr 1e-4.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import copy
 import json
 import resource
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -25,14 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from semples_plugin import (
-    BackgroundPrompts,
-    ClassMasks,
-    FrozenClip,
-    SemPLeSRegularizer,
-    learn_background_prompts,
-    load_preset,
-)
+from semples_plugin import ClassMasks, Preset, learn_background_prompts, load_preset
 from semples_plugin.labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 
@@ -41,6 +33,13 @@ BACKGROUNDS = (
     "tree", "forest", "wall", "floor", "carpet", "table", "window", "curtain", "building", "fence", "mountain",
     "kitchen", "room",
 )  # fmt: skip
+
+
+REPLACED = {
+    "batch_size": int, "epochs": int, "lr": float, "weight_decay": float,
+    "prompt_batch_size": int, "prompt_epochs": int, "prompt_lr": float, "prompt_length": int,
+}  # fmt: skip
+"""Fields of the preset that an option of that name replaces; epochs, lr and batch_size are of (a) and (c)."""
 
 
 class Photographs(Dataset):
@@ -87,39 +86,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-list", default="train", help="name of the list in ImageSets/Segmentation")
     parser.add_argument("--preset", default="voc", help="class names, weights and schedules")
     parser.add_argument("--classes", type=Path, help="text file with one class name a line, instead of the preset's")
-    parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, or local-dir:PATH")
-    parser.add_argument("--pretrained", help="its tag, or the path of a weights file")
+    parser.add_argument("--clip", help="open_clip name, or local-dir:PATH (default: the preset's)")
+    parser.add_argument("--pretrained", help="its tag, or the path of a weights file (default: the preset's)")
     parser.add_argument("--precision", default="fp32", help="of CLIP: fp32, bf16 or fp16")
     parser.add_argument("--backbone", type=Path, help="torchvision's ImageNet weights of ResNet-50, a file")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
-    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--baseline-epochs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=4, help="of stages (a) and (c)")
-    parser.add_argument("--prompt-epochs", type=int, default=60)
-    parser.add_argument("--prompt-lr", type=float, default=5e-3)
-    parser.add_argument("--prompt-length", type=int, help="instead of the preset's")
-    parser.add_argument("--lr", type=float, default=1e-4)
+    for name, kind in REPLACED.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the preset's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("voc-out"))
     return parser.parse_args()
 
 
+def preset_of(options: argparse.Namespace) -> Preset:
+    """The preset with what the options replace in it, said in a line."""
+    preset = load_preset(options.preset)
+    given = {name: value for name in REPLACED if (value := getattr(options, name)) is not None}
+    if departures := preset.departures(**given):
+        print(f"instead of the preset's: {departures}")
+    if options.classes:
+        given["class_names"] = read_class_names(options.classes)
+    return preset.with_(**given)
+
+
 def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
-    device, preset = options.device, load_preset(options.preset)
-    if options.classes:
-        preset = replace(preset, class_names=read_class_names(options.classes))
+    device, preset = options.device, preset_of(options)
     data = Photographs(options.data, options.labels, options.image_list, options.size)
-    loader = DataLoader(data, options.batch_size, shuffle=True, generator=torch.Generator().manual_seed(options.seed))
-    clip = FrozenClip.load(options.clip, options.pretrained, device=device, precision=options.precision)
-    regularizer = SemPLeSRegularizer(clip, **preset.regularizer_options())
+    loader = DataLoader(data, preset.batch_size, shuffle=True, generator=torch.Generator().manual_seed(options.seed))
+    clip = preset.load_clip(options.clip, options.pretrained, device=device, precision=options.precision)
+    regularizer = preset.build_regularizer(clip)
     figures: dict[str, dict[str, float]] = {}
+
+    def masks_of(cams: Tensor, labels: Tensor, stage: str) -> ClassMasks:
+        return ClassMasks.from_dense(cams, labels).max_normalized(preset.stage_eps(stage))
 
     def train(net: ResNetCam, epochs: int, stage: str) -> ResNetCam:
         net.eval()  # batch norm keeps the statistics that it has
-        optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=preset.weight_decay)
+        optimizer = torch.optim.AdamW(net.parameters(), **preset.optimizer_options())
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * len(loader), 1))
         losses, seconds = [], []
         start_memory(device)
         for epoch in range(epochs):
@@ -129,10 +137,11 @@ def main() -> None:
                 cams = net(images)
                 loss = F.multilabel_soft_margin_loss(cams.mean((2, 3)), labels)
                 if stage != "baseline":
-                    loss = sum_of(regularizer(images, ClassMasks.from_dense(cams, labels).max_normalized()))
+                    loss = sum_of(regularizer(images, masks_of(cams, labels, "match")))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                schedule.step()
                 losses.append(float(loss.detach()))
                 seconds.append(time.perf_counter() - begun)
         third = max(len(losses) // 3, 1)
@@ -146,25 +155,21 @@ def main() -> None:
 
     baseline = ResNetCam(len(preset.class_names), options.backbone).to(device)
     baseline = train(baseline, options.baseline_epochs, "baseline")
-    matched = train(copy.deepcopy(baseline), options.epochs, "(a) matching")
+    matched = train(copy.deepcopy(baseline), preset.epochs, "(a) matching")
 
-    length = options.prompt_length or preset.prompt_length
-    regularizer.prompts = BackgroundPrompts.for_clip(clip, preset.class_names, length, seed=options.seed)
+    regularizer.prompts = preset.new_prompts(clip.text_width, options.seed)
     start_memory(device)
     begun = time.perf_counter()
     with torch.no_grad():
         batches = (
-            (images.to(device), ClassMasks.from_dense(matched(images.to(device)), labels).max_normalized())
-            for images, labels in loader
+            (images.to(device), masks_of(matched(images.to(device)), labels, "prompts")) for images, labels in loader
         )
         history = learn_background_prompts(
             regularizer,
             batches,
-            epochs=options.prompt_epochs,
-            lr=options.prompt_lr,
-            batch_size=preset.prompt_batch_size,
             seed=options.seed,
             work_dir=options.out / "prompt-learning",
+            **preset.learning_options(),
         )
     figures["(b) prompts"] = {
         "loss, first third": history.loss[0],
@@ -173,7 +178,7 @@ def main() -> None:
         "peak memory [GiB]": peak_memory(device),
     }
     regularizer.prompts.save(options.out / "prompts.safetensors")
-    refined = train(copy.deepcopy(baseline), options.epochs, "(c) refinement")
+    refined = train(copy.deepcopy(baseline), preset.epochs, "(c) refinement")
     torch.save(refined.state_dict(), options.out / "refined.pt")
 
     for stage, values in figures.items():

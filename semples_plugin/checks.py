@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,15 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
             "with it every class takes its neighbour's column"
         )
     return tuple(names)
+
+
+def check_known(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises a `ValueError` that names near ones where `given` holds a name that isn't `known`."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"{what}: expected some of {', '.join(known)}, got {name}{hint}")
 
 
 def class_positions(names: Sequence[str]) -> Callable[[str], int | None]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
+from semples_plugin.checks import check_known, check_names
 from semples_plugin.class_names import (
     COCO,
     COCO_ALIASES,
@@ -16,14 +20,21 @@ from semples_plugin.class_names import (
     VOC,
     VOC_ALIASES,
 )
-from semples_plugin.clip import PROMPT_TEMPLATE
+from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
-from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
+
+STAGES = ("match", "prompts", "refine")
+Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
+_KINDS: dict[str, type] = {"str": str, "float": Real, "int": Integral, "bool": bool}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that a data set's row of the paper, or of the release, fixes.
+    """Everything that a data set's row of the paper, or of the release, fixes, and what is built from it.
+
+    A host gets its regularizer, its prompts, the eps of its masks and the schedule of stage (b) from the methods below,
+    and nowhere else; `with_` replaces single values.
 
     Attributes:
         name: of the preset.
@@ -32,14 +43,20 @@ class Preset:
         weights: of the loss terms.
         source: where the numbers come from.
         clip: open_clip name and tag.
+        template: of the label texts.
         prompt_length: L.
         prompt_init: start of the prompts, see `BackgroundPrompts`.
+        prompt_std: of the normal start. The paper says "randomly initialized" alone; 0.02 is what CLIP's own word
+            vectors, and the context vectors of CoOp, are initialised with.
         suffix_ids: see `BackgroundPrompts`.
         text_term: see `functional.prompt_loss`.
         renormalize: whether host images are brought to CLIP's statistics (the release feeds them as they are).
-        epochs, batch_size, lr, weight_decay: of stages (a) and (c); AdamW, cosine to 0.
+        epochs, batch_size, lr: of stages (a) and (c); AdamW, cosine to 0. Where a host trains by its own loop they are
+            the host's to set, and `departures` tells how far they are from these.
         prompt_epochs, prompt_batch_size, prompt_lr: of stage (b).
-        mask_eps, prompt_mask_eps: eps of the min-max normalisation in (a) and (c), and in (b).
+        weight_decay: AdamW's, in all three stages.
+        mask_eps, prompt_mask_eps: eps of the masks' normalisation, whether by their maximum or by min and max, in (a)
+            and (c), and in (b); in the units of CAMs that reach 1. Sigmoid CAMs take none.
         align_corners: of the masks' upsampling.
     """
 
@@ -58,6 +75,7 @@ class Preset:
     template: str = "a photo of {}."
     prompt_length: int = 30
     prompt_init: str = "normal"
+    prompt_std: float = 0.02
     suffix_ids: tuple[int, ...] | None = None
     text_term: str = "paper"
     renormalize: bool = True
@@ -66,6 +84,62 @@ class Preset:
     align_corners: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            kind, value = _KINDS.get(str(each.type)), getattr(self, each.name)
+            if kind and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+                raise TypeError(f"preset {self.name}, {each.name}: expected {each.type}, got {value!r:.80}")
+        if not isinstance(self.weights, LossWeights):
+            raise TypeError(f"preset {self.name}, weights: expected LossWeights, got {type(self.weights).__name__}")
+        plain = {  # a config's lists; and a model that keeps a preset can be copied
+            "class_names": check_names(self.class_names),
+            "clip": tuple(self.clip),
+            "suffix_ids": None if self.suffix_ids is None else tuple(self.suffix_ids),
+            "aliases": dict(self.aliases),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
+    def with_(self, **values: Any) -> Preset:
+        """The preset with other values of some fields; `weights` may be a mapping of those to replace.
+
+        Raises:
+            ValueError: for a name that is no field; near ones are named.
+            TypeError: for a value of another type.
+        """
+        check_known(f"preset {self.name}", values, _FIELDS)
+        if isinstance(values.get("weights"), Mapping):
+            check_known("weights", values["weights"], [each.name for each in fields(LossWeights)])
+            values["weights"] = replace(self.weights, **values["weights"])
+        if "class_names" in values:
+            names = check_names(values["class_names"])
+            values.setdefault("aliases", {a: b for a, b in self.aliases.items() if b in names and a not in names})
+        return replace(self, **values)
+
+    def load_clip(self, name: str | None = None, pretrained: str | None = None, **options: Any) -> FrozenClip:
+        """`FrozenClip.load` of the preset's model, or of another; the preset's tag belongs to its model alone."""
+        if name is None:
+            name, pretrained = self.clip[0], pretrained or self.clip[1]
+        return FrozenClip.load(name, pretrained, **options)
+
+    def build_regularizer(
+        self, clip: FrozenClip, *, statistics: Statistics = (IMAGENET_MEAN, IMAGENET_STD), **replaced: Any
+    ) -> SemPLeSRegularizer:
+        """The regularizer of this preset, which keeps the preset as `regularizer.preset`.
+
+        Args:
+            clip: see `load_clip`.
+            statistics: mean and standard deviation that the host normalised its images with, on the scale of [0, 1]
+                pixels; (None, None): they are CLIP-normalised already.
+            replaced: fields of the preset, as in `with_`, and further options of `SemPLeSRegularizer`.
+        """
+        check_known(f"preset {self.name}", replaced, [*_FIELDS, *_OWN])
+        preset = self.with_(**{name: value for name, value in replaced.items() if name in _FIELDS})
+        own = {name: value for name, value in replaced.items() if name in _OWN}
+        regularizer = SemPLeSRegularizer(clip, **{**preset.regularizer_options(statistics), **own})
+        regularizer.preset = preset
+        return regularizer
+
     def new_prompts(self, width: int, seed: int = 0) -> BackgroundPrompts:
         """Prompts to learn, as many and as long as the preset says, for a CLIP of text width `width`."""
         return BackgroundPrompts(
@@ -73,20 +147,29 @@ class Preset:
             self.prompt_length,
             width,
             init=self.prompt_init,
+            std=self.prompt_std,
             seed=seed,
             template=PROMPT_TEMPLATE,
             suffix_ids=self.suffix_ids,
         )
 
-    def regularizer_options(self) -> dict[str, Any]:
-        """Keyword arguments for `SemPLeSRegularizer(clip, **options)`, for a host with ImageNet statistics."""
+    def stage_eps(self, stage: str) -> float:
+        """eps of the masks' normalisation in stage (a) "match", (b) "prompts" or (c) "refine"."""
+        if stage not in STAGES:
+            raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+        return self.prompt_mask_eps if stage == "prompts" else self.mask_eps
+
+    def regularizer_options(self, statistics: Statistics = (IMAGENET_MEAN, IMAGENET_STD)) -> dict[str, Any]:
+        """Keyword arguments for `SemPLeSRegularizer(clip, **options)`; see `build_regularizer` for the statistics."""
+        mean, std = statistics if self.renormalize else (None, None)
         return {
             "class_names": self.class_names,
             "weights": self.weights,
             "template": self.template,
             "text_term": self.text_term,
-            "input_mean": IMAGENET_MEAN if self.renormalize else None,
-            "input_std": IMAGENET_STD if self.renormalize else None,
+            "align_corners": self.align_corners,
+            "input_mean": mean,
+            "input_std": std,
         }
 
     def learning_options(self) -> dict[str, Any]:
@@ -98,6 +181,20 @@ class Preset:
             "weight_decay": self.weight_decay,
         }
 
+    def optimizer_options(self) -> dict[str, Any]:
+        """Keyword arguments for `torch.optim.AdamW(parameters, **options)` in stages (a) and (c)."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay}
+
+    def departures(self, **values: Any) -> str:
+        """Which of a host's values of some fields aren't the preset's: "lr 5e-05 (voc: 0.0005), ..."; "" for none."""
+        found = [(name, value, getattr(self, name)) for name, value in values.items()]
+        differing = [
+            f"{name} {_short(value)} ({self.name}: {_short(own)})"
+            for name, value, own in found
+            if not (math.isclose(value, own, rel_tol=1e-6) if isinstance(own, float) else value == own)
+        ]
+        return ", ".join(differing)
+
     def class_index(self, name: str) -> int:
         """0-based index of a class by its name or an alias, whatever its case."""
         lowered = name.strip().lower()
@@ -108,6 +205,16 @@ class Preset:
                 f"{self.name} has no class {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
             )
         return self.class_names.index(lowered)
+
+
+_FIELDS = [each.name for each in fields(Preset)]
+_OWN = [  # options of the regularizer that are no fields
+    name for name in inspect.signature(SemPLeSRegularizer).parameters if name not in (*_FIELDS, "clip")
+]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def load_preset(name: str) -> Preset:

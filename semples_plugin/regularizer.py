@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from semples_plugin.distributed import share_of_pairs
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.parts import sum_in_parts
 from semples_plugin.prompts import BackgroundPrompts
+
+if TYPE_CHECKING:
+    from semples_plugin.presets import Preset
 
 Named = dict[str, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,11 +72,13 @@ class SemPLeSRegularizer:
         max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same losses and
             gradients, and memory does not grow with them. Losses that are added with factors of their own, instead
             of by `weights`, make it encode the parts again in the backward pass.
+        align_corners: of the masks' resampling to CLIP's square; the release aligns them.
         check_every: steps between two checks of values, which wait for the device; the first three steps are
             checked as well, and those where shapes, types or statistics change. 0: never after these. On a CPU
             every step is checked.
 
     Attributes:
+        preset: that it was built from by `Preset.build_regularizer`, with what was replaced in it; else None.
         figures: detached scalars of the last call, to look at: mean similarities, the share of pairs whose
             similarity is clamped, so that they get no gradient from that term, and the masks' mean area.
     """
@@ -91,6 +96,7 @@ class SemPLeSRegularizer:
         fill: str | Sequence[float] = "mean",
         text_term: str = "paper",
         max_pairs: int | None = None,
+        align_corners: bool = False,
         check_every: int = 100,
     ) -> None:
         if not isinstance(clip, FrozenClip):
@@ -111,6 +117,8 @@ class SemPLeSRegularizer:
             raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
         self._value_checks, self._prompt_checks = CheckSchedule(check_every), CheckSchedule(check_every)
         self.max_pairs = max_pairs
+        self.align_corners = align_corners
+        self.preset: Preset | None = None
         self.clip = clip
         self.class_names = check_names(class_names)
         self.weights = weights or LossWeights()
@@ -308,7 +316,7 @@ class SemPLeSRegularizer:
         squeezed, so that masks and images stay aligned and no object is cut off.
         """
         images, (height, width) = self._for_clip(images), self.clip.image_size
-        return masked_views(images, masks.resized(height, width), self._statistics(images)[4])
+        return masked_views(images, masks.resized(height, width, self.align_corners), self._statistics(images)[4])
 
     def paint(self, images: Tensor, places: Tensor) -> Tensor:
         """Images `[N, 3, H, W]` in the host's statistics, with `places` `[N, H, W]` (bool) in the fill's colour.
@@ -385,7 +393,8 @@ class SemPLeSRegularizer:
 
     def _features(self, images: Tensor, masks: ClassMasks, foreground: bool, background: bool) -> tuple[Tensor, Tensor]:
         """v_f and v_b, each `[P, D]`, or `[0, D]` where they aren't wanted; both in one batch for CLIP."""
-        views = masked_views(images, masks.resized(*self.clip.image_size), self._statistics(images)[4])
+        fill = self._statistics(images)[4]
+        views = masked_views(images, masks.resized(*self.clip.image_size, self.align_corners), fill)
         views = views[0 if foreground else len(masks) : 2 * len(masks) if background else len(masks)]
         features = self.clip.encode_images(views)
         count = len(masks) if foreground else 0

@@ -1,5 +1,6 @@
 import argparse
 import re
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:no image shows",
     "ignore:after . of 2 epochs",
+    "ignore:.b. did not go well",
     "ignore:the CAMs span",
     "ignore:refinement with prompts",
     "ignore:the masks carry no gradient",
@@ -272,6 +274,79 @@ class TestFma:
         item.display(0, writer)
         assert set(writer) == {f"semples/loss_{n}" for n in ("match_foreground", "match_background", "refine")}
 
+    def test_mistakes_in_its_options_are_named_before_the_run(self):
+        for wrong, words in (
+            ({"learning": {"epoch": 3}}, "learning: expected some of epochs, lr,.* got epoch; did you mean epochs"),
+            ({"learning": {"epochs": 0}}, "epochs and batch_size of at least 1"),
+            ({"mask_esp": 1}, "did you mean mask_eps"),
+            ({"lr": 0.1}, "is prompt_lr"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                fma_wsss.LossItem("match", **wrong)
+        item = fma_wsss.LossItem("match", weights={"refine": 0.5}, mask_eps=1e-5)
+        assert item.preset.weights.refine == 0.5 and item.preset.stage_eps("match") == 1e-5
+        assert item.preset.stage_eps("prompts") == 1e-7
+
+
+class GradCam(torch.nn.Module):
+    """Second-order Grad-CAMs [P, h, w] of 5e-4, whose texts' context learns, in whatever precision they are asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 4, 4).requires_grad_(False)
+        self.text = torch.nn.Linear(16, 16).requires_grad_(False)
+        self.ctx = torch.nn.Parameter(torch.randn(8, 16))
+
+    def forward(self, images, labels):
+        image_index, class_index = labels.nonzero(as_tuple=True)
+        features = self.stem(images[image_index].to(self.stem.weight.dtype)).relu().detach().requires_grad_()
+        logits = self.text(features.mean((2, 3))) @ self.text(self.ctx).T
+        own = logits.softmax(1).gather(1, class_index[:, None]).sum()
+        (gradient,) = torch.autograd.grad(own, features, create_graph=True)
+        return (features * gradient.mean((2, 3), keepdim=True)).sum(1)
+
+
+class _Tree(dict):
+    """A config whose branches grow where they are asked for, as alchemy_cat's do."""
+
+    def __init__(self, *_):
+        super().__init__()
+
+    def __getattr__(self, name):
+        return self.setdefault(name, _Tree())
+
+    __setattr__ = dict.__setitem__
+
+
+def test_the_shipped_fma_config_trains_where_half_precision_overflows(clip, batch, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "alchemy_cat", SimpleNamespace())
+    tools = SimpleNamespace(Config=_Tree, IL=lambda make: make)
+    monkeypatch.setitem(sys.modules, "alchemy_cat.py_tools", tools)
+    (tmp_path / "match").mkdir()
+    path = tmp_path / "match/cfg.py"
+    path.write_text((PATCHES / "fma_wsss.py").read_text())
+    shipped = runpy.run_path(str(path))["cfg"]
+    assert shipped.model.ini.fp32 is True  # else CLIP itself is half precision
+    images, labels = batch
+    for amp in (shipped.amp.enabled, True):  # True: FMA-WSSS's own
+        torch.manual_seed(0)
+        model = GradCam()
+        adapter = fma_wsss.FmaAdapter(SemPLeSRegularizer(clip, OBJECTS, input_mean=None, input_std=None))
+        optimizer = torch.optim.SGD([model.ctx], lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=amp)
+        before = model.ctx.detach().clone()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with torch.autocast("cpu", torch.float16, enabled=amp):
+                cams = model(images, labels)
+                loss = adapter.loss(images, cams, labels)
+        assert 2e-4 < cams.detach().amax((1, 2)).median() < 2e-3  # as large as FMA-WSSS's
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert any("pos_cam is float16" in str(warning.message) for warning in caught) == amp
+        assert bool((model.ctx - before).abs().max() > 1e-3) != amp  # a skipped step moves nothing
+
 
 def parse(add, *arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
@@ -279,8 +354,10 @@ def parse(add, *arguments: str) -> argparse.Namespace:
     parser.add_argument("--hyper", default="10,24,1,0.2")
     for name in ("resume", "aa"):  # of WeakTr
         parser.add_argument(f"--{name}", default="")
-    for name in ("color-jitter", "reprob"):
-        parser.add_argument(f"--{name}", type=float, default=0.0)
+    for name, value in {"color-jitter": 0.0, "reprob": 0.0, "lr": 5e-4, "weight-decay": 0.01}.items():
+        parser.add_argument(f"--{name}", type=float, default=value)
+    for name in ("batch-size", "epochs"):
+        parser.add_argument(f"--{name}", type=int, default=60)
     return parser.parse_args(arguments)
 
 
@@ -385,6 +462,62 @@ def test_the_command_line_replaces_the_presets_settings(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ncat\n")
     with pytest.raises(ValueError, match=r"names\.txt: class_names: expected different names"):
         read_class_names(tmp_path / "names.txt")
+
+
+def test_any_other_field_is_set_by_its_name(capsys):
+    given = ["--semples-set", "prompt_batch_size=7", "template=an image of {}.", "weights={'refine': 0.3, 'text': 0.4}"]
+    more = ["--semples-set", "suffix_ids=(13,)", "align_corners=True", "--semples-text-weight", "0.5"]
+    preset = options.preset_of(parse(clims.add_arguments, *given, *more))
+    assert (preset.prompt_batch_size, preset.template, preset.suffix_ids) == (7, "an image of {}.", (13,))
+    assert (preset.weights.refine, preset.weights.text, preset.align_corners) == (0.3, 0.5, True)
+    for wrong, words in {"mask_esp=1": "did you mean mask_eps", "lr=1": "that of stage .b. is prompt_lr"}.items():
+        with pytest.raises(ValueError, match=words):
+            options.preset_of(parse(clims.add_arguments, "--semples-set", wrong))
+    with pytest.raises(SystemExit):
+        parse(clims.add_arguments, "--semples-set", "mask_eps")
+    assert "expected FIELD=VALUE, got 'mask_eps'" in capsys.readouterr().err
+
+
+def test_weaktrs_own_options_are_compared_with_the_presets(names, capsys):
+    def run(*arguments: str) -> str:
+        args = parse(weaktr.add_arguments, *names, *arguments)
+        args.nb_classes = 8
+        training = weaktr.Training(args, WeakTrHead(8))
+        return f"{training.adapter.eps} {capsys.readouterr().out}"
+
+    assert run("--semples", "match", "--batch-size", "64") == "0.1 "
+    release = run("--semples", "match", "--semples-preset", "release-voc", "--batch-size", "64")
+    assert "by WeakTr's options: lr 0.0005 (release-voc: 0.000512), weight_decay 0.01 (release-voc: 0.03)" in release
+    assert run("--semples", "match", "--batch-size", "64", "--semples-mask-eps", "0.0") == "0.0 "  # then refused
+
+
+class TestSeveralProcesses:
+    @pytest.fixture(autouse=True)
+    def _two(self, monkeypatch, tmp_path):
+        """As far as the adapters can tell."""
+        monkeypatch.setattr(options, "world_size", lambda: 2)
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+        yield
+        torch.distributed.destroy_process_group()
+
+    def test_a_model_that_nobody_averages_is_refused(self, names):
+        args = parse(weaktr.add_arguments, *names, "--semples", "match")
+        args.nb_classes = 8
+        with pytest.raises(ValueError, match="2 processes train, but WeakTrHead is not in DistributedDataParallel"):
+            weaktr.Training(args, WeakTrHead(8))
+        wrapped = torch.nn.parallel.DistributedDataParallel(WeakTrHead(8))
+        assert weaktr.Training(args, wrapped).adapter is not None
+        clims_args = parse(clims.add_arguments, *names, "--semples", "match", "--semples-terms", "all")
+        with pytest.raises(ValueError, match="but DataParallel is not in DistributedDataParallel"):
+            clims.Training(clims_args, torch.nn.DataParallel(clims_head()))
+        assert clims.Training(clims_args, torch.nn.parallel.DistributedDataParallel(clims_head())).adapter is not None
+
+    def test_the_host_alone_and_stage_b_are_left_to_themselves(self, names):
+        args = parse(weaktr.add_arguments, *names)
+        assert weaktr.Training(args, WeakTrHead(8)).adapter is None
+        args = parse(weaktr.add_arguments, *names, "--semples", "prompts", "--resume", "checkpoint.pth")
+        args.nb_classes = 8
+        assert weaktr.Training(args, WeakTrHead(8)).learns_prompts
 
 
 def test_patches_only_insert_and_carry_no_line_of_the_hosts():

@@ -89,6 +89,8 @@ def test_the_hosts_heads_make_a_table_and_pictures(tmp_path):
 def test_train_voc_runs_all_stages(voc):
     options = "--clip local-dir:clip --baseline-epochs 1 --epochs 1 --prompt-length 4 --prompt-epochs 3 --size 64"
     text = run_script("train_voc.py", "--data", ".", "--labels", "cls_labels.npy", *options.split(), cwd=voc)
+    replaced = "epochs 1 (voc: 60), prompt_epochs 3 (voc: 60), prompt_length 4 (voc: 30)"
+    assert text.splitlines()[0] == f"instead of the preset's: {replaced}"
     assert text.count("prompt is nearest to") + text.count("is in no image") == 20
     report = json.loads((voc / "voc-out/figures.json").read_text())
     assert list(report["figures"]) == ["baseline", "(a) matching", "(b) prompts", "(c) refinement"]

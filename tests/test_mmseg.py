@@ -193,6 +193,41 @@ def test_the_plan_and_every_change_of_stage_are_logged(whole, world, tmp_path, c
     assert text.count("SemPLeS: (a) matching from iteration 5 on") == 1 and "(c) refinement from" not in text
 
 
+def test_the_preset_and_what_departs_from_it_are_logged(world, tmp_path):
+    changes = {"log_level": "INFO", "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": 1}}
+    changes |= {"train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True}}
+    found = config(world, tmp_path, **changes)
+    found.model.regularizer.preset = "coco"
+    found.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 20, "learning": {"epochs": 7}}]
+    train(found)
+    (log,) = tmp_path.glob("*/*.log")
+    text = log.read_text()
+    learns = "preset coco; (b) learns 30 vectors a class, start normal, std 0.02: epochs 7, lr 5e-06, batch_size 64, "
+    assert learns + "weight_decay 0.01" in text  # 100 times the rate, and twice the batch, before
+    assert (
+        "(a) and (c) are trained by the runner's settings: lr 0.001 (coco: 5e-06), batch_size 4 (coco: 64), "
+        "epochs 20 (coco: 60)" in text
+    )
+
+
+def test_a_regularizer_without_a_preset_learns_by_vocs_and_says_so(world, tmp_path):
+    from semples_plugin import SemPLeSRegularizer
+    from semples_plugin.demo.run import load_tiny_clip
+
+    found = config(world, tmp_path, iterations=3, log_level="INFO")
+    found.model.regularizer = None
+    model = MODELS.build(found.model)
+    model.adapter = semples_plugin.adapters.mmseg.CamAdapter(SemPLeSRegularizer(load_tiny_clip(), OBJECTS))
+    learning = {"epochs": 1, "progress": False}
+    found.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 1, "learning": learning}]
+    found.model, found.experiment_name = model, f"{tmp_path} own"
+    runner = Runner.from_cfg(found)
+    runner.train()
+    assert runner.model.regularizer.prompts.vectors.shape[:2] == (8, 30)
+    (log,) = tmp_path.glob("*/*.log")
+    assert "built without a preset; (b) takes voc's" in log.read_text()
+
+
 def test_warnings_of_a_step_are_in_the_log_once(world, tmp_path):
     changes = {"log_level": "WARNING", "custom_hooks.0.baseline": 0, "custom_hooks.0.match": 2}
     found = config(world, tmp_path, iterations=2, experiment_name=str(tmp_path), **changes)
@@ -464,6 +499,12 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
         ({"model.regularizer": None}, ValueError, "the model has no regularizer"),
         ({"model.in_channels": 64}, ValueError, "in_channels is 64, the backbone's feature map -1 has 32"),
         ({"custom_hooks.0.learning": {"epoch": 3}}, ValueError, "learning: expected some of epochs, lr,.* got epoch"),
+        ({"custom_hooks.0.prompt_length": 500}, ValueError, "500"),  # before the hours of (a), not after them
+        ({"custom_hooks.0.prompt_std": "words"}, ValueError, 'prompt_std: expected "preset", None or a number'),
+        ({"model.threshold": 30}, ValueError, "threshold: expected a background score from 0 to 1, got 30"),
+        ({"model.regularizer": None, "model.kind": "rleu"}, ValueError, "kind: expected one of .* got 'rleu'"),
+        ({"model.regularizer.mask_esp": 1.0}, ValueError, "did you mean mask_eps"),
+        ({"model.regularizer.lr": 1.0}, ValueError, r"that of stage \(b\) is prompt_lr"),
         ({"custom_hooks.0.restart": "start"}, ValueError, 'expected "baseline" or "matched"'),
         ({"custom_hooks.0.match": -1}, ValueError, "lengths of at least 0"),
         ({"custom_hooks.0.match": 0, "custom_hooks.0.baseline": 0}, ValueError, "match=0 begins with refinement"),

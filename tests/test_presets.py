@@ -1,6 +1,10 @@
-import pytest
+import copy
+import pickle
 
-from semples_plugin import LossWeights, SemPLeSRegularizer, load_preset
+import pytest
+import torch
+
+from semples_plugin import FrozenClip, LossWeights, SemPLeSRegularizer, load_preset
 
 MMSEG_VOC = [
     "aeroplane",
@@ -69,3 +73,88 @@ def test_a_preset_makes_a_regularizer_and_its_prompts(clip):
     assert regularizer.prompts.vectors.shape == (20, 30, clip.text_width) and regularizer.prompts.vectors.min() >= 0
     assert regularizer.prompts.suffix_ids == (13,) and regularizer.text_term == "release"
     assert set(preset.learning_options()) == {"epochs", "lr", "batch_size", "weight_decay"}
+
+
+def test_single_values_are_replaced_and_wrong_ones_named():
+    voc = load_preset("voc")
+    mine = voc.with_(class_names=["aeroplane", "couch"], weights={"refine": 0.5}, suffix_ids=[13])
+    assert mine.weights == LossWeights(1, 2.4, 0.5, 1, 0.02) and mine.suffix_ids == (13,)
+    assert mine.class_names == ("aeroplane", "couch") and voc.class_names[0] == "aeroplane"
+    assert mine.class_index("Couch") == 1 and mine.class_index("airplane") == 0  # voc calls the couch a sofa
+    for wrong, error, words in (
+        ({"prompt_lenght": 3}, ValueError, "preset voc: expected some of name, .* did you mean prompt_length"),
+        ({"weights": {"refinement": 1}}, ValueError, "weights: expected some of foreground,.* did you mean refine"),
+        ({"weights": 3}, TypeError, "weights: expected LossWeights, got int"),
+        ({"prompt_lr": "fast"}, TypeError, "prompt_lr: expected float, got 'fast'"),
+        ({"prompt_length": 3.5}, TypeError, "prompt_length: expected int, got 3.5"),
+        ({"align_corners": "yes"}, TypeError, "align_corners: expected bool"),
+        ({"epochs": True}, TypeError, "epochs: expected int, got True"),
+        ({"class_names": ["cat", "cat"]}, ValueError, "'cat' twice"),
+    ):
+        with pytest.raises(error, match=words) as caught:
+            voc.with_(**wrong)
+        assert len(str(caught.value)) < 500
+    assert copy.deepcopy(mine) == pickle.loads(pickle.dumps(mine)) == mine  # a model that keeps one is copied
+
+
+def test_a_built_regularizer_keeps_its_preset(clip):
+    release = load_preset("release-voc")
+    statistics = ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    assert release.build_regularizer(clip, statistics=statistics).input_mean == tuple(clip.image_mean)
+    built = load_preset("voc").build_regularizer(
+        clip, statistics=statistics, weights={"text": 0.5}, prompt_length=7, max_pairs=3, class_names=("a", "b")
+    )
+    assert (built.input_mean, built.max_pairs, built.weights.text) == (statistics[0], 3, 0.5)
+    assert built.preset.prompt_length == 7 and built.class_names == built.preset.class_names == ("a", "b")
+    assert SemPLeSRegularizer(clip, ["a"]).preset is None
+    with pytest.raises(ValueError, match=r"got max_pair; did you mean max_pairs"):
+        release.build_regularizer(clip, max_pair=3)
+
+
+def test_corners_are_aligned_where_the_preset_says_so(clip):
+    from semples_plugin import ClassMasks
+
+    masks = ClassMasks.from_pairs(torch.rand(2, 5, 5), torch.tensor([0, 0]), torch.tensor([0, 1]))
+    images = torch.zeros(1, 3, *clip.image_size)
+    for aligned in (False, True):
+        regularizer = load_preset("voc").build_regularizer(clip, align_corners=aligned)
+        expected = masks.resized(*clip.image_size, align_corners=aligned)
+        assert torch.equal(regularizer.views(images, masks), regularizer.views(images, expected))
+        other = masks.resized(*clip.image_size, align_corners=not aligned)
+        assert not torch.equal(regularizer.views(images, masks), regularizer.views(images, other))
+        assert torch.equal(
+            regularizer.background_features(images, masks), regularizer.background_features(images, expected)
+        )
+
+
+def test_the_start_of_the_prompts_is_the_presets():
+    voc = load_preset("voc")
+    vectors = voc.new_prompts(64, seed=3).vectors
+    expected = 0.02 * torch.randn(20, 30, 64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(vectors.detach(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(voc.with_(prompt_std=0.2).new_prompts(64, seed=3).vectors, 10 * vectors)
+
+
+def test_a_tag_belongs_to_its_model(monkeypatch):
+    asked = []
+    monkeypatch.setattr(FrozenClip, "load", lambda *a, **k: asked.append((a, k)))
+    preset = load_preset("voc")
+    preset.load_clip(precision="bf16")
+    preset.load_clip(pretrained="weights.pt")
+    preset.load_clip("local-dir:clip")
+    assert asked == [
+        (("ViT-B-32-quickgelu", "openai"), {"precision": "bf16"}),
+        (("ViT-B-32-quickgelu", "weights.pt"), {}),
+        (("local-dir:clip", None), {}),
+    ]
+
+
+def test_departures_are_told_in_a_line():
+    coco = load_preset("coco")
+    assert coco.departures(lr=5e-6 * (1 + 1e-9), batch_size=64) == ""
+    assert coco.departures(lr=5e-5, batch_size=16, epochs=60) == "lr 5e-05 (coco: 5e-06), batch_size 16 (coco: 64)"
+    assert coco.optimizer_options() == {"lr": 5e-6, "weight_decay": 0.01}
+    release = load_preset("release-voc")
+    assert [release.stage_eps(stage) for stage in ("match", "prompts", "refine")] == [0.1, 1e-4, 0.1]
+    with pytest.raises(ValueError, match="expected one of match, prompts, refine"):
+        release.stage_eps("b")

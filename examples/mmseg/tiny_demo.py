@@ -22,6 +22,7 @@ model = {
                  "dilations": (1, 1), "out_indices": (1,), "norm_eval": False, "stem_channels": 16},
     "in_channels": 32,
     "num_classes": len(classes),
+    "eps": 1e-5,  # of this tiny world's masks
     "regularizer": {"clip": "demo", "class_names": classes,
                     "weights": {"background": 0.4, "text": 0.02, "refine": 0.2}},
 }  # fmt: skip

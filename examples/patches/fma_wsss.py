@@ -15,6 +15,9 @@ PROMPTS = "experiment/semples/prompts.safetensors"
 
 cfg = config = Config("configs/VOC/cls/cfg.py")  # COCO: configs/COCO/cls/cfg.py, and preset="coco" below
 cfg.rslt_dir = ...
+# Grad-CAMs are gradients: in half precision theirs overflow, and GradScaler skips the steps.
+cfg.amp.enabled = False
+cfg.model.ini.fp32 = True
 
 semples = cfg.loss.loss_items.semples
 semples.cri = IL(
