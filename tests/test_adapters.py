@@ -21,6 +21,7 @@ PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:no image shows",
     "ignore:after . of 2 epochs",
+    "ignore:.b. did not go well",
     "ignore:the CAMs span",
     "ignore:refinement with prompts",
     "ignore:the masks carry no gradient",

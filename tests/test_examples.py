@@ -96,7 +96,9 @@ def test_train_voc_runs_all_stages(voc):
     assert (voc / "voc-out/prompts.safetensors").is_file() and (voc / "voc-out/refined.pt").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:after . of 2 epochs", "ignore:the CAMs span", "ignore:no image shows")
+@pytest.mark.filterwarnings(
+    "ignore:after . of 2 epochs", "ignore:.b. did not go well", "ignore:the CAMs span", "ignore:no image shows"
+)
 def test_the_readmes_code_runs(tmp_path, monkeypatch):
     from semples_plugin.demo.data import OBJECTS
     from semples_plugin.demo.generator import CamNet
