@@ -611,9 +611,7 @@ def test_a_long_verdict_stays_short():
     many = [quality(separation=0.1 * (k % 2), rise=0.01, name=f"traffic light {k}") for k in range(80)]
     many += [quality(rise=0.01, name=f"parking meter {k}") for k in range(10)]
     text = describe_quality(many)
-    assert (
-        len(text) < 600 and "90 of 90" in text and "and 77 others describe" in text and "and 7 others came no" in text
-    )
+    assert len(text) < 600 and "90 of 90" in text and "and 77 more describe" in text and "and 7 more came no" in text
 
 
 def test_the_verdict_is_a_warning_where_it_is_bad_and_a_line_where_it_is_good(capsys):
