@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from semples_plugin.masks import ClassMasks, check_kind
 from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
@@ -124,7 +125,7 @@ class WrappedCams(CamAdapter):
 
         Batches of three, (images, labels, names), name the images, see `CamAdapter.learn_prompts`.
         """
-        model = getattr(self.model, "module", self.model)  # DDP would wait for ranks that have no batch left
+        model = without_ddp(self.model)
         with evaluating(model) as device:
 
             def walk() -> Iterator[tuple[Any, ...]]:
@@ -162,6 +163,12 @@ def wrap(
     if not isinstance(regularizer, SemPLeSRegularizer):
         raise TypeError(f"regularizer: expected a SemPLeSRegularizer, got {type(regularizer).__name__}")
     return WrappedCams(cam_model, regularizer, kind, eps)
+
+
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, whose forward pass would wait for ranks that have no batch left."""
+    inside: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    return inside
 
 
 @contextmanager

@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from semples_plugin.adapters import options
-from semples_plugin.adapters.base import CamAdapter, evaluating
+from semples_plugin.adapters.base import CamAdapter, evaluating, without_ddp
 from semples_plugin.checks import first_difference
+from semples_plugin.distributed import is_first
 from semples_plugin.regularizer import SemPLeSRegularizer
 
 
@@ -120,9 +121,19 @@ class Training:
         return loss
 
     def learn_prompts(self, model: nn.Module, loader: Iterable[dict[str, Any]]) -> None:
-        """Stage (b): walks CLIMS's loader once, learns the prompts and writes `--semples-prompts`."""
+        """Stage (b): walks CLIMS's loader once, learns the prompts and writes `--semples-prompts`.
+
+        Under DDP every rank walks its own part; the names in the packs let an image that a sampler repeats count once.
+        """
         assert self.adapter is not None
-        with evaluating(model) as device:
-            walk = ((x, model(x), y) for x, y in ((p["img"].to(device), p["label"].to(device)) for p in loader))
-            self.adapter.learn_prompts(walk, self.args.semples_prompts, **options.learning_options(self.args))
-        print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")
+        network = without_ddp(model)
+        with evaluating(network) as device:
+
+            def walk() -> Iterator[tuple[Any, ...]]:
+                for pack in loader:
+                    images = pack["img"].to(device)
+                    yield images, network(images), pack["label"], *([pack["name"]] if "name" in pack else [])
+
+            self.adapter.learn_prompts(walk(), self.args.semples_prompts, **options.learning_options(self.args))
+        if is_first():
+            print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")

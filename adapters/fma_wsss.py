@@ -115,7 +115,7 @@ class LossItem:
         self.learning = {**options, **(learning or {})}
         check_learning(**{name: self.learning[name] for name in options})
         self.adapter: FmaAdapter | None = None
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, ...]] = []
 
     def __call__(self, images: Tensor, cams: Tensor, labels: Tensor) -> Tensor:
         """The scalar for `loss_items`.
@@ -130,7 +130,8 @@ class LossItem:
         if self.stage != "prompts":
             return self.adapter.loss(images, cams, labels)
         masks = self.adapter.masks(cams, labels)
-        self._kept.append((self.adapter.regularizer.background_features(images, masks).cpu(), masks.class_index.cpu()))
+        features = self.adapter.regularizer.pair_features(images, masks)
+        self._kept.append((*(part.cpu() for part in features), masks.class_index.cpu()))
         if len(self._kept) == self.batches:
             learn_background_prompts(
                 self.adapter.regularizer, self._kept, seed=self.seed, save_to=self.prompts, **self.learning

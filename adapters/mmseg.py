@@ -284,7 +284,7 @@ class CamSegmentor(BaseSegmentor):
 def _padding(inputs: Tensor, data_samples: Sequence[SegDataSample]) -> Tensor:
     """Which pixels `[N, H, W]` are padding, by what mmseg wrote into the samples."""
     padding = torch.zeros(len(inputs), *inputs.shape[2:], dtype=torch.bool, device=inputs.device)
-    for mask, sample in zip(padding, data_samples):
+    for mask, sample in zip(padding, data_samples, strict=True):
         left, right, top, bottom = sample.metainfo.get("padding_size", (0, 0, 0, 0))
         height, width = mask.shape
         mask[:top], mask[height - bottom :], mask[:, :left], mask[:, width - right :] = True, True, True, True

@@ -284,7 +284,9 @@ class CamMetric(BaseMetric):
             evaluation.add(counts)
         sweep = evaluation.compute()
         t = sweep.best
-        rows = [f"{name:20} {100 * iou:6.2f}" for name, iou in zip(names, sweep.iou[t]) if not np.isnan(iou)]
+        rows = [
+            f"{name:20} {100 * iou:6.2f}" for name, iou in zip(names, sweep.iou[t], strict=True) if not np.isnan(iou)
+        ]
         logger: MMLogger = MMLogger.get_current_instance()
         logger.info("IoU [%%] of CAMs at the background score %g:\n%s", sweep.thresholds[t], "\n".join(rows))
         return {

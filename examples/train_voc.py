@@ -185,7 +185,7 @@ def main() -> None:
         print(f"{stage:15}" + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
     names = [*preset.class_names, *BACKGROUNDS]
     near = regularizer.prompt_features() @ clip.encode_texts([f"a photo of {name}." for name in names]).T
-    for name, row in zip(preset.class_names, near):
+    for name, row in zip(preset.class_names, near, strict=True):
         near_names = ", ".join(f"{names[i]} {row[i]:.2f}" for i in row.topk(4).indices)
         print(f"{name:15} " + ("is in no image" if name in history.unseen else f"prompt is nearest to {near_names}"))
     (options.out / "figures.json").write_text(json.dumps({"figures": figures, "prompts": history.to_dict()}, indent=2))

@@ -90,7 +90,7 @@ def make_labels(
 def describe(present: Mapping[str, Iterable[int]], class_names: Sequence[str]) -> str:
     """How many images show each class, and how many show none."""
     counts = np.bincount([k for classes in present.values() for k in classes], minlength=len(class_names))
-    lines = [f"{name:20} {count:6}" for name, count in zip(class_names, counts)]
+    lines = [f"{name:20} {count:6}" for name, count in zip(class_names, counts, strict=True)]
     empty = sum(not classes for classes in present.values())
     return "\n".join([*lines, f"{'images':20} {len(present):6}", f"{'without a label':20} {empty:6}"])
 

@@ -66,12 +66,7 @@ class PromptHistory:
 
 def learn_background_prompts(
     regularizer: SemPLeSRegularizer,
-    batches: Iterable[
-        tuple[Tensor, ClassMasks]
-        | tuple[Tensor, ClassMasks, Sequence[Any]]
-        | tuple[Tensor, Tensor]
-        | tuple[Tensor, Tensor, Tensor]
-    ],
+    batches: Iterable[tuple[Tensor, ClassMasks] | tuple[Tensor, ClassMasks, Sequence[Any]] | tuple[Tensor, ...]],
     *,
     epochs: int = 60,
     lr: float = 5e-4,
@@ -139,6 +134,7 @@ def learn_background_prompts(
         "class_names": [str(name) for name in regularizer.class_names],
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
         "fill": regularizer.fill.tolist(),
+        "align_corners": regularizer.align_corners,
         "origin": os.fspath(origin),
     }
     run = {
@@ -184,7 +180,7 @@ def learn_background_prompts(
 
     pairs = torch.bincount(class_index, minlength=prompts.num_classes)
     history = PromptHistory(list(regularizer.class_names), pairs.tolist())
-    history.unseen = [name for name, count in zip(history.class_names, history.pairs) if count == 0]
+    history.unseen = [name for name, count in zip(history.class_names, history.pairs, strict=True) if count == 0]
     if history.unseen:
         _warn(
             f"no image shows {', '.join(history.unseen)}: their prompts are not learned and would suppress "
@@ -196,7 +192,7 @@ def learn_background_prompts(
         return measure(history.class_names, *texts, class_index, features, foregrounds)
 
     def judged(now: Sequence[Nearness]) -> list[ClassQuality]:
-        return [ClassQuality(*one) for one in zip(history.class_names, before, now)]
+        return [ClassQuality(*one) for one in zip(history.class_names, before, now, strict=True)]
 
     with _learning(prompts):
         start = prompts.vectors.detach().clone()
@@ -317,7 +313,9 @@ def _walk(regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: boo
     errors = [one for one in gather(None if error is None else f"{type(error).__name__}: {error}") if one]
     if errors:
         raise error or RuntimeError(f"another rank could not walk its data: {errors[0]}")
-    foregrounds, backgrounds, classes, names = ([x for one in parts for x in one] for parts in zip(*gather(walked)))
+    foregrounds, backgrounds, classes, names = (
+        [x for one in parts for x in one] for parts in zip(*gather(walked), strict=True)
+    )
     if not names:
         raise ValueError(
             "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
@@ -401,7 +399,7 @@ def _check_finite(regularizer: SemPLeSRegularizer, class_index: Tensor, *feature
 def _once(classes: Tensor, names: list[Any]) -> Tensor:
     """Where each image's classes stand once, in the order of the names, which is that of any number of ranks."""
     first: dict[Any, int] = {}
-    for i, pair in enumerate(zip(names, classes.tolist())):
+    for i, pair in enumerate(zip(names, classes.tolist(), strict=True)):
         first.setdefault(pair, i)
     with suppress(TypeError):  # names that have no order keep the one they came in
         first = dict(sorted(first.items()))
@@ -526,7 +524,7 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     key = next(key for key, value in ours.items() if theirs.get(key) != value)
     a, b = theirs.get(key), ours[key]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        i = next(i for i, pair in enumerate(zip(a, b)) if pair[0] != pair[1])
+        i = next(i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
         key, a, b = f"{key}[{i}]", a[i], b[i]
     return f"{key} = {a!s:.60}, this one has {b!s:.60}"
 

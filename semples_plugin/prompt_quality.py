@@ -105,7 +105,7 @@ def measure(
 
     def means(values: Tensor) -> list[float | None]:
         sums = values.new_zeros(len(counts)).index_add_(0, class_index, values)
-        return [mean if count else None for mean, count in zip((sums / counts).tolist(), counts.tolist())]
+        return [mean if count else None for mean, count in zip((sums / counts).tolist(), counts.tolist(), strict=True)]
 
     near, both = cosines(backgrounds), labels @ prompts.to(labels).T
     background = means(near)
@@ -115,7 +115,7 @@ def measure(
         far = cosines(foregrounds)
         foreground, separation = means(far), means((near > far).to(near))
     own, nearest = both.diagonal().tolist(), [class_names[k] for k in both.argmax(dim=0).tolist()]
-    return [Nearness(*one) for one in zip(background, foreground, separation, own, nearest)]
+    return [Nearness(*one) for one in zip(background, foreground, separation, own, nearest, strict=True)]
 
 
 def went_well(quality: Sequence[ClassQuality]) -> bool:

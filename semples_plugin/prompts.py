@@ -244,7 +244,9 @@ class BackgroundPrompts(nn.Module):
 
 def _older_quality(names: Sequence[str], similarities: Mapping[str, list[Any]]) -> tuple[ClassQuality, ...]:
     """Of a file from before foregrounds were measured: similarities to backgrounds and labels, after learning."""
-    found = zip(names, similarities.get("background", ()), similarities.get("label", ()))
+    if not similarities:  # of prompts that were saved before they were learned
+        return ()
+    found = zip(names, similarities.get("background", ()), similarities.get("label", ()), strict=True)
     return tuple(ClassQuality(name, None, Nearness(near, None, None, label, None)) for name, near, label in found)
 
 

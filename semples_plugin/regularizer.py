@@ -259,7 +259,7 @@ class SemPLeSRegularizer:
         self.figures = _figures_of(seen)
         if self._prompt_checks.is_due(backgrounds.device):
             _warn_if_clamped(self.figures, {"prompt_background": _FAR_FROM_BACKGROUND})
-        named = dict(zip(("loss_prompt_image", "loss_prompt_text"), terms))
+        named = dict(zip(("loss_prompt_image", "loss_prompt_text"), terms, strict=True))
         return {name: weight * named[name] for name, weight in wanted.items()}
 
     def background_features(self, images: Tensor, masks: ClassMasks) -> Tensor:
@@ -278,7 +278,9 @@ class SemPLeSRegularizer:
         with torch.autocast(self.clip.device.type, enabled=False):
             prepared, masks, pairs = self._for_clip(images), masks.detach(), self.max_pairs or len(masks)
             parts = [masks[start : start + pairs] for start in range(0, len(masks), pairs)]
-            foregrounds, backgrounds = zip(*(self._features(prepared, part, foreground, True) for part in parts))
+            foregrounds, backgrounds = zip(
+                *(self._features(prepared, part, foreground, True) for part in parts), strict=True
+            )
             return torch.cat(foregrounds), torch.cat(backgrounds)
 
     @property

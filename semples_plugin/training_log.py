@@ -139,11 +139,13 @@ def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularize
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (regularizer.input_mean, regularizer.input_std))
     pixels = (images[part.image_index] * std + mean).clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
     maps = part.maps.float().cpu().numpy()
-    rows = {"image": [*pixels], "mask": [overlay_cam(image, cam) for image, cam in zip(pixels, maps)]}
+    rows = {"image": [*pixels], "mask": [overlay_cam(image, cam) for image, cam in zip(pixels, maps, strict=True)]}
     prompts, clip = regularizer.prompts, regularizer.clip
     if prompts is not None and prompts.learned:
         texts = prompts.encode(clip, part.class_index)
-        seen = [where_clip_sees(clip, text[None], image, grid=7) for text, image in zip(texts, pixels)]
-        rows["where CLIP sees the prompt"] = [overlay_cam(i, stretched(places)[0]) for i, places in zip(pixels, seen)]
+        seen = [where_clip_sees(clip, text[None], image, grid=7) for text, image in zip(texts, pixels, strict=True)]
+        rows["where CLIP sees the prompt"] = [
+            overlay_cam(i, stretched(places)[0]) for i, places in zip(pixels, seen, strict=True)
+        ]
     names = [regularizer.class_names[k] for k in part.class_index.tolist()]
     return draw_grid([*rows.values()], names, row_captions=[*rows])

@@ -6,7 +6,7 @@ import math
 
 
 def sim(a: list[float], b: list[float]) -> float:
-    dot = sum(x * y for x, y in zip(a, b))
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
     cosine = dot / (math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b)))
     return min(max(cosine, 1e-4), 0.9999)
 
@@ -14,7 +14,7 @@ def sim(a: list[float], b: list[float]) -> float:
 def l_match(v_f, v_b, u_f, lambda_b: float) -> float:
     """Equation (1) over lists of pairs."""
     total = 0.0
-    for f, b, t in zip(v_f, v_b, u_f):
+    for f, b, t in zip(v_f, v_b, u_f, strict=True):
         total += -math.log(sim(f, t)) - lambda_b * math.log(1 - sim(b, t))
     return total / len(v_f)
 
@@ -22,7 +22,7 @@ def l_match(v_f, v_b, u_f, lambda_b: float) -> float:
 def l_prompt(u_b, v_b, u_f, lambda_t: float) -> float:
     """Equation (2) over lists of pairs."""
     total = 0.0
-    for p, b, t in zip(u_b, v_b, u_f):
+    for p, b, t in zip(u_b, v_b, u_f, strict=True):
         total += -math.log(sim(p, b)) - lambda_t * math.log(1 - sim(p, t))
     return total / len(u_b)
 
@@ -30,7 +30,7 @@ def l_prompt(u_b, v_b, u_f, lambda_t: float) -> float:
 def l_prompt_release(u_b, v_b, u_f, lambda_t: float) -> float:
     """The release's variant of (2): + lambda_T log sim(u_b, u_f)."""
     total = 0.0
-    for p, b, t in zip(u_b, v_b, u_f):
+    for p, b, t in zip(u_b, v_b, u_f, strict=True):
         total += -math.log(sim(p, b)) + lambda_t * math.log(sim(p, t))
     return total / len(u_b)
 
@@ -38,7 +38,7 @@ def l_prompt_release(u_b, v_b, u_f, lambda_t: float) -> float:
 def l_refine(v_f, u_b) -> float:
     """Equation (3)'s L_refine over lists of pairs."""
     total = 0.0
-    for f, p in zip(v_f, u_b):
+    for f, p in zip(v_f, u_b, strict=True):
         total += -math.log(1 - sim(f, p))
     return total / len(v_f)
 

@@ -126,5 +126,5 @@ def test_a_plain_step_in_parts_is_the_whole(monkeypatch):
         step, (maps, *others) = worker.prepare(spec)
         step().backward()
         gradients.append([maps.grad, next(weight.grad for weight in others if weight.shape == (64, 3, 16, 16))])
-    for whole, parts in zip(*gradients):  # of the masks, and of CLIP's first weights, which nobody uses
+    for whole, parts in zip(*gradients, strict=True):  # of the masks, and of CLIP's first weights, which nobody uses
         torch.testing.assert_close(parts, whole, atol=1e-7, rtol=1e-4)

@@ -32,7 +32,7 @@ def as_clims(path, cams, keys=CLASSES):
 
 
 def as_weaktr(path, cams, keys=CLASSES):
-    np.save(path, dict(zip(keys, cams)))
+    np.save(path, dict(zip(keys, cams, strict=True)))
 
 
 def as_fma(path, cams, keys=CLASSES):

@@ -132,7 +132,7 @@ def test_the_commands_do_without_torch(tmp_path):
 
 
 def test_a_power_is_the_constant_at_which_it_turns():
-    for p, threshold in zip((0.5, 1, 3, 10), power_thresholds((0.5, 1, 3, 10))):
+    for p, threshold in zip((0.5, 1, 3, 10), power_thresholds((0.5, 1, 3, 10)), strict=True):
         scores = np.array([threshold, np.nextafter(np.float32(threshold), np.float32(1))], np.float32)
         assert (scores > np.power(1 - scores, np.float32(p))).tolist() == [False, True]
     assert power_thresholds([1]) == 0.5

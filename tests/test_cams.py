@@ -26,7 +26,7 @@ def slow_miou(threshold):
                 if mask[y, x] == 255:
                     continue
                 guess, best = 0, threshold
-                for cam, k in zip(cams[:, y, x], present):
+                for cam, k in zip(cams[:, y, x], present, strict=True):
                     if cam > best:
                         guess, best = k + 1, cam
                 for k in range(4):

@@ -71,7 +71,7 @@ def test_a_surrounding_autocast_changes_nothing():
     expected = clip.encode_images(images), clip.encode_prompts(vectors), clip.encode_texts(TEXTS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = clip.encode_images(images), clip.encode_prompts(vectors), clip.encode_texts(TEXTS)
-    for a, b in zip(got, expected):
+    for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 

@@ -34,7 +34,7 @@ def test_a_seed_fixes_every_scene_whatever_the_count(scenes):
 
 
 def test_labels_name_the_objects_that_masks_show(scenes):
-    for labels, objects in zip(scenes.labels, scenes.objects):
+    for labels, objects in zip(scenes.labels, scenes.objects, strict=True):
         assert set(np.flatnonzero(labels) + 1) == set(np.unique(objects)) - {0}
     assert not (scenes.contexts.astype(bool) & scenes.objects.astype(bool)).any()
 
@@ -191,7 +191,7 @@ def test_the_command_line_runs_it(tmp_path, monkeypatch, capsys):
 def test_the_explanation_follows_the_figures(miou, better):
     judged = {
         name: [run.Judgement(value, 0.5, 0.7, 1 - value / 100)]
-        for name, value in zip(("baseline", "match", "full"), miou)
+        for name, value in zip(("baseline", "match", "full"), miou, strict=True)
     }
     text = run.explain({**judged, "unlearned": judged["match"]})
     assert f"better in {better} seeds" in text

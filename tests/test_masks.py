@@ -28,7 +28,7 @@ def test_dense_cams_become_pairs_in_row_major_order(kind):
 def test_min_max_equals_the_loop_and_carries_gradients_through_both_ends():
     cams = dense()
     masks = ClassMasks.from_dense(cams, LABELS).normalized(eps=0.1)
-    for got, raw in zip(masks.maps, [cams[0, 1], cams[0, 2], cams[2, 0]]):
+    for got, raw in zip(masks.maps, [cams[0, 1], cams[0, 2], cams[2, 0]], strict=True):
         torch.testing.assert_close(got, torch.tensor(reference.min_max(raw.tolist(), 0.1)))
     middle = cams[0, 1].flatten().argsort()[10]
     (gradient,) = torch.autograd.grad(masks.maps[0].flatten()[middle], cams)
@@ -117,7 +117,7 @@ def test_views_are_the_equations_and_the_fill_shows_where_masked_out():
     images = torch.randn(2, 3, 4, 4)
     masks = ClassMasks.from_pairs(torch.rand(3, 4, 4), torch.tensor([1, 0, 1]), torch.tensor([0, 1, 2]))
     views = masked_views(images, masks, torch.zeros(3))
-    for p, (image, mask) in enumerate(zip([1, 0, 1], masks.maps)):
+    for p, (image, mask) in enumerate(zip([1, 0, 1], masks.maps, strict=True)):
         torch.testing.assert_close(views[p], mask * images[image])
         torch.testing.assert_close(views[3 + p], (1 - mask) * images[image])
     fill = torch.tensor([0.1, 0.2, 0.3])

@@ -384,7 +384,9 @@ def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
     sample = TRANSFORMS.build({"type": "PackCamInputs"})({"img": np.zeros((4, 4, 3)), **npy(dict(image))})
     with pytest.raises(ValueError, match=r"have 8 columns, the model has 7 classes; is one of the columns the backgr"):
         mmseg_data.label_of(sample["data_samples"], 7)
-    (tmp_path / "labels.txt").write_text("0003.png," + ",".join(n for n, v in zip(OBJECTS, expected) if v) + "\n")
+    (tmp_path / "labels.txt").write_text(
+        "0003.png," + ",".join(n for n, v in zip(OBJECTS, expected, strict=True) if v) + "\n"
+    )
     table = {"type": "LoadImageLabels", "source": str(tmp_path / "labels.txt"), "class_names": OBJECTS}
     assert np.array_equal(TRANSFORMS.build(table)(dict(image))["gt_image_labels"], expected)
     with pytest.raises(KeyError, match=r"has no labels of 0099 .*; it has 48 images, such as 0000"):

@@ -60,7 +60,7 @@ def test_the_batches_are_walked_once_and_the_prompts_come_closer_to_their_backgr
     history = learn_background_prompts(regularizer, batches, **OPTIONS)
     assert batches.walks == 1 and len(history.loss) == 6 and history.pairs == [8, 8, 8]
     assert history.loss[-1] < history.loss[0]
-    assert all(last > first for first, last in zip(history.background[0], history.background[-1]))
+    assert all(last > first for first, last in zip(history.background[0], history.background[-1], strict=True))
     assert all(torch.equal(clip_before[n], v) for n, v in regularizer.clip.model.state_dict().items())
     assert regularizer.prompts.vectors.grad is None
     assert json.loads(json.dumps(history.to_dict()))["class_names"] == NAMES
@@ -559,7 +559,7 @@ def test_quality_is_measured_before_and_after(tmp_path):
     maps, index = (torch.cat([getattr(m, name) for _, m in parts]) for name in ("maps", "class_index"))
     masks = ClassMasks.from_pairs(maps, torch.arange(24), index)
     for vectors, moment in ((start, "before"), (regularizer.prompts.vectors, "after")):
-        for expected, one in zip(by_hand(regularizer, vectors, images, masks), history.quality):
+        for expected, one in zip(by_hand(regularizer, vectors, images, masks), history.quality, strict=True):
             *numbers, nearest = asdict(getattr(one, moment)).values()
             assert numbers == pytest.approx(expected[:4], abs=1e-5) and nearest == expected[4]
     assert [one.after.background for one in history.quality] == history.background[-1]

@@ -154,7 +154,7 @@ def test_pairs_in_parts_give_the_same_losses_and_gradients(max_pairs, weights):
         features = regularizer.background_features(host_images(torch.float64), masks)
         found.append([*losses.values(), gradient, features])
     assert len(found[0]) == len(found[1])
-    for whole, parts in zip(*found):
+    for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
 
 
@@ -449,7 +449,7 @@ def test_parts_encode_each_view_once_and_heed_factors_of_ones_own(monkeypatch):
         scaled, maps.grad = maps.grad, None
         (losses["loss_match_foreground"] + 5 * losses["loss_refine"]).backward()
         found.append((scaled, maps.grad))
-    for whole, parts in zip(*found):
+    for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
 
 

@@ -66,7 +66,7 @@ def test_the_lean_activation_is_quick_gelu_and_keeps_half():
         kept.append(sum(size for size in sizes.values() if size == 64))
         results.append((y, torch.autograd.grad(y.sum(), x)[0]))
     assert kept == [128, 64]
-    for old, new in zip(*results):
+    for old, new in zip(*results, strict=True):
         torch.testing.assert_close(new, old, atol=1e-14, rtol=1e-12)
     model = torch.nn.Sequential(torch.nn.Sequential(QuickGELU()), torch.nn.GELU())
     lean_activations(model)

@@ -25,9 +25,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from semples_plugin.cams.tables import describe_gain, describe_judgement, format_classes
 
     evaluations, titles, code = _judge(options)
-    content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations)}
+    content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations, strict=True)}
     gains = [compare(evaluations[0], one) for one in evaluations[1:]]
-    for title, gain in zip(titles[1:], gains):
+    for title, gain in zip(titles[1:], gains, strict=True):
         content[title]["beside the first"] = {
             "images": gain.images, "gain": gain.miou[1] - gain.miou[0],
             "interval": [gain.low, gain.high], "better on": gain.above,
@@ -35,13 +35,13 @@ def evaluate(options: argparse.Namespace) -> int:
     write_evaluation(options.out, content, evaluations, titles)
     write_curve(Path(options.out) / "curve.png", evaluations, titles)
     print(format_classes(evaluations, titles))
-    for title, one in zip(titles, evaluations):
+    for title, one in zip(titles, evaluations, strict=True):
         print(f"{title}: {describe_judgement(one)}")
     print(f"Classes are those of {options.classes}, and background; one that masks and predictions lack doesn't count.")
     if any(one.chosen_here for one in evaluations):
         print("The background score was chosen on the masks that it is reported on; to report a figure, choose it on "
               "other images and give --setting.")  # fmt: skip
-    for title, gain in zip(titles[1:], gains):
+    for title, gain in zip(titles[1:], gains, strict=True):
         print(f"{title} beside {titles[0]}: {describe_gain(gain)}")
     print(f"wrote eval.json, images.csv and curve.png to {options.out}")
     return code
@@ -130,7 +130,7 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
             folder, options.masks, names, image_list=options.list, background=options.background, setting=setting,
             workers=options.workers, progress=not options.quiet,
         )
-        for folder, setting in zip(folders, settings * len(folders) if len(settings) == 1 else settings)
+        for folder, setting in zip(folders, settings * len(folders) if len(settings) == 1 else settings, strict=True)
     ]  # fmt: skip
     for one in each:
         _tell(f"{one.folder}: images without CAMs", one.missing)

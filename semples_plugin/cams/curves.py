@@ -29,8 +29,8 @@ def draw_curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str], f
     kinds = [kind for kind in _LABELS if any(one.background == kind for one in evaluations)] or ["constant"]
     figure = Figure(figsize=(6.4 * len(kinds), 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds):
-        for evaluation, title, colour in zip(evaluations, titles, colours(len(evaluations))):
+    for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+        for evaluation, title, colour in zip(evaluations, titles, colours(len(evaluations)), strict=True):
             x, y, t = evaluation.settings, 100 * evaluation.sweep.miou, evaluation.chosen
             if evaluation.background == "none":
                 axes.axhline(y[t], color=colour, label=_label(f"{title}: {y[t]:.1f}"))

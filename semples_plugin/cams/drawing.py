@@ -95,7 +95,7 @@ def overlay_errors(
         (predicted != mask) & (predicted > 0) & (mask > 0),
     )
     picture = image * 0.6
-    for kind, colour in zip(kinds, ERRORS.values()):
+    for kind, colour in zip(kinds, ERRORS.values(), strict=True):
         picture[kind & known] = image[kind & known] * (1 - opacity) + np.array(colour) * opacity
     return picture.round().astype(np.uint8)
 
@@ -140,7 +140,7 @@ def draw_grid(
     for column, caption in enumerate(captions):
         _write(canvas, caption, _GAP + column * step, 0)
     top = _CAPTION
-    for row, (pictures, row_height) in enumerate(zip(scaled, heights)):
+    for row, (pictures, row_height) in enumerate(zip(scaled, heights, strict=True)):
         if row_captions:
             right = _write(canvas, row_captions[row], _GAP, top)
             _write_key(canvas, keys[row] if keys else {}, right, top)

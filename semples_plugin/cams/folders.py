@@ -105,7 +105,7 @@ class FolderEvaluation:
             "chosen on these masks": self.chosen_here,
             "miou": self.miou,
             "classes": per_class,
-            "curve": {str(s): _number(m) for s, m in zip(self.settings, self.sweep.miou)},
+            "curve": {str(s): _number(m) for s, m in zip(self.settings, self.sweep.miou, strict=True)},
             "missing": list(self.missing),
             "extra": list(self.extra),
             "failed": self.failed,
@@ -164,7 +164,9 @@ def evaluate_folder(
     count = partial(_count, len(class_names), thresholds)
     tasks = [(found[name], find_mask(masks, name)) for name in there]
     results = in_parallel(count, tasks, workers)
-    for name, result in zip(there, tqdm(results, str(folder), len(there), unit="image", disable=not progress)):
+    for name, result in zip(
+        there, tqdm(results, str(folder), len(there), unit="image", disable=not progress), strict=True
+    ):
         if isinstance(result, ImageCounts):
             counts[name] = result
             evaluation.add(result)
@@ -269,7 +271,7 @@ def image_iou(evaluation: FolderEvaluation, name: str) -> float:
 def _stack(evaluation: FolderEvaluation, names: Sequence[str]) -> NDArray[np.float64]:
     """`[N, 3 (K + 1)]`: pixels in the mask, predicted and hit, at the chosen setting."""
     stacked = np.zeros((len(names), 3, len(evaluation.class_names) + 1))
-    for row, name in zip(stacked, names):
+    for row, name in zip(stacked, names, strict=True):
         counts, t = evaluation.counts[name], evaluation.chosen
         row[:, counts.classes] = counts.in_mask, counts.predicted[:, t], counts.hits[:, t]
     return stacked.reshape(len(names), -1)

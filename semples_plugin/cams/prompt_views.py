@@ -84,7 +84,7 @@ def nearest_words(
     return [
         NearWords(
             name,
-            tuple((words[i], float(v)) for i, v in zip(places[k].tolist(), values[k])),
+            tuple((words[i], float(v)) for i, v in zip(places[k].tolist(), values[k], strict=True)),
             float(features[k] @ labels[k]),
             quality[k],
         )
@@ -149,7 +149,7 @@ def draw_prompt(
     texts = [prompts.encode(clip, k), clip.encode_texts([template.format(text) for text in (class_name, *beside)])]
     maps = stretched(where_clip_sees(clip, torch.cat(texts), photograph))
     captions = ["learned prompt", f'"{class_name}"', *(f'"{text}"' for text in beside)]
-    return [("image", photograph), *((c, overlay_cam(photograph, m)) for c, m in zip(captions, maps))]
+    return [("image", photograph), *((c, overlay_cam(photograph, m)) for c, m in zip(captions, maps, strict=True))]
 
 
 def stretched(maps: NDArray[np.float32]) -> NDArray[np.float32]:

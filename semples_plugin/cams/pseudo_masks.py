@@ -121,7 +121,7 @@ def write_pseudo_masks(
     )
     with bar:
         results = in_parallel(_write_one, tasks, workers, chunk=1 if recipe.crf else 8)
-        for name, error in zip(todo, results):
+        for name, error in zip(todo, results, strict=True):
             if error:
                 failed[name] = error
             bar.update()

@@ -124,8 +124,10 @@ def prompt_panels(
 def _head(
     heading: str, evaluations: Sequence[FolderEvaluation], titles: Sequence[str], comparisons: Sequence[Comparison]
 ) -> str:
-    tiles = [(title, f"{100 * one.miou:.1f}", describe_setting(one)) for one, title in zip(evaluations, titles)]
-    for title, comparison in zip(titles[1:], comparisons):
+    tiles = [
+        (title, f"{100 * one.miou:.1f}", describe_setting(one)) for one, title in zip(evaluations, titles, strict=True)
+    ]
+    for title, comparison in zip(titles[1:], comparisons, strict=True):
         gain = 100 * (comparison.miou[1] - comparison.miou[0])
         verdict = describe_gain(comparison).replace(" %", "\N{NO-BREAK SPACE}%")
         tiles.append((f"gain: {title} over {titles[0]}", f"{gain:+.2f}", verdict))
@@ -144,7 +146,7 @@ def _head(
             '<p class="warn">The background score was chosen on the masks that it is reported on. On other images it '
             "would be a little lower; give <code>--setting</code> to report at one that was chosen elsewhere.</p>"
         )
-    for title, one in zip(titles, evaluations):
+    for title, one in zip(titles, evaluations, strict=True):
         if one.doubt:
             warning += f'<p class="warn">{escape(one.doubt)}</p>'
         for what, names in (
@@ -171,7 +173,7 @@ def _classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> 
         cells = "".join(
             f'<td class="bar" style="--w:{0 if np.isnan(iou[k]) else iou[k]:.1f}%;--c:{colour}">'
             f"{format_percent(iou[k])}</td>"
-            for iou, colour in zip(ious, colours(len(ious)))
+            for iou, colour in zip(ious, colours(len(ious)), strict=True)
         )
         if len(ious) > 1:
             text = format_percent(gain[k], "+")
@@ -209,7 +211,8 @@ def _images(
                 rows.append(f"<p>{escape(name)}: {escape(str(error))}</p>")
                 continue
             key = _key(class_colours(evaluations, name))
-            rows.append(f"<h3>{escape(name)}: {describe_iou(evaluations, name)}</h3>{key}{_row(zip(captions, row))}")
+            pictures = _row(zip(captions, row, strict=True))
+            rows.append(f"<h3>{escape(name)}: {describe_iou(evaluations, name)}</h3>{key}{pictures}")
         sections.append(_section(f"{title}{over}", f"<p>{escape(OUTLINES)}.</p>{_key(ERRORS)}{''.join(rows)}"))
     return sections
 

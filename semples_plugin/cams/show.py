@@ -98,7 +98,7 @@ def class_colours(evaluations: Sequence[FolderEvaluation], name: str) -> dict[st
 def describe_image(evaluations: Sequence[FolderEvaluation], name: str) -> str:
     """An image's name, the classes in its mask, and its IoU in each evaluation."""
     counts = evaluations[0].counts[name]
-    shown = [k for k, pixels in zip(counts.classes, counts.in_mask) if k and pixels]
+    shown = [k for k, pixels in zip(counts.classes, counts.in_mask, strict=True) if k and pixels]
     classes = ", ".join(evaluations[0].class_names[k - 1] for k in shown) or "background alone"
     return f"{name} ({classes}): {describe_iou(evaluations, name)}"
 

@@ -95,10 +95,10 @@ def format_classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str
     columns += [100 * last.sweep.precision[last.chosen], 100 * last.sweep.recall[last.chosen]]
     heads = [*titles, *(["gain"] if len(evaluations) > 1 else []), "precision", "recall"]
     widths = [max(len(head), 7) for head in heads]
-    lines = [f"{'IoU [%]':16}" + "".join(f"  {head:>{width}}" for head, width in zip(heads, widths))]
+    lines = [f"{'IoU [%]':16}" + "".join(f"  {head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for k, name in enumerate(("background", *last.class_names)):
         cells = [format_percent(column[k]) for column in columns]
-        lines.append(f"{name:16}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths)))
+        lines.append(f"{name:16}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     if len(evaluations) > 1:
         lines.append(f"The gain is that of {titles[-1]} over {titles[0]}; precision and recall are {titles[-1]}'s.")
     return "\n".join(lines)
@@ -115,7 +115,7 @@ def format_words(words: Sequence[NearWords]) -> str:
     """A line per class with its figures and nearest words, what the figures mean, and whether (b) went well."""
     lines = [f"{'prompt of':16}  {'  '.join(COLUMNS)}  nearest words"]
     for one in words:
-        figures = "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, one.columns))
+        figures = "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, one.columns, strict=True))
         near = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
         lines.append(f"{one.class_name:16}  {figures}  {near}")
     lines += ["", *(f"{name}: {meaning}" for name, meaning in COLUMNS.items()), "", describe_words(words)]

@@ -87,13 +87,13 @@ def _draw_scene(rng: Generator, own_context: float) -> tuple[Bytes, Bytes, Bytes
     classes = rng.choice(len(OBJECTS), count, replace=False)
     centres = _place(rng, count)
 
-    for k, centre in zip(classes, centres):
+    for k, centre in zip(classes, centres, strict=True):
         context = _choose_context(rng, int(k), own_context)
         if context is not None:
             blob = _draw_blob(rng, centre, CONTEXT_SHARE if count == 1 else 0.7 * CONTEXT_SHARE)
             canvas[blob] = _draw_context(rng, context)[blob]
             contexts[blob] = context + 1
-    for k, centre in zip(classes, centres):
+    for k, centre in zip(classes, centres, strict=True):
         for part, colour in _place_object(rng, int(k), centre):
             canvas[part] = colour
             objects[part] = k + 1

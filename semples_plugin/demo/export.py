@@ -23,7 +23,7 @@ from semples_plugin.prompts import BackgroundPrompts
 
 def write_scenes(folder: Path, scenes: Scenes) -> None:
     """`images/`, `masks/` and `classes.txt`, as data sets in VOC's layout have them."""
-    for i, (image, mask) in enumerate(zip(scenes.images, scenes.objects)):
+    for i, (image, mask) in enumerate(zip(scenes.images, scenes.objects, strict=True)):
         write_picture(folder / "images" / f"{i:04}.png", image)
         write_mask(folder / "masks" / f"{i:04}.png", mask)
     with replacing(folder / "classes.txt") as temporary:
@@ -32,7 +32,7 @@ def write_scenes(folder: Path, scenes: Scenes) -> None:
 
 def write_stage(folder: Path, scenes: Scenes, cams: np.ndarray) -> None:
     """CAMs `[N, K, H, W]` in [0, 1] of the present classes, in WeakTr's format."""
-    for i, (maps, labels) in enumerate(zip(cams, scenes.labels)):
+    for i, (maps, labels) in enumerate(zip(cams, scenes.labels, strict=True)):
         present = np.flatnonzero(labels)
         write_cams(folder / f"{i:04}.npy", Cams(maps[present], tuple(map(int, present)), "weaktr"))
 

@@ -37,7 +37,7 @@ class TinyTokenizer:
         """Ids of one text or of M texts: int64 [M, 77], as SOS, words, EOT, zeros; long texts are cut."""
         texts = [texts] if isinstance(texts, str) else texts
         tokens = torch.full((len(texts), CONTEXT_LENGTH), _PAD, dtype=torch.long)
-        for row, text in zip(tokens, texts):
+        for row, text in zip(tokens, texts, strict=True):
             # Special words such as <eot> can't come out of a text: the pattern splits off their brackets.
             words = re.findall(r"\w+|[^\w\s]", text.lower())[: CONTEXT_LENGTH - 2]
             ids = [_SOS, *(self._ids.get(word, _UNKNOWN) for word in words), _EOT]
