@@ -198,5 +198,7 @@ def _import_crf() -> Any:
     try:
         import pydensecrf.densecrf
     except ImportError as error:
-        raise ImportError("the CRF needs one package more: pip install 'semples-plugin[crf]'") from error
+        raise ImportError(
+            "the CRF needs one package more, which is there for Python 3.10 to 3.12: pip install 'semples-plugin[crf]'"
+        ) from error
     return pydensecrf.densecrf
