@@ -1,7 +1,7 @@
 # Each command makes its own virtual environment in .venv when there is none.
 PYTHON ?= python3
 
-.PHONY: demo test lint
+.PHONY: demo test lint versions
 
 demo: .venv/ready
 	.venv/bin/semples demo
@@ -13,6 +13,10 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# On each Python and on the oldest packages that are allowed; takes an hour and 20 GB of uv's cache.
+versions: .venv/ready
+	.venv/bin/nox
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -191,7 +191,7 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
     # WeakTr saves a numpy number beside the weights; it is allowed by name, anything else is refused.
     import numpy as np
 
-    scalar = (getattr(np, "_core", None) or np.core).multiarray.scalar
+    scalar = np.float64().__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
     allowed: list[Any] = [*names, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
     with torch.serialization.safe_globals(allowed):

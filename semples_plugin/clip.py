@@ -266,7 +266,7 @@ class FrozenClip:
         pool_type, eos_id = _pooling(self._text)
         if self._text.attn_mask is None or pool_type not in ("argmax", "eos"):
             return None  # such a tower sees all of its tokens and can't be cropped
-        return int(ids.argmax()) if pool_type == "argmax" else int(torch.eq(ids, eos_id or 0).int().argmax())
+        return int(ids.argmax()) if pool_type == "argmax" else int(torch.eq(ids, eos_id).int().argmax())
 
     def _token_ids(self, texts: list[str]) -> Tensor:
         ids = self.tokenizer(texts)
@@ -306,8 +306,8 @@ def _text_tower(model: nn.Module) -> Any:
     return text
 
 
-def _pooling(text: Any) -> tuple[str, int | None]:
+def _pooling(text: Any) -> tuple[str, int]:
     # `CLIP` prefixes what `TextTransformer` calls `pool_type` and `eos_id`.
     if hasattr(text, "text_pool_type"):
-        return text.text_pool_type, getattr(text, "text_eos_id", None)
-    return text.pool_type, getattr(text, "eos_id", None)
+        return text.text_pool_type, text.text_eos_id
+    return text.pool_type, text.eos_id

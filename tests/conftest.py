@@ -40,7 +40,8 @@ def build_clip(kind: str = "CLIP", seed: int = 0, **text):
 def shift_features(norm: torch.nn.LayerNorm, projection: torch.Tensor) -> None:
     """Moves all features by one vector, the same for every tower."""
     shift = torch.linspace(-1, 2, projection.shape[1])
-    norm.bias.add_(torch.linalg.lstsq(projection.T, shift).solution)
+    # In float64: the last bits of a float32 solution depend on where memory lies (torch 2.6).
+    norm.bias.add_(torch.linalg.lstsq(projection.T.double(), shift.double()).solution)
 
 
 class StickyTokenizer:

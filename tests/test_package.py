@@ -62,6 +62,26 @@ def test_the_change_log_begins_with_this_version():
     assert versions[0] == semples_plugin.__version__
 
 
+def test_every_requirement_names_the_oldest_version_that_was_tried():
+    project = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(
+        r"^(?:requires|dependencies|crf|mmseg|test|dev) = \[(.*?)\](?:  #[^\n]*)?$", project, re.MULTILINE | re.DOTALL
+    )
+    requirements = [one for text in lists for one in re.findall(r'"([^"]+)"', re.sub(r"#.*", "", text))]
+    assert len(lists) == 6 and len(requirements) > 20
+    assert [one for one in requirements if not re.search(r">=\d", one)] == [
+        "semples-plugin[mmseg]",
+        "semples-plugin[test]",
+    ]
+
+
+def test_linters_check_for_the_oldest_python():
+    project = (ROOT / "pyproject.toml").read_text()
+    tried = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', project)
+    assert f'requires-python = ">=3.{tried[0]}"' in project
+    assert f'target-version = "py3{tried[0]}"' in project and f'\npython_version = "3.{tried[0]}"' in project
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
 def test_the_wheel_holds_what_git_holds(tmp_path):
     # From a copy of what git tracks, so that leftovers in the checkout can't stand in for what the build drops.

@@ -213,5 +213,7 @@ def _import_crf() -> Any:
     try:
         import pydensecrf.densecrf
     except ImportError as error:
-        raise ImportError(f"the CRF needs one package more: {how_to_install('crf')}") from error
+        raise ImportError(
+            f"the CRF needs one package more, which is there for Python 3.10 to 3.12: {how_to_install('crf')}"
+        ) from error
     return pydensecrf.densecrf
