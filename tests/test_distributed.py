@@ -4,6 +4,7 @@ import os
 import socket
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import build_frozen
 
-from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts, wrap
+from semples_plugin.adapters import clims
 from semples_plugin.regularizer import sum_of
 
 NAMES = ["train", "boat", "bird"]
@@ -164,3 +166,34 @@ def test_a_rank_that_fails_tells_the_others(tmp_path):
     spawn(_fail, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert "another rank could not walk its data: TypeError" in first and "expected pairs" in second
+
+
+class SigmoidCams(Cams):
+    def forward(self, images):
+        return self.layer(images).sigmoid()
+
+
+def _learn_with_hosts(rank, parts, out) -> None:
+    images, labels = batch()
+    model = torch.nn.parallel.DistributedDataParallel(SigmoidCams())  # whose ranks have other numbers of batches
+    loader = [(images[i : i + 1], labels[i : i + 1], [f"image {i}"]) for i in parts[rank]]
+    options = {"epochs": 3, "lr": 0.02, "batch_size": 4, "progress": False}
+    wrap(model, build(), "sigmoid").learn_prompts(loader, f"{out}/wrap.safetensors", **options)
+    host = object.__new__(clims.Training)  # what its patch calls, without CLIMS's own options
+    host.args, host.adapter = SimpleNamespace(semples_prompts=f"{out}/clims.safetensors"), clims.ClimsAdapter(build())
+    packs = [{"img": image, "label": label, "name": name} for image, label, name in loader]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clims.options, "learning_options", lambda args: options)
+        host.learn_prompts(model, packs)
+
+
+@pytest.mark.filterwarnings("ignore:these prompts were learned already", "ignore:.b. did not go well")
+def test_hosts_learn_prompts_on_several_ranks(tmp_path):
+    spawn(_learn_with_hosts, ((0, 2, 4), (1, 3, 0, 2)), str(tmp_path))
+    images, labels = batch()
+    alone = wrap(SigmoidCams(), build(), "sigmoid")
+    options = {"epochs": 3, "lr": 0.02, "batch_size": 4, "progress": False}
+    alone.learn_prompts([(images, labels, [f"image {i}" for i in range(5)])], tmp_path / "one.safetensors", **options)
+    one, *others = (BackgroundPrompts.load(tmp_path / f"{name}.safetensors") for name in ("one", "wrap", "clims"))
+    for other in others:
+        torch.testing.assert_close(other.vectors, one.vectors, atol=1e-5, rtol=0)
