@@ -148,6 +148,14 @@ class BackgroundPrompts(nn.Module):
         state_dict.setdefault(f"{prefix}_extra_state", about)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
+    def extra_repr(self) -> str:
+        """What they are, for `repr`."""
+        classes, length, width = self.vectors.shape
+        belong = f"for {self.clip_name}" if self.clip_name else "for no CLIP yet"
+        return (
+            f"{classes} classes, {length} vectors of {width}, {'learned' if self.learned else 'not learned'}, {belong}"
+        )
+
     @property
     def num_classes(self) -> int:
         """K."""

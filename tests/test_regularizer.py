@@ -615,6 +615,8 @@ def test_what_they_are_can_be_read(clip):
     assert "3 classes" in repr(regularizer) and "refine 0.7" in repr(regularizer) and "no prompts" in repr(regularizer)
     regularizer.prompts = BackgroundPrompts(3, 4, clip.text_width)
     assert "prompts of length 4, not learned" in repr(regularizer) and clip.name in repr(regularizer)
+    words = f"BackgroundPrompts(3 classes, 4 vectors of {clip.text_width}, not learned, for {clip.name})"
+    assert repr(regularizer.prompts) == words
 
 
 def test_statistics_that_are_no_triples_are_named(clip):
