@@ -31,7 +31,7 @@ def versions(session: nox.Session, packages: str) -> None:
     if session.run(*suite, success_codes=[0, 1]) is None:  # --install-only
         return
     code = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
-    found = str(session.run("python", "-c", code, silent=True)).split()
+    found = str(session.run("python", "-c", code, silent=True, log=False)).split()
     counts = ElementTree.parse(report).getroot()[0].attrib
     skipped, failed = int(counts["skipped"]), int(counts["failures"]) + int(counts["errors"])
     passed, minutes = int(counts["tests"]) - skipped - failed, round(float(counts["time"]) / 60)
