@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from semples_plugin.masks import ClassMasks, check_kind
-from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
+from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts, name_origin
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
 
 
@@ -95,7 +95,7 @@ class CamAdapter:
                 learn the same prompts; the names let an image count once that samplers repeat.
             path: file to write. An interrupted call continues when it is made again; see `work_dir` of
                 `learn_background_prompts`.
-            options: of `learn_background_prompts`; name the generator's checkpoint as `origin`.
+            options: of `learn_background_prompts`; give the generator, or the name of its checkpoint, as `origin`.
         """
 
         def pairs() -> Iterator[tuple[Any, ...]]:
@@ -103,7 +103,7 @@ class CamAdapter:
                 yield self.images(images), self.masks(cams, labels).detach(), *names
 
         options.setdefault("work_dir", f"{path}.unfinished")
-        options["origin"] = f"{options.get('origin', '')} {self.kind} {self.eps}"
+        options["origin"] = f"{name_origin(options.get('origin', ''))} {self.kind} {self.eps}"
         with torch.no_grad():
             return learn_background_prompts(self.regularizer, pairs(), save_to=path, **options)
 
@@ -139,7 +139,7 @@ class WrappedCams(CamAdapter):
                     images, labels = batch[0].to(device), batch[1]
                     yield images, model(images), labels, *batch[2:]
 
-            return super().learn_prompts(walk(), path, **options)
+            return super().learn_prompts(walk(), path, **{"origin": model, **options})
 
 
 def wrap(

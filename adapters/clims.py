@@ -134,6 +134,7 @@ class Training:
                     images = pack["img"].to(device)
                     yield images, network(images), pack["label"], *([pack["name"]] if "name" in pack else [])
 
-            self.adapter.learn_prompts(walk(), self.args.semples_prompts, **options.learning_options(self.args))
+            learning = {"origin": network, **options.learning_options(self.args)}
+            self.adapter.learn_prompts(walk(), self.args.semples_prompts, **learning)
         if is_first():
             print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")

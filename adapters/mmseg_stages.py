@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import shutil
 import warnings
@@ -27,7 +26,7 @@ from semples_plugin.checks import check_known
 from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset, load_preset
-from semples_plugin.prompt_learning import check_learning, learn_background_prompts
+from semples_plugin.prompt_learning import check_learning, learn_background_prompts, name_origin
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.training_log import draw_pairs
@@ -246,7 +245,7 @@ class SemPLeSStages(Hook):
         regularizer.prompts = self._new_prompts(regularizer)
         model.learning_prompts = True
         folder = Path(runner.work_dir) / "semples"
-        unfinished = folder / f"prompts.unfinished.{_fingerprint(model)}"
+        unfinished = folder / f"prompts.unfinished.{name_origin(model).split()[-1]}"
         for other in folder.glob("prompts.unfinished*") if is_first() else ():
             if other != unfinished or not runner._resume:  # of another model; or, perhaps, of other data
                 shutil.rmtree(other, ignore_errors=True)
@@ -291,15 +290,6 @@ class SemPLeSStages(Hook):
 
 def _model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """What tells a model's weights from others."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:12]
 
 
 def _images_and_masks(model: Any, batch: Any) -> tuple[Tensor, ClassMasks]:

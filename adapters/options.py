@@ -158,4 +158,4 @@ class LossLog:
 
 def learning_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `learn_background_prompts` for stage (b)."""
-    return {**preset_of(args).learning_options(), "seed": args.semples_seed, "origin": str(args.semples_start)}
+    return {**preset_of(args).learning_options(), "seed": args.semples_seed}

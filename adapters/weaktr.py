@@ -166,7 +166,8 @@ class Training:
                 yield images, self.fine(), labels.to(device)
 
         with self.fine, evaluating(self.model) as device:
-            self.adapter.learn_prompts(walk(), self.args.semples_prompts, **options.learning_options(self.args))
+            learning = {"origin": self.model, **options.learning_options(self.args)}
+            self.adapter.learn_prompts(walk(), self.args.semples_prompts, **learning)
         print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")
 
 

@@ -52,10 +52,13 @@ def classes_beside(source: str | Path) -> Path | None:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, in label order; empty lines don't count. Or a preset's, by its name."""
-    if not Path(path).exists():
-        if str(path) in CLASS_NAMES:
-            return CLASS_NAMES[str(path)]
+    """Class names of a preset, by its name, or from a text file, one a line, in label order; empty lines don't count.
+
+    A file that is called like a preset is given with its folder, `./voc`.
+    """
+    if str(path) in CLASS_NAMES:
+        return CLASS_NAMES[str(path)]
+    if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no {path}: expected a text file with one class name a line, or a preset's name "
             f"({', '.join(CLASS_NAMES)})"

@@ -63,7 +63,10 @@ def make_labels(
     if source.suffix == ".json":
         present, class_names = _read_coco(source, class_names)
     elif class_names is None:
-        raise ValueError("class names are needed, in label order: --classes FILE, a text file with one name a line")
+        raise ValueError(
+            "class names are needed, in label order: --classes FILE, a text file with one name a line, or "
+            "a preset's name"
+        )
     elif source.is_dir():
         present = _read_masks(source, len(class_names))
     elif source.suffix == ".csv":

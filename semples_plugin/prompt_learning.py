@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from semples_plugin.checks import check_tensor
@@ -75,7 +75,7 @@ def learn_background_prompts(
     seed: int = 0,
     work_dir: str | Path | None = None,
     save_to: str | Path | None = None,
-    origin: str | Path = "",
+    origin: str | Path | nn.Module = "",
     progress: bool = True,
 ) -> PromptHistory:
     """Learns `regularizer.prompts`, in place, by equation (2), with AdamW and a cosine schedule to 0.
@@ -104,7 +104,8 @@ def learn_background_prompts(
             weights or the start of the prompts differ, the features are used again and the epochs begin anew. Removed
             when it is done. After the walk nobody looks at the masks: delete it if the generator has changed.
         save_to: file for the prompts, written before `work_dir` is removed, so that a full disk costs nothing.
-        origin: what the masks come from, a checkpoint's name, say; features of another origin are refused.
+        origin: what the masks come from: the model, told by its weights, or the name of its checkpoint; features of
+            another origin are refused.
         progress: show progress bars.
 
     Returns:
@@ -126,8 +127,6 @@ def learn_background_prompts(
     check_learning(epochs, lr, batch_size, weight_decay, seed)
     # numpy's numbers would go into the saved state, where they can't be read as data.
     epochs, batch_size, seed, lr, weight_decay = int(epochs), int(batch_size), int(seed), float(lr), float(weight_decay)
-    if not isinstance(origin, (str, os.PathLike)):
-        raise TypeError(f"origin: expected the name or the path of what the masks come from, got {origin!r:.80}")
     if save_to is not None and Path(save_to).is_dir():
         raise IsADirectoryError(f"save_to: expected a file's path, {save_to} is a folder")
     made_with = {
@@ -135,7 +134,7 @@ def learn_background_prompts(
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
         "fill": regularizer.fill.tolist(),
         "align_corners": regularizer.align_corners,
-        "origin": os.fspath(origin),
+        "origin": name_origin(origin),
     }
     run = {
         "epochs": epochs,
@@ -262,6 +261,16 @@ def learn_background_prompts(
     elif progress and is_first():
         tqdm.write(history.verdict)
     return history
+
+
+def name_origin(origin: str | os.PathLike[str] | nn.Module) -> str:
+    """What tells one origin of masks from another: a model's weights, on the first rank, or the name as it is."""
+    if isinstance(origin, nn.Module):
+        weights = (value for _, value in sorted(origin.state_dict().items()) if isinstance(value, Tensor))
+        return from_first(f"weights {_digest(*weights)}")
+    if not isinstance(origin, (str, os.PathLike)):
+        raise TypeError(f"origin: expected the model that makes the masks, or its name or path, got {origin!r:.80}")
+    return os.fspath(origin)
 
 
 def check_learning(
@@ -520,13 +529,16 @@ def _describe_kept(
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The first setting that differs."""
-    key = next(key for key, value in ours.items() if theirs.get(key) != value)
-    a, b = theirs.get(key), ours[key]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        i = next(i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
-        key, a, b = f"{key}[{i}]", a[i], b[i]
-    return f"{key} = {a!s:.60}, this one has {b!s:.60}"
+    """The first settings that differ."""
+    words = []
+    for key, b in ours.items():
+        a = theirs.get(key)
+        if a != b and isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            i = next(i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
+            key, a, b = f"{key}[{i}]", a[i], b[i]
+        if a != b:
+            words.append(f"{key} = {a!s:.60}, this one has {b!s:.60}")
+    return "; ".join(words[:3])
 
 
 _FEATURES, _STATE, _PART = "features.pt", "state.pt", "features.part-"

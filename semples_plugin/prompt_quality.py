@@ -146,7 +146,7 @@ def describe_quality(quality: Sequence[ClassQuality]) -> str:
     if objects:
         parts.append(
             f"{_few(objects)} describe the object (nearer to it than to its background, or drawn to its label), and "
-            "refinement would suppress it: look at these classes' masks, or raise LossWeights.text"
+            "refinement would suppress it: look at these classes' masks, raise LossWeights.text or, after few steps, lr"
         )
     idle = [one.class_name for one in seen if one.learned_nothing and not one.describes_object]
     if idle:

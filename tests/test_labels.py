@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +110,14 @@ def test_a_flipped_byte_is_an_error_or_changes_a_name_but_never_crashes(tmp_path
         except ValueError:
             refused += 1
     assert refused > 100
+
+
+def test_a_preset_is_its_own_whatever_lies_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("voc").write_text("one\ntwo\n")
+    Path("coco").mkdir()
+    assert len(read_class_names("voc")) == 20 and len(read_class_names("coco")) == 80
+    assert read_class_names("./voc") == ("one", "two")
+    Path("folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no folder: expected a text file with one class name a line"):
+        read_class_names("folder")

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import warnings
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ from test_cam_files import CLASSES, as_fma, as_weaktr, maps
 
 from semples_plugin.cams import pseudo_masks
 from semples_plugin.cams.drawing import voc_palette
+from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.pictures import read_note
 from semples_plugin.cams.pseudo_masks import Recipe, refine_labels, to_labels, write_pseudo_masks
 from semples_plugin.cli import main
@@ -160,3 +162,16 @@ def test_a_missing_crf_is_told_before_the_work(world, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install '\.\[crf\]' in the checkout"):
         write_pseudo_masks(world / "cams", world / "x", Recipe((0.5,), crf=5), images=world / "images", progress=False)
     assert not (world / "x").exists()
+
+
+def test_masks_that_are_background_alone_are_told(tmp_path):
+    for scale, words in ((1e-3, "3 of 3 masks of images with CAMs are background alone"), (1.0, None)):
+        folder = tmp_path / f"cams {scale}"
+        for name in "abc":
+            plane = np.linspace(0, scale, 20, dtype=np.float32).reshape(4, 5)
+            write_cams(folder / f"{name}.npy", Cams([plane], (2,), "weaktr"))
+        write_cams(folder / "without labels.npy", Cams([], (), "clims"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            write_pseudo_masks(folder, tmp_path / f"masks {scale}", Recipe((0.4,)), progress=False)
+        assert [str(one.message)[: len(words or "")] for one in caught] == ([words] if words else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,10 +122,18 @@ def write_pseudo_masks(
     )
     with bar:
         results = in_parallel(_write_one, tasks, workers, chunk=1 if recipe.crf else 8)
-        for name, error in zip(todo, results, strict=True):
+        empty = labelled = 0
+        for name, (error, holds) in zip(todo, results, strict=True):
             if error:
                 failed[name] = error
+            empty, labelled = empty + (holds is False), labelled + (holds is not None)
             bar.update()
+    if empty and 2 * empty >= labelled:
+        warnings.warn(
+            f"{empty} of {labelled} masks of images with CAMs are background alone: CAMs want to be scores that reach "
+            "1, each divided by its maximum, and to exceed the threshold somewhere",
+            stacklevel=2,
+        )
     for name in found:
         if name not in failed and not is_own(targets[name]):
             failed[name] = CHANGED
@@ -171,15 +180,16 @@ def refine_labels(labels: NDArray[np.uint8], photograph: NDArray[np.uint8], iter
     return values[marginals.argmax(0)]
 
 
-def _write_one(task: tuple[Path, Path, Path | None, Recipe, str]) -> str:
-    """An error in a sentence, or nothing."""
+def _write_one(task: tuple[Path, Path, Path | None, Recipe, str]) -> tuple[str, bool | None]:
+    """An error in a sentence, or nothing; and whether the mask holds an object, None where there are no CAMs."""
     path, target, image, recipe, note = task
     try:
-        source_time = path.stat().st_mtime_ns
-        write_mask(target, _labels_of(read_cams(path), image, recipe, path), source_time, note)
+        source_time, cams = path.stat().st_mtime_ns, read_cams(path)
+        labels = _labels_of(cams, image, recipe, path)
+        write_mask(target, labels, source_time, note)
     except (OSError, ValueError) as error:
-        return str(error)
-    return ""
+        return str(error), None
+    return "", bool(labels.any()) if cams.planes else None
 
 
 def _size(picture: Path) -> tuple[int, int] | None:

@@ -60,7 +60,7 @@ def describe_setting(evaluation: FolderEvaluation) -> str:
     if evaluation.chosen_here:
         how = "the best on these masks"
         if evaluation.background == "constant" and evaluation.chosen in (0, len(evaluation.settings) - 1):
-            how += ", and the last that was tried: do the CAMs span 0 to 1?"
+            how += ", and the last that was tried: do the CAMs span 0 to 1, and are few of them 0 everywhere?"
     return f"background score {what}, {how}"
 
 
