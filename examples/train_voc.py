@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from semples_plugin import ClassMasks, Preset, learn_background_prompts, load_preset
+from semples_plugin.files import replacing
 from semples_plugin.labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 
@@ -95,8 +96,11 @@ def parse() -> argparse.Namespace:
     for name, kind in REPLACED.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the preset's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("voc-out"))
+    parser.add_argument("--seed", type=int, default=0, help="of the network's start, the batches and the prompts")
+    parser.add_argument(
+        "--out", type=Path, default=Path("voc-out"),
+        help="folder for baseline.pt, matched.pt, refined.pt, prompts.safetensors and figures.json",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -124,7 +128,7 @@ def main() -> None:
     def masks_of(cams: Tensor, labels: Tensor, stage: str) -> ClassMasks:
         return ClassMasks.from_dense(cams, labels).max_normalized(preset.stage_eps(stage))
 
-    def train(net: ResNetCam, epochs: int, stage: str) -> ResNetCam:
+    def train(net: ResNetCam, epochs: int, stage: str, name: str) -> ResNetCam:
         net.eval()  # batch norm keeps the statistics that it has
         optimizer = torch.optim.AdamW(net.parameters(), **preset.optimizer_options())
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * len(loader), 1))
@@ -151,11 +155,13 @@ def main() -> None:
             "seconds per step (median)": sorted(seconds)[len(seconds) // 2],
             "peak memory [GiB]": peak_memory(device),
         }
+        with replacing(options.out / f"{name}.pt") as temporary:
+            torch.save(net.state_dict(), temporary)
         return net
 
     baseline = ResNetCam(len(preset.class_names), options.backbone).to(device)
-    baseline = train(baseline, options.baseline_epochs, "baseline")
-    matched = train(copy.deepcopy(baseline), preset.epochs, "(a) matching")
+    baseline = train(baseline, options.baseline_epochs, "baseline", "baseline")
+    matched = train(copy.deepcopy(baseline), preset.epochs, "(a) matching", "matched")
 
     regularizer.prompts = preset.new_prompts(clip.text_width, options.seed)
     start_memory(device)
@@ -169,6 +175,7 @@ def main() -> None:
             batches,
             seed=options.seed,
             work_dir=options.out / "prompt-learning",
+            origin=matched,
             **preset.learning_options(),
         )
     figures["(b) prompts"] = {
@@ -178,8 +185,7 @@ def main() -> None:
         "peak memory [GiB]": peak_memory(device),
     }
     regularizer.prompts.save(options.out / "prompts.safetensors")
-    refined = train(copy.deepcopy(baseline), preset.epochs, "(c) refinement")
-    torch.save(refined.state_dict(), options.out / "refined.pt")
+    train(copy.deepcopy(baseline), preset.epochs, "(c) refinement", "refined")
 
     for stage, values in figures.items():
         print(f"{stage:15}" + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
@@ -188,7 +194,8 @@ def main() -> None:
     for name, row in zip(preset.class_names, near, strict=True):
         near_names = ", ".join(f"{names[i]} {row[i]:.2f}" for i in row.topk(4).indices)
         print(f"{name:15} " + ("is in no image" if name in history.unseen else f"prompt is nearest to {near_names}"))
-    (options.out / "figures.json").write_text(json.dumps({"figures": figures, "prompts": history.to_dict()}, indent=2))
+    with replacing(options.out / "figures.json") as temporary:
+        temporary.write_text(json.dumps({"figures": figures, "prompts": history.to_dict()}, indent=2))
 
 
 def start_memory(device: str) -> None:

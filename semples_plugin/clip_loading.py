@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from semples_plugin.clip import OPENAI_MEAN, OPENAI_STD
+from semples_plugin.text import reason
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOCAL_DIR = "local-dir:"
@@ -126,7 +127,7 @@ def _reach_hub(repository: str, file: str) -> None:
     except HfHubHTTPError:  # an answer, too: there may be another file, or a token is needed
         pass
     except Exception as error:  # of the HTTP client's, which differs between versions
-        raise ConnectionError(_reason(error)) from error
+        raise ConnectionError(reason(error)) from error
 
 
 def _load_tag(name: str, tag: str, precision: str, cache_dir: str | None) -> nn.Module:
@@ -146,7 +147,7 @@ def _load_tag(name: str, tag: str, precision: str, cache_dir: str | None) -> nn.
             # The cached name may be a link; only without the file behind it is it downloaded again.
             raise ValueError(_misfit(cached.resolve(), f"the weights of {name}", error) + "; delete it") from error
         raise FileNotFoundError(
-            f"the weights {tag!r} of {name} could not be downloaded ({_reason(error)}); {where_to_get(name, tag)}"
+            f"the weights {tag!r} of {name} could not be downloaded ({reason(error)}); {where_to_get(name, tag)}"
         ) from error
 
 
@@ -191,12 +192,7 @@ def _tells_of_weights(record: logging.LogRecord) -> bool:
 
 
 def _misfit(source: Path | str, expected: str, error: Exception) -> str:
-    return f"{source} does not hold {expected}, or is damaged: {_reason(error)}"
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a message, at most 200 characters of it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return f"{source} does not hold {expected}, or is damaged: {reason(error)}"
 
 
 def _read_folder(name: str) -> dict[str, Any]:
@@ -227,7 +223,7 @@ def _tokenizer(name: str) -> Any:
         return open_clip.get_tokenizer(name)
     except Exception as error:
         raise FileNotFoundError(
-            f"the tokenizer of {name} could not be loaded ({_reason(error)}): it needs `pip install transformers` and "
+            f"the tokenizer of {name} could not be loaded ({reason(error)}): it needs `pip install transformers` and "
             "its files in the Hugging Face cache, or a caller who builds it: FrozenClip(model, tokenizer)"
         ) from error
 

@@ -95,7 +95,8 @@ def test_train_voc_runs_all_stages(voc):
     report = json.loads((voc / "voc-out/figures.json").read_text())
     assert list(report["figures"]) == ["baseline", "(a) matching", "(b) prompts", "(c) refinement"]
     assert report["prompts"]["loss"][-1] < report["prompts"]["loss"][0]
-    assert (voc / "voc-out/prompts.safetensors").is_file() and (voc / "voc-out/refined.pt").is_file()
+    written = {path.name for path in (voc / "voc-out").iterdir()}
+    assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json"}
 
 
 @pytest.mark.filterwarnings("ignore:.b. did not go well", "ignore:the CAMs span", "ignore:no image shows")
@@ -148,3 +149,17 @@ def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, 
     for block in blocks[2:]:
         exec(compile(block, "README.md", "exec"), yours)
     assert list((tmp_path / "runs" / "a").iterdir())
+
+
+def test_the_guides_lines_write_cams_that_are_read(tmp_path, monkeypatch):
+    from semples_plugin.cams.files import read_cams
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cams").mkdir()
+    block = re.search(r"```python\n(import numpy.*?)```", (ROOT / "examples/cams.md").read_text(), re.DOTALL).group(1)
+    raw = torch.linspace(-1, 3, 3 * 4 * 5).view(1, 3, 4, 5)
+    names = {"model": lambda images: raw, "image": torch.zeros(3, 8, 10), "height": 12, "width": 15, "name": "a"}
+    exec(compile(block, "cams.md", "exec"), {**names, "label": torch.tensor([1, 0, 1])})
+    cams = read_cams(tmp_path / "cams" / "a.npy")
+    assert cams.class_index == (0, 2) and cams.size == (12, 15) and cams.format == "weaktr"
+    assert cams.maps[1].max() == 1 and cams.maps.min() >= 0

@@ -230,8 +230,19 @@ def test_features_of_another_origin_are_refused_and_a_path_is_one(tmp_path):
     with pytest.warns(UserWarning, match="2 of 6 epochs"):
         learn_background_prompts(again, Batches(), work_dir=tmp_path / "work", origin=Path("a.pth"), **OPTIONS)
     assert torch.equal(again.prompts.vectors, learned())
-    with pytest.raises(TypeError, match="origin: expected the name or the path"):
+    with pytest.raises(TypeError, match="origin: expected the model that makes the masks, or its name or path"):
         learn_background_prompts(make(), Batches(), origin=7, **OPTIONS)
+
+
+def test_a_model_is_told_by_its_weights(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    interrupt(make(), tmp_path / "work", origin=model)
+    trained = copy.deepcopy(model)
+    trained[1].running_mean += 1e-6
+    with pytest.raises(ValueError, match=r"origin = weights .*, this one has weights .*delete that folder"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path / "work", origin=trained, **OPTIONS)
+    with pytest.warns(UserWarning, match="2 of 6 epochs"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path / "work", origin=copy.deepcopy(model), **OPTIONS)
 
 
 @pytest.mark.parametrize("seed", [5, 6], ids=["the same data", "other data"])

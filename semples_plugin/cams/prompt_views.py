@@ -49,6 +49,11 @@ class NearWords:
     quality: ClassQuality | None
 
     @property
+    def unseen(self) -> bool:
+        """Whether no image showed the class, so that its prompt says nothing."""
+        return self.quality is not None and not self.quality.seen
+
+    @property
     def columns(self) -> tuple[str, str, str, str]:
         """The figures under `tables.COLUMNS`, as text."""
         after = self.quality and self.quality.after

@@ -20,6 +20,7 @@ from semples_plugin.cams.pictures import find_photograph, read_photograph
 from semples_plugin.cams.show import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.cams.tables import (
     COLUMNS,
+    UNSEEN,
     counted,
     describe_gain,
     describe_images,
@@ -221,6 +222,7 @@ def _words(words: Sequence[NearWords]) -> str:
     rows = []
     for one in words:
         near = ", ".join(f"{escape(word)} <small>{cosine:.2f}</small>" for word, cosine in one.words)
+        near = UNSEEN if one.unseen else near
         figures = "".join(f"<td>{value}</td>" for value in one.columns)
         rows.append(f"<tr><th>{escape(one.class_name)}</th><td>{near}</td>{figures}</tr>")
     heads = "".join(f"<th>{name}</th>" for name in COLUMNS)

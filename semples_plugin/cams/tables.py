@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # it imports torch
     from semples_plugin.cams.prompt_views import NearWords
 
 
+UNSEEN = "not learned, as no image showed this class"
 COLUMNS = {
     "label": "cosine of the prompt and its class's own label text; lower is safer",
     "background": "mean cosine with the backgrounds that it was learned from; higher is better",
@@ -117,6 +118,7 @@ def format_words(words: Sequence[NearWords]) -> str:
     for one in words:
         figures = "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, one.columns, strict=True))
         near = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
+        near = UNSEEN if one.unseen else near
         lines.append(f"{one.class_name:16}  {figures}  {near}")
     lines += ["", *(f"{name}: {meaning}" for name, meaning in COLUMNS.items()), "", describe_words(words)]
     return "\n".join(lines)
