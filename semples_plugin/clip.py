@@ -48,6 +48,8 @@ class FrozenClip:
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, name: str | None = None) -> None:
         self._text = _text_tower(model)
+        if self._text.token_embedding.weight.is_inference():
+            raise ValueError("model: made under torch.inference_mode(), it lets no gradient through; make it outside")
         self.model = model
         self._checks = CheckSchedule()
         self._as_it_is()

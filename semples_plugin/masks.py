@@ -7,6 +7,7 @@ and its class. From there on nothing loops over pairs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,8 @@ class ClassMasks:
 
     def __getitem__(self, part: int | slice | Tensor) -> ClassMasks:
         """Some of the pairs, or one of them: a number, a slice, numbers `[Q]` or a choice `[P]` of booleans."""
-        if isinstance(part, int):
+        if not isinstance(part, slice) and getattr(part, "ndim", 0) == 0:
+            part = operator.index(part)
             if not -len(self) <= part < len(self):
                 raise IndexError(f"there is no pair {part}, the masks are of {len(self)} pairs")
             part = slice(part % len(self), part % len(self) + 1)

@@ -34,7 +34,8 @@ def sum_in_parts(terms: Terms, x: Tensor, size: int) -> Tensor:
 class _SumInParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, terms: Terms, size: int) -> Tensor:
-        ctx.terms, ctx.size, wanted = terms, size, ctx.needs_input_grad[0]
+        ctx.terms, ctx.size = terms, size
+        wanted = ctx.needs_input_grad[0] and not torch.is_inference_mode_enabled()
         total, gradients = torch.zeros(()), []
         for part in _parts(x, size):
             rows = _as_float32(x[part].detach()).requires_grad_(wanted)

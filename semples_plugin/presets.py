@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from semples_plugin.checks import check_known, check_names
+from semples_plugin.checks import check_known, check_names, class_positions
 from semples_plugin.class_names import (
     COCO,
     COCO_ALIASES,
@@ -26,6 +26,7 @@ from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights,
 
 STAGES = ("match", "prompts", "refine")
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
+IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
 _KINDS: dict[str, type] = {"str": str, "float": Real, "int": Integral, "bool": bool}
 
 
@@ -91,6 +92,16 @@ class Preset:
                 raise TypeError(f"preset {self.name}, {each.name}: expected {each.type}, got {value!r:.80}")
         if not isinstance(self.weights, LossWeights):
             raise TypeError(f"preset {self.name}, weights: expected LossWeights, got {type(self.weights).__name__}")
+        pair = self.clip if isinstance(self.clip, (tuple, list)) else ()
+        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise TypeError(
+                f"preset {self.name}, clip: expected open_clip's name and tag, such as "
+                f'("ViT-B-32-quickgelu", "openai"), got {self.clip!r:.80}'
+            )
+        if self.suffix_ids is not None and not isinstance(self.suffix_ids, Iterable):
+            raise TypeError(f"preset {self.name}, suffix_ids: expected token ids, got {self.suffix_ids!r:.80}")
+        if not isinstance(self.aliases, Mapping):
+            raise TypeError(f"preset {self.name}, aliases: expected a mapping of names, got {self.aliases!r:.80}")
         plain = {  # a config's lists; and a model that keeps a preset can be copied
             "class_names": check_names(self.class_names),
             "clip": tuple(self.clip),
@@ -123,7 +134,7 @@ class Preset:
         return FrozenClip.load(name, pretrained, **options)
 
     def build_regularizer(
-        self, clip: FrozenClip, *, statistics: Statistics = (IMAGENET_MEAN, IMAGENET_STD), **replaced: Any
+        self, clip: FrozenClip, *, statistics: Statistics = IMAGENET, **replaced: Any
     ) -> SemPLeSRegularizer:
         """The regularizer of this preset, which keeps the preset as `regularizer.preset`.
 
@@ -136,6 +147,9 @@ class Preset:
         check_known(f"preset {self.name}", replaced, [*_FIELDS, *_OWN])
         preset = self.with_(**{name: value for name, value in replaced.items() if name in _FIELDS})
         own = {name: value for name, value in replaced.items() if name in _OWN}
+        given = [name for name in ("input_mean", "input_std") if name in own]
+        if len(given) == 1 or (given and statistics is not IMAGENET):
+            raise ValueError("statistics, or input_mean and input_std both: expected one way, got a mixture")
         regularizer = SemPLeSRegularizer(clip, **{**preset.regularizer_options(statistics), **own})
         regularizer.preset = preset
         return regularizer
@@ -159,7 +173,7 @@ class Preset:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
         return self.prompt_mask_eps if stage == "prompts" else self.mask_eps
 
-    def regularizer_options(self, statistics: Statistics = (IMAGENET_MEAN, IMAGENET_STD)) -> dict[str, Any]:
+    def regularizer_options(self, statistics: Statistics = IMAGENET) -> dict[str, Any]:
         """Keyword arguments for `SemPLeSRegularizer(clip, **options)`; see `build_regularizer` for the statistics."""
         mean, std = statistics if self.renormalize else (None, None)
         return {
@@ -196,15 +210,17 @@ class Preset:
         return ", ".join(differing)
 
     def class_index(self, name: str) -> int:
-        """0-based index of a class by its name or an alias, whatever its case."""
-        lowered = name.strip().lower()
-        lowered = self.aliases.get(lowered, lowered)
-        if lowered not in self.class_names:
-            near = difflib.get_close_matches(lowered, [*self.class_names, *self.aliases], n=3)
+        """0-based index of a class by its name, in whatever spelling, or by an alias."""
+        place = class_positions(self.class_names)
+        k = place(name)
+        if k is None and (alias := self.aliases.get(name.strip().lower())):
+            k = place(alias)
+        if k is None:
+            near = difflib.get_close_matches(name.strip().lower(), [*self.class_names, *self.aliases], n=3)
             raise ValueError(
                 f"{self.name} has no class {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
             )
-        return self.class_names.index(lowered)
+        return k
 
 
 _FIELDS = [each.name for each in fields(Preset)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,22 +113,24 @@ class SemPLeSRegularizer:
             raise ValueError(f'template: expected one "{{}}" where the class name goes, got {template!r}')
         if text_term not in ("paper", "release"):
             raise ValueError(f'text_term: expected "paper" or "release", got {text_term!r}')
-        if (input_mean is None) != (input_std is None):
+        # One of them without the other would mix two normalisations, the default's being ImageNet's.
+        if (input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD):
             raise ValueError("input_mean and input_std: give both, or None for both where images are CLIP-normalised")
-        if max_pairs is not None and not (isinstance(max_pairs, int) and max_pairs > 0):
+        whole = isinstance(max_pairs, Integral) and not isinstance(max_pairs, bool)
+        if max_pairs is not None and not (whole and max_pairs > 0):
             raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
         self._value_checks, self._prompt_checks = CheckSchedule(check_every), CheckSchedule(check_every)
         self.max_pairs = max_pairs
         self.align_corners = align_corners
         self.preset: Preset | None = None
         self.clip = clip
-        self.class_names = check_names(class_names)
+        self._class_names = check_names(class_names)
         self.weights = weights or LossWeights()
-        self.template = template
+        self._template = template
         self.text_term = text_term
-        self.input_mean = check_triple("input_mean", clip.image_mean if input_mean is None else input_mean)
-        self.input_std = check_triple("input_std", clip.image_std if input_std is None else input_std, positive=True)
-        self.fill = _fill_colour(fill, clip)
+        self._input_mean = check_triple("input_mean", clip.image_mean if input_mean is None else input_mean)
+        self._input_std = check_triple("input_std", clip.image_std if input_std is None else input_std, positive=True)
+        self._fill = _fill_colour(fill, clip)
         self.figures: dict[str, Tensor] = {}
         self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
         self._constants: tuple[Any, Tensor] | None = None
@@ -140,6 +144,31 @@ class SemPLeSRegularizer:
         learned = "learned" if prompts is not None and prompts.learned else "not learned"
         has = "no prompts" if prompts is None else f"prompts of length {prompts.vectors.shape[1]}, {learned}"
         return f"SemPLeSRegularizer({self.clip}; {len(self.class_names)} classes; weights: {weights}; {has})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names. They, the template, the statistics and the fill are fixed: the label texts are encoded already."""
+        return self._class_names
+
+    @property
+    def template(self) -> str:
+        """Of the label texts."""
+        return self._template
+
+    @property
+    def input_mean(self) -> tuple[float, float, float]:
+        """What the host normalised its images with."""
+        return self._input_mean
+
+    @property
+    def input_std(self) -> tuple[float, float, float]:
+        """What the host normalised its images with."""
+        return self._input_std
+
+    @property
+    def fill(self) -> Tensor:
+        """What masked-out pixels become, `[3]`, in CLIP's normalised space."""
+        return self._fill
 
     @property
     def prompts(self) -> BackgroundPrompts | None:
@@ -191,8 +220,8 @@ class SemPLeSRegularizer:
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
         checked = self._check(images, masks)
         self._warn_of_lost_stages(masks, refine > 0)
-        trains = torch.is_grad_enabled() and masks.maps.requires_grad
-        share = share_of_pairs(len(masks), masks.maps.device) if trains else 1.0
+        # All ranks ask, also one whose masks hang on no graph, for the others wait for it.
+        share = share_of_pairs(len(masks), masks.maps.device) if torch.is_grad_enabled() else 1.0
         if len(masks) == 0:
             self.figures = {}
             return _zeros(masks.maps, wanted)
@@ -295,7 +324,7 @@ class SemPLeSRegularizer:
         """
         prompts, kept = self._need_prompts(), self._kept
         vectors, text = prompts.vectors, (prompts.template, prompts.suffix_ids)
-        version = None if vectors.is_inference() else vectors._version
+        version = _version_of(vectors)
         same = kept is not None and kept.source is vectors and (kept.version, kept.text) == (version, text)
         if kept is None or not same or self._has_changed(kept, vectors.detach()):
             with torch.no_grad():
@@ -332,7 +361,8 @@ class SemPLeSRegularizer:
 
     def _statistics(self, like: Tensor) -> Tensor:
         """The host's and CLIP's mean and std and the fill, `[5, 3, 1, 1]`; copied to a device once, for that waits."""
-        key = (like.dtype, like.device, self.input_mean, self.input_std, id(self.fill))
+        fill = id(self._fill), _version_of(self._fill)
+        key = (like.dtype, like.device, self.clip.image_mean, self.clip.image_std, fill)
         if self._constants is None or self._constants[0] != key:
             rows = [self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std, self.fill.tolist()]
             self._constants = key, torch.tensor(rows, dtype=like.dtype, device=like.device).view(5, 3, 1, 1)
@@ -382,10 +412,12 @@ class SemPLeSRegularizer:
     ) -> tuple[Named, Named]:
         """`_terms`, `max_pairs` pairs at a time."""
         kept: list[Named] = []
+        now = copy.copy(self)  # a backward pass that computes the parts again has the settings of this forward pass
+        now._fill = self._fill.clone()
 
         def share_of(maps: Tensor, part: slice) -> Tensor:
             some = replace(masks[part], maps=maps)
-            losses, seen = self._terms(images, some, wanted, prompts)
+            losses, seen = now._terms(images, some, wanted, prompts)
             kept.append({name: values.detach() for name, values in seen.items()})
             return torch.stack(list(losses.values())) * (len(some) / len(masks))
 
@@ -539,6 +571,11 @@ def _warn_if_clamped(figures: Named, meanings: dict[str, str]) -> None:
 def sum_of(losses: dict[str, Tensor]) -> Tensor:
     """The sum of a loss dict: L_total, L_match or L_prompt."""
     return torch.stack(list(losses.values())).sum()
+
+
+def _version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place, by autograd's count; None where nobody counts."""
+    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def _zeros(anchor: Tensor, wanted: dict[str, float]) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ MUTATIONS = [
     ("separation upside down", "prompt_quality", "near > far", "near < far"),
     ("the second order is lost in parts", "parts", "differentiable = torch.is_grad_enabled()", "differentiable = False"),
     ("parts scaled in half precision", "parts", "(factors[0] * gradient).to(x.dtype)", "factors[0].to(x.dtype) * gradient.to(x.dtype)"),
-    ("parts see later prompts", "regularizer", "self._terms(images, some, wanted, prompts)", "self._terms(images, some, wanted, self.prompt_features() if prompts is not None else None)"),
+    ("parts see later prompts", "regularizer", "now._terms(images, some, wanted, prompts)", "now._terms(images, some, wanted, self.prompt_features() if prompts is not None else None)"),
     ("fused attention differentiated twice", "towers", "if ctx.fused and torch.is_grad_enabled():", "if False:"),
     ("clamped pairs not counted", "functional", "(similarities <= low) | ", ""),
     ("values are looked at in every step", "checks", "return not waits(device) or self._calls <= 3", "return True or self._calls <= 3"),

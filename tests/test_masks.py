@@ -1,5 +1,6 @@
 import warnings
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -172,3 +173,11 @@ def test_a_kind_has_the_defaults_of_its_method():
     torch.testing.assert_close(masks.of_kind("min-max", 0.5).maps, masks.normalized(0.5).maps)
     with pytest.raises(ValueError, match="kind: expected one of logits, sigmoid, relu, min-max, got 'rleu'"):
         masks.of_kind("rleu")
+
+
+def test_numbers_of_other_kinds_choose_a_pair():
+    masks = ClassMasks.from_dense(dense(), LABELS)
+    for number in (np.int64(1), torch.tensor(1)):
+        assert len(masks[number]) == 1 and masks[number].class_index.item() == 2
+    with pytest.raises(TypeError):
+        masks[1.0]

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import build_frozen
 
 from semples_plugin import FrozenClip, LossWeights, SemPLeSRegularizer, load_preset
 
@@ -158,3 +159,16 @@ def test_departures_are_told_in_a_line():
     assert [release.stage_eps(stage) for stage in ("match", "prompts", "refine")] == [0.1, 1e-4, 0.1]
     with pytest.raises(ValueError, match="expected one of match, prompts, refine"):
         release.stage_eps("b")
+
+
+def test_mistakes_of_type_and_mixtures_are_named():
+    voc = load_preset("voc")
+    for field, value in (("clip", "ViT-B-16"), ("clip", ("ViT-B-32",)), ("suffix_ids", 13), ("aliases", "x")):
+        with pytest.raises(TypeError, match=f"preset voc, {field}: expected"):
+            voc.with_(**{field: value})
+    clip = build_frozen()
+    for mixture in ({"input_mean": (0, 0, 0)}, {"input_std": (1, 1, 1), "statistics": ((0, 0, 0), (1, 1, 1))}):
+        with pytest.raises(ValueError, match="statistics, or input_mean and input_std both"):
+            voc.build_regularizer(clip, **mixture)
+    own = voc.with_(class_names=["Cat", "ER+", "tv monitor"])
+    assert [own.class_index(name) for name in ("Cat", "cat", "er+", "TV_monitor", "tvmonitor")] == [0, 0, 1, 2, 2]

@@ -206,9 +206,9 @@ def test_features_are_used_again_where_only_the_learning_differs(tmp_path, optio
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r: setattr(r, "fill", r.fill + 1), r"fill\[0\] = 0.0, this one has 1.0"),
-        (lambda r: setattr(r, "input_std", (0.5, 1.0, 1.0)), r"image statistics\[3\]"),
-        (lambda r: setattr(r, "class_names", ("train", "ship", "car")), r"class_names\[1\] = boat, this one has ship"),
+        (lambda r: r.fill.add_(1), r"fill\[0\] = 0.0, this one has 1.0"),
+        (lambda r: setattr(r, "_input_std", (0.5, 1.0, 1.0)), r"image statistics\[3\]"),
+        (lambda r: setattr(r, "_class_names", ("train", "ship", "car")), r"class_names\[1\] = boat, this one has ship"),
         (lambda r: setattr(r.prompts, "signature", -r.prompts.signature), "another CLIP"),
     ],
 )  # fmt: skip

@@ -637,3 +637,46 @@ def test_statistics_that_are_no_triples_are_named(clip):
     torch.testing.assert_close(braces.label_features[0], clip.encode_texts(["a train {x}"])[0])
     from_tensor = SemPLeSRegularizer(clip, NAMES, input_mean=torch.zeros(3), input_std=torch.ones(3))
     assert from_tensor.input_mean == (0, 0, 0)
+
+
+def test_one_statistic_without_the_other_is_refused(clip):
+    for one in ({"input_mean": (0, 0, 0)}, {"input_std": (1, 1, 1)}, {"input_mean": None}, {"input_std": None}):
+        with pytest.raises(ValueError, match="input_mean and input_std: give both"):
+            SemPLeSRegularizer(clip, NAMES, **one)
+    SemPLeSRegularizer(clip, NAMES, input_mean=[*IMAGENET_MEAN], input_std=(1 / 255,) * 3)  # Caffe's
+
+
+def test_settings_that_texts_and_views_were_made_with_are_fixed(clip):
+    regularizer = SemPLeSRegularizer(clip, NAMES)
+    for name in ("class_names", "template", "input_mean", "input_std", "fill"):
+        with pytest.raises(AttributeError, match="setter"):
+            setattr(regularizer, name, getattr(regularizer, name))
+    images, masks = host_images(), ClassMasks.from_dense(cams().detach(), LABELS).sigmoid()
+    before = regularizer.views(images, masks)
+    regularizer.fill.fill_(1.0)
+    assert (regularizer.views(images, masks) - before).abs().max() > 0.1
+
+
+def test_parts_that_are_computed_again_have_the_settings_of_the_forward_pass():
+    found = []
+    for regularizer in whole_and_in_parts(fill=(0.2, 0.4, 0.6)):
+        maps = cams(torch.float64)
+        losses = regularizer(host_images(torch.float64), ClassMasks.from_dense(maps, LABELS).sigmoid())
+        regularizer.align_corners = True
+        regularizer.fill.zero_()
+        (losses["loss_match_foreground"] + 5 * losses["loss_refine"]).backward()
+        found.append(maps.grad)
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-9)
+
+
+def test_inference_mode_gives_losses_and_a_clip_made_there_is_refused():
+    for regularizer in whole_and_in_parts():
+        maps = cams(torch.float64)
+        with torch.inference_mode():
+            masks = ClassMasks.from_pairs(maps[:, 0].sigmoid(), torch.arange(3), torch.zeros(3).long())
+            assert sum(regularizer(host_images(torch.float64), masks).values()) > 0
+        whole = ClassMasks.from_pairs(torch.rand(3, 5, 5, requires_grad=True), torch.arange(3), torch.zeros(3).long())
+        with torch.inference_mode():
+            assert sum(regularizer(host_images(), whole).values()) > 0
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
+        build_frozen()
