@@ -364,8 +364,8 @@ class SemPLeSRegularizer:
         fill = id(self._fill), _version_of(self._fill)
         key = (like.dtype, like.device, self.clip.image_mean, self.clip.image_std, fill)
         if self._constants is None or self._constants[0] != key:
-            rows = [self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std, self.fill.tolist()]
-            self._constants = key, torch.tensor(rows, dtype=like.dtype, device=like.device).view(5, 3, 1, 1)
+            rows = like.new_tensor([self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std])
+            self._constants = key, torch.cat([rows, self._fill.to(like)[None]]).view(5, 3, 1, 1)
         return self._constants[1]
 
     def _for_clip(self, images: Tensor) -> Tensor:
