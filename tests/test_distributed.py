@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,7 @@ def _rank(rank, function, port, arguments) -> None:
     try:
         function(rank, *arguments)
     finally:
+        time.sleep(0.3)  # torch 2.6 waits here for threads that want the interpreter's lock for their last tensors
         dist.destroy_process_group()
 
 
