@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="semples",
         description="SemPLeS for any weakly-supervised segmentation code base.",
-        epilog="Start with `semples demo` (two to three minutes on a laptop, no download), then `semples doctor`.",
+        epilog="Start with `semples demo` (some four minutes on a laptop, no download), then `semples doctor`.",
     )
     parser.add_argument("--version", action="version", version=f"semples-plugin {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
