@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,9 +28,11 @@ from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure, went_well
 from semples_plugin.prompts import BackgroundPrompts, same_clip
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
+from semples_plugin.text import reason
 
 T = TypeVar("T")
 _SAVE_EVERY = 30.0  # seconds of encoding that a kill may cost
+_START = "start of the prompts"
 _FORMAT = 2  # of the files in a work_dir
 
 
@@ -103,7 +106,8 @@ def learn_background_prompts(
             that come again unchanged are not encoded again, and after the walk nothing is. Where only the schedule, the
             weights or the start of the prompts differ, the features are used again and the epochs begin anew. Removed
             when it is done. After the walk nobody looks at the masks: delete it if the generator has changed.
-        save_to: file for the prompts, written before `work_dir` is removed, so that a full disk costs nothing.
+        save_to: file for the prompts. Its folder is made and tried before the walk. Where the file can't be written
+            all the same, the learned prompts stay in memory, and `work_dir` on disk: save them, or call again.
         origin: what the masks come from: the model, told by its weights, or the name of its checkpoint; features of
             another origin are refused.
         progress: show progress bars.
@@ -116,10 +120,11 @@ def learn_background_prompts(
             object (they come nearest to their own label, and nearer than they began), a quarter of the way in; at the
             end, of prompts that describe the object or learned nothing.
 
-    An exception, Ctrl-C among them, leaves the prompts as they were before the call.
+    An exception, Ctrl-C among them, leaves the prompts as they were before the call, unless they are learned already.
 
     Raises:
         TypeError: for arguments or batches of another kind.
+        OSError: where nothing can be written into `work_dir` or beside `save_to`, before the walk; or on a full disk.
         ValueError: when the batches hold no pair, or NaN; an argument is out of range; the prompts diverge; or
             `work_dir` holds features of other images, masks or classes, of another version, or a damaged file.
     """
@@ -127,8 +132,6 @@ def learn_background_prompts(
     check_learning(epochs, lr, batch_size, weight_decay, seed)
     # numpy's numbers would go into the saved state, where they can't be read as data.
     epochs, batch_size, seed, lr, weight_decay = int(epochs), int(batch_size), int(seed), float(lr), float(weight_decay)
-    if save_to is not None and Path(save_to).is_dir():
-        raise IsADirectoryError(f"save_to: expected a file's path, {save_to} is a folder")
     made_with = {
         "class_names": [str(name) for name in regularizer.class_names],
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
@@ -145,11 +148,15 @@ def learn_background_prompts(
         "weights": {name: float(weight) for name, weight in asdict(regularizer.weights).items()},
         "text_term": regularizer.text_term,
         "templates": [regularizer.template, prompts.template, str(prompts.suffix_ids)],
-        "start of the prompts": _digest(prompts.vectors),
+        _START: _digest(prompts.vectors),
     }
     folder = _WorkDir(work_dir, made_with, prompts.signature)
+    if save_to is not None:
+        _on_first(partial(check_writable, save_to))
     kept, state, folder.encoded = _on_first(folder.read)
-    if prompts.learned:
+    if state is not None and _are_the_end_of(state, run, prompts):  # the call before could not save them
+        run[_START] = state["run"][_START]
+    elif prompts.learned:
         _warn(
             "these prompts were learned already, and are learned further; to begin anew give the regularizer "
             "new BackgroundPrompts",
@@ -253,8 +260,8 @@ def learn_background_prompts(
         history.quality = judged(measured())
         history.verdict = describe_quality(history.quality)
         prompts.seed, prompts.learned, prompts.quality = seed, True, tuple(history.quality)
-        if save_to is not None:
-            _on_first(partial(prompts.save, save_to))
+    if save_to is not None:
+        _on_first(partial(prompts.save, save_to))
     _on_first(folder.remove)
     if not went_well(history.quality):
         _warn(history.verdict)
@@ -287,6 +294,20 @@ def check_learning(
             f"expected epochs and batch_size of at least 1, a finite lr above 0 and weight_decay of at least 0, "
             f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
         )
+
+
+def check_writable(path: str | Path) -> None:
+    """Makes the folder of a file that is to be written later, and raises an `OSError` where it can't be."""
+    path = Path(path).resolve()  # a link's file is written where it points to
+    if path.is_dir():
+        raise IsADirectoryError(f"save_to: expected a file's path, {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # the permissions of a folder don't tell the superuser
+            pass
+    except OSError as error:
+        words = f"save_to: nothing can be written into {path.parent} ({reason(error)}); give another path"
+        raise type(error)(error.errno, words) from error
 
 
 class _Kept(NamedTuple):
@@ -526,6 +547,12 @@ def _describe_kept(
         f"{folder} holds an interrupted run with {_difference(state['run'], run)}: the backgrounds of {pairs} pairs "
         f"are used again, its {done} epochs are not, and learning begins anew; {changed}"
     )
+
+
+def _are_the_end_of(state: dict[str, Any], run: dict[str, Any], prompts: BackgroundPrompts) -> bool:
+    """Whether the prompts are what this very run has learned already."""
+    same = all(state["run"].get(key) == value for key, value in run.items() if key != _START)
+    return same and prompts.learned and torch.equal(prompts.vectors.detach().cpu(), state["vectors"])
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -482,17 +482,32 @@ def test_a_disk_that_fills_up_at_the_end_costs_nothing(tmp_path, monkeypatch):
     assert batches.walks == 1
 
 
-def test_a_disk_that_is_full_leaves_the_same_object_as_it_was(tmp_path, monkeypatch):
-    regularizer, batches = make(), Batches()
-    options = {**OPTIONS, "work_dir": tmp_path / "work", "save_to": tmp_path / "prompts.safetensors"}
-    start = regularizer.prompts.vectors.detach().clone()
-    with monkeypatch.context() as patch, pytest.raises(OSError):
+@pytest.mark.parametrize("work_dir", [None, "work"])
+def test_prompts_that_could_not_be_saved_are_learned_in_memory(tmp_path, monkeypatch, work_dir):
+    regularizer, batches, path = make(), Batches(), tmp_path / "new" / "prompts.safetensors"
+    options = {**OPTIONS, "work_dir": work_dir and tmp_path / work_dir, "save_to": path}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(BackgroundPrompts, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         learn_background_prompts(regularizer, batches, **options)
-    assert torch.equal(regularizer.prompts.vectors, start) and not regularizer.prompts.learned
-    with pytest.warns(UserWarning, match="6 of 6 epochs"):
-        learn_background_prompts(regularizer, batches, **options)
-    assert torch.equal(regularizer.prompts.vectors, learned()) and batches.walks == 1
+    prompts = regularizer.prompts
+    assert torch.equal(prompts.vectors, learned()) and prompts.learned and prompts.vectors.grad is None
+    before = [one.before for one in prompts.quality]
+    assert len(before) == 3 and None not in before
+    if work_dir:  # the next call only has to save
+        with pytest.warns(UserWarning) as warned:
+            again = learn_background_prompts(regularizer, batches, **options)
+        assert "6 of 6 epochs" in str(warned[0].message) and "learned further" not in str(warned[0].message)
+        assert torch.equal(BackgroundPrompts.load(path).vectors, learned()) and batches.walks == 1
+        assert [one.before for one in again.quality] == before and not (tmp_path / work_dir).exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/prompts.safetensors", "file/prompts.safetensors"])
+def test_a_place_that_takes_no_file_is_refused_before_the_walk(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    batches = Batches()
+    with pytest.raises(OSError, match=r"save_to: nothing can be written into .*give another path"):
+        learn_background_prompts(make(), batches, save_to=tmp_path / place, **OPTIONS)
+    assert batches.walks == 0
 
 
 def test_prompts_that_diverge_in_the_last_step_are_not_saved(tmp_path):
