@@ -198,7 +198,7 @@ def learn_background_prompts(
         return measure(history.class_names, *texts, class_index, features, foregrounds)
 
     def judged(now: Sequence[Nearness]) -> list[ClassQuality]:
-        return [ClassQuality(*one) for one in zip(history.class_names, before, now, strict=True)]
+        return [ClassQuality(*one) for one in zip(history.class_names, before, now, history.pairs, strict=True)]
 
     with _learning(prompts):
         start = prompts.vectors.detach().clone()

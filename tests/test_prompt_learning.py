@@ -607,9 +607,9 @@ def test_features_that_the_host_kept_give_the_same_prompts():
     assert "foregrounds not measured" in alone.verdict
 
 
-def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="train") -> ClassQuality:
+def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="train", pairs=3) -> ClassQuality:
     before = Nearness(0.2, 0.2, 0.5, label[0], None)
-    return ClassQuality(name, before, Nearness(0.2 + rise, 0.25, separation, label[1], nearest))
+    return ClassQuality(name, before, Nearness(0.2 + rise, 0.25, separation, label[1], nearest), pairs)
 
 
 @pytest.mark.parametrize(
@@ -631,6 +631,15 @@ def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="tr
 def test_the_verdict(one, words):
     with_others = describe_quality([one])
     assert re.search(words, with_others) and went_well([one]) == ("not go well" not in with_others)
+
+
+def test_the_verdicts_share_counts_pairs_and_not_classes():
+    assert "for 99 % of the pairs" in describe_quality([quality(1.0, pairs=99), quality(0.0, pairs=1)])
+    older = [quality(1.0, pairs=99), quality(0.0, pairs=None)]
+    assert "for 50 % of a class's pairs on average" in describe_quality(older)
+    backgrounds = make().background_features(*next(iter(Batches())))[[0, 3, 1]]
+    history = learn_background_prompts(make(), [(backgrounds, torch.tensor([0, 0, 1]))], **OPTIONS)
+    assert [one.pairs for one in history.quality] == [2, 1, 0]
 
 
 def test_a_long_verdict_stays_short():
