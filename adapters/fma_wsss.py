@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from semples_plugin.adapters.options import refuse_hosts_own
 from semples_plugin.checks import check_known, warn_once
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import STAGES, load_preset
-from semples_plugin.prompt_learning import check_learning, learn_background_prompts
+from semples_plugin.prompt_learning import check_learning, check_writable, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 
@@ -100,7 +102,9 @@ class LossItem:
     ) -> None:
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-        if stage == "prompts" and not (batches and batches > 0):
+        if not isinstance(batches, (Integral, NoneType)):
+            raise TypeError(f"batches: expected an integer, the calls that make one walk, got {batches!r:.80}")
+        if stage == "prompts" and (batches is None or batches < 1):
             raise ValueError("batches: stage (b) needs the number of calls that make one walk over the data")
         if stage == "refine" and not Path(prompts).is_file():
             raise FileNotFoundError(f"stage (c) needs the prompts of stage (b): there is no {prompts}")
@@ -113,7 +117,7 @@ class LossItem:
         options = self.preset.learning_options()
         check_known("learning", learning or {}, [*options, "progress"])
         self.learning = {**options, **(learning or {})}
-        check_learning(**{name: self.learning[name] for name in options})
+        check_learning(**{name: self.learning[name] for name in options}, seed=seed)
         self.adapter: FmaAdapter | None = None
         self._kept: list[tuple[Tensor, ...]] = []
 
@@ -156,5 +160,6 @@ class LossItem:
         if self.stage == "refine":
             regularizer.prompts = BackgroundPrompts.load(self.prompts)
         elif self.stage == "prompts":
+            check_writable(self.prompts)
             regularizer.prompts = self.preset.new_prompts(clip.text_width, seed=self.seed)
         return FmaAdapter(regularizer, eps=self.preset.stage_eps(self.stage), scale=self.scale)

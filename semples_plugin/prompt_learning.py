@@ -6,9 +6,10 @@ import copy
 import hashlib
 import math
 import os
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,21 +17,27 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from semples_plugin.checks import check_tensor
+from semples_plugin.clip import FrozenClip
 from semples_plugin.distributed import from_first, gather, get_rank, is_first, world_size
 from semples_plugin.files import replacing
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure, went_well
 from semples_plugin.prompts import BackgroundPrompts, same_clip
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
+from semples_plugin.text import reason
 
 T = TypeVar("T")
 _SAVE_EVERY = 30.0  # seconds of encoding that a kill may cost
-_FORMAT = 2  # of the files in a work_dir
+_ABANDONED = 3600.0  # seconds after which a half-written file is no running command's
+_START = "start of the prompts"
+_FORMAT = 3  # of the files in a work_dir
 
 
 @dataclass
@@ -103,7 +110,8 @@ def learn_background_prompts(
             that come again unchanged are not encoded again, and after the walk nothing is. Where only the schedule, the
             weights or the start of the prompts differ, the features are used again and the epochs begin anew. Removed
             when it is done. After the walk nobody looks at the masks: delete it if the generator has changed.
-        save_to: file for the prompts, written before `work_dir` is removed, so that a full disk costs nothing.
+        save_to: file for the prompts. Its folder is made and tried before the walk. Where the file can't be written
+            all the same, the learned prompts stay in memory, and `work_dir` on disk: save them, or call again.
         origin: what the masks come from: the model, told by its weights, or the name of its checkpoint; features of
             another origin are refused.
         progress: show progress bars.
@@ -116,19 +124,24 @@ def learn_background_prompts(
             object (they come nearest to their own label, and nearer than they began), a quarter of the way in; at the
             end, of prompts that describe the object or learned nothing.
 
-    An exception, Ctrl-C among them, leaves the prompts as they were before the call.
+    An exception, Ctrl-C among them, leaves the prompts as they were before the call, unless they are learned already.
 
     Raises:
         TypeError: for arguments or batches of another kind.
+        OSError: where nothing can be written into `work_dir` or beside `save_to`, before the walk; or on a full disk.
         ValueError: when the batches hold no pair, or NaN; an argument is out of range; the prompts diverge; or
             `work_dir` holds features of other images, masks or classes, of another version, or a damaged file.
     """
     prompts = regularizer._need_prompts()
     check_learning(epochs, lr, batch_size, weight_decay, seed)
+    made = (prompts.vectors, regularizer.label_features, *regularizer.clip.model.parameters())
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in made):
+        raise ValueError(
+            "nothing can learn under torch.inference_mode(), or from prompts, a regularizer or a CLIP made under it: "
+            "make and call them outside, and the masks under torch.no_grad()"
+        )
     # numpy's numbers would go into the saved state, where they can't be read as data.
     epochs, batch_size, seed, lr, weight_decay = int(epochs), int(batch_size), int(seed), float(lr), float(weight_decay)
-    if save_to is not None and Path(save_to).is_dir():
-        raise IsADirectoryError(f"save_to: expected a file's path, {save_to} is a folder")
     made_with = {
         "class_names": [str(name) for name in regularizer.class_names],
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
@@ -145,11 +158,17 @@ def learn_background_prompts(
         "weights": {name: float(weight) for name, weight in asdict(regularizer.weights).items()},
         "text_term": regularizer.text_term,
         "templates": [regularizer.template, prompts.template, str(prompts.suffix_ids)],
-        "start of the prompts": _digest(prompts.vectors),
+        _START: _digest(prompts.vectors),
     }
-    folder = _WorkDir(work_dir, made_with, prompts.signature)
+    signatures = [] if work_dir is None else [prompts.signature, _image_signature(regularizer.clip)]
+    folder = _WorkDir(work_dir, made_with, signatures)
+    if save_to is not None:
+        _on_first(partial(folder.check_outside, save_to))
+        _on_first(partial(check_writable, save_to))
     kept, state, folder.encoded = _on_first(folder.read)
-    if prompts.learned:
+    if state is not None and _are_the_end_of(state, run, prompts):  # the call before could not save them
+        run[_START] = state["run"][_START]
+    elif prompts.learned:
         _warn(
             "these prompts were learned already, and are learned further; to begin anew give the regularizer "
             "new BackgroundPrompts",
@@ -191,7 +210,7 @@ def learn_background_prompts(
         return measure(history.class_names, *texts, class_index, features, foregrounds)
 
     def judged(now: Sequence[Nearness]) -> list[ClassQuality]:
-        return [ClassQuality(*one) for one in zip(history.class_names, before, now, strict=True)]
+        return [ClassQuality(*one) for one in zip(history.class_names, before, now, history.pairs, strict=True)]
 
     with _learning(prompts):
         start = prompts.vectors.detach().clone()
@@ -253,8 +272,8 @@ def learn_background_prompts(
         history.quality = judged(measured())
         history.verdict = describe_quality(history.quality)
         prompts.seed, prompts.learned, prompts.quality = seed, True, tuple(history.quality)
-        if save_to is not None:
-            _on_first(partial(prompts.save, save_to))
+    if save_to is not None:
+        _on_first(partial(prompts.save, save_to))
     _on_first(folder.remove)
     if not went_well(history.quality):
         _warn(history.verdict)
@@ -287,6 +306,20 @@ def check_learning(
             f"expected epochs and batch_size of at least 1, a finite lr above 0 and weight_decay of at least 0, "
             f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
         )
+
+
+def check_writable(path: str | Path) -> None:
+    """Makes the folder of a file that is to be written later, and raises an `OSError` where it can't be."""
+    path = Path(path).resolve()  # a link's file is written where it points to
+    if path.is_dir():
+        raise IsADirectoryError(f"save_to: expected a file's path, {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # the permissions of a folder don't tell the superuser
+            pass
+    except OSError as error:
+        words = f"save_to: nothing can be written into {path.parent} ({reason(error)}); give another path"
+        raise type(error)(error.errno, words) from error
 
 
 class _Kept(NamedTuple):
@@ -405,6 +438,10 @@ def _check_finite(regularizer: SemPLeSRegularizer, class_index: Tensor, *feature
         )
 
 
+def _are_finite(*features: Tensor | None) -> bool:
+    return all(part is None or bool(part.isfinite().all()) for part in features)
+
+
 def _once(classes: Tensor, names: list[Any]) -> Tensor:
     """Where each image's classes stand once, in the order of the names, which is that of any number of ranks."""
     first: dict[Any, int] = {}
@@ -427,7 +464,18 @@ def _parts(batch: Any) -> tuple[Tensor, ClassMasks, list[Any] | None]:
     check_tensor("images", images, shape="[N, 3, H, W]")
     if names is not None and len(names) != len(images):
         raise ValueError(f"expected a name for each of the {len(images)} images, got {len(names)}")
-    return images, masks, names if names is None else list(names)
+    return images, masks, names if names is None else [*map(_plain, names)]
+
+
+def _plain(name: Any) -> Any:
+    """An image's name as what equal names are equal to: a tensor is equal to itself alone."""
+    if isinstance(name, tuple):
+        return tuple(map(_plain, name))
+    if isinstance(name, (Tensor, np.generic, np.ndarray)) and name.ndim == 0:
+        return name.item()
+    if isinstance(name, Tensor) or not isinstance(name, Hashable):
+        raise TypeError(f"batches: expected a name or number for each image, got {type(name).__name__} {name!r:.80}")
+    return name
 
 
 def _kinds(batch: Any) -> str:
@@ -435,23 +483,38 @@ def _kinds(batch: Any) -> str:
     return type(batch).__name__ + (f" of {', '.join(parts)}" if parts else "")
 
 
-def _digest(*tensors: Tensor | None) -> str:
-    """What tells tensors from others."""
+def _digest(*values: Any) -> str:
+    """What tells tensors, plain values, and lists and dictionaries of them from others."""
     found = hashlib.sha256()
-    for tensor in tensors:
-        if tensor is not None:
-            found.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype}{list(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, (list, tuple, dict)):
+            found.update(f"{len(value)} of".encode())
+            for one in value.items() if isinstance(value, dict) else value:
+                add(one)
+        else:
+            found.update(f"{value!r};".encode())
+
+    add(values)
     return found.hexdigest()[:16]
 
 
 def _digest_batch(images: Tensor, masks: ClassMasks) -> str:
-    """The same of a batch, by some 1,000 pixels of each image and mask: for all of them CLIP would have to wait."""
-    rows, columns = (max(1, size // 32) for size in images.shape[2:])
-    down, across = (max(1, size // 32) for size in masks.maps.shape[1:])
-    sizes = torch.tensor([*images.shape, *masks.maps.shape])
-    samples = images[:, :, ::rows, ::columns], masks.maps[:, ::down, ::across]
-    return _digest(sizes, *samples, masks.image_index, masks.class_index)
+    """The same of a batch, by all its pixels: nothing less tells it from every other one."""
+    return _digest(images, masks.maps, masks.image_index, masks.class_index)
+
+
+@torch.no_grad()
+def _image_signature(clip: FrozenClip) -> Tensor:
+    """A unit vector `[D]` on the CPU that tells one image tower from another, as `FrozenClip.signature` does texts'."""
+    height, width = clip.image_size
+    ramp = torch.linspace(-1.5, 1.5, width).expand(3, height, width)
+    stripes = torch.tensor([1.5, -1.5, 0.0])[:, None, None] * torch.linspace(0, 40, height)[:, None].sin()
+    one, other = clip.encode_images(torch.stack([ramp, stripes.expand_as(ramp)]).to(clip.device)).double().cpu()
+    return F.normalize(one - other, dim=0).float()
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -528,6 +591,12 @@ def _describe_kept(
     )
 
 
+def _are_the_end_of(state: dict[str, Any], run: dict[str, Any], prompts: BackgroundPrompts) -> bool:
+    """Whether the prompts are what this very run has learned already."""
+    same = all(state["run"].get(key) == value for key, value in run.items() if key != _START)
+    return same and prompts.learned and torch.equal(prompts.vectors.detach().cpu(), state["vectors"])
+
+
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """The first settings that differ."""
     words = []
@@ -553,16 +622,22 @@ class _WorkDir:
     """What an interrupted run leaves behind; does nothing without a folder.
 
     `features.part-RANK-TIME.pt` hold batches by their digests, while the walk goes on; `features.pt` the features of
-    all pairs; `state.pt` where the epochs have come to, and the digest of the features that it belongs to.
+    all pairs; `state.pt` where the epochs have come to, and the digest of the features that it belongs to. Each holds
+    a digest of itself: torch reads flipped bits as other numbers.
+
+    Args:
+        path: of the folder.
+        made_with: settings that features depend on, by their names.
+        signatures: of CLIP's texts, where known, and images.
 
     Attributes:
         encoded: the batches of an interrupted walk.
         found: how many of them came again.
     """
 
-    def __init__(self, path: str | Path | None, made_with: dict[str, Any], signature: Tensor | None) -> None:
+    def __init__(self, path: str | Path | None, made_with: dict[str, Any], signatures: list[Tensor | None]) -> None:
         self.path = None if path is None else Path(path)
-        self._made_with, self._signature = made_with, signature
+        self._made_with, self._signatures = made_with, signatures
         self.encoded: _Encoded = {}
         self.found = 0
         self._pending: _Encoded = {}
@@ -573,13 +648,17 @@ class _WorkDir:
         if self.path is None:
             return None, None, {}
         self.path.mkdir(parents=True, exist_ok=True)  # where it can't be, say so before the walk
-        for left in self.path.glob(".new-*.pt"):  # by a run that was killed
-            left.unlink()
+        self._remove_abandoned()
         kept = self._read(_FEATURES, _Kept._fields)
         state = self._read(_STATE, ("run", "done", "vectors", "optimizer", "schedule", "history"))
         encoded: _Encoded = {}
         for path in () if kept else sorted(self.path.glob(f"{_PART}*.pt")):
-            encoded.update((self._read(path.name, ("batches",)) or {})["batches"])
+            batches = (self._read(path.name, ("batches",)) or {}).get("batches", {})
+            if not _are_finite(*(features for pair in batches.values() for features in pair)):
+                raise self.damaged(path.name)
+            encoded.update(batches)
+        if kept is not None and not _are_finite(*kept.values()):
+            raise self.damaged(_FEATURES)
         return (_Kept(**kept) if kept else None), state, encoded
 
     def find(self, digest: str) -> tuple[Tensor, Tensor] | None:
@@ -609,7 +688,8 @@ class _WorkDir:
 
     def remove_parts(self) -> None:
         for path in () if self.path is None else self.path.glob(f"{_PART}*.pt"):
-            path.unlink(missing_ok=True)  # another rank may have been quicker
+            if not path.is_dir():
+                path.unlink(missing_ok=True)  # another rank may have been quicker
         self.encoded = {}
         self.remove_if_empty()
 
@@ -617,12 +697,31 @@ class _WorkDir:
         if self.path is not None:
             for name in (_FEATURES, _STATE):
                 (self.path / name).unlink(missing_ok=True)
+            self._remove_abandoned()
             self.remove_parts()
 
     def remove_if_empty(self) -> None:
         if self.path is not None:
             with suppress(OSError):  # what else a user keeps there stays
                 self.path.rmdir()
+
+    def _remove_abandoned(self) -> None:
+        """Removes what killed runs left half-written; another command may be writing the newer ones."""
+        for left in () if self.path is None else self.path.glob(".new-*.pt"):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
+
+    def check_outside(self, file: str | Path) -> None:
+        """Raises a `ValueError` for a file that would be taken for one of these, and removed with them."""
+        file, own = Path(file).resolve(), None if self.path is None else self.path.resolve()
+        name, inside = file.name, file.parent == own
+        if inside and (name in (_FEATURES, _STATE) or (name.startswith(_PART) and file.suffix == ".pt")):
+            raise ValueError(f"save_to: {file} is a file of work_dir, which is removed at the end; give another path")
+        if own is not None and file in (own, *own.parents):
+            raise IsADirectoryError(
+                f"save_to: expected a file's path, {file} is a folder, work_dir or one that holds it"
+            )
 
     def damaged(self, name: str) -> ValueError:
         again = next(words for kind, words in _AGAIN.items() if name.startswith(kind))
@@ -632,7 +731,7 @@ class _WorkDir:
         )
 
     def _read(self, name: str, keys: Iterable[str]) -> dict[str, Any] | None:
-        if self.path is None or not (self.path / name).is_file():
+        if self.path is None or not (self.path / name).exists():
             return None
         try:
             found = dict(torch.load(self.path / name, map_location="cpu", weights_only=True))
@@ -643,14 +742,15 @@ class _WorkDir:
                 f"{self.path} holds a run that another version of semples-plugin left unfinished: finish it with that "
                 "one, or delete the folder to begin again"
             )
-        if not {"format", "made_with", "signature", *keys} <= found.keys():
+        digest = found.pop("digest", None)
+        if digest != _digest(found) or not {"made_with", "signatures", *keys} <= found.keys():
             raise self.damaged(name)
         if found["made_with"] != self._made_with:
             raise ValueError(
                 f"{self.path} holds an unfinished run with {_difference(found['made_with'], self._made_with)}; delete "
                 "that folder to begin again, or use another work_dir"
             )
-        if not same_clip(self._signature, found["signature"]):
+        if not all(map(same_clip, self._signatures, found["signatures"])):
             raise ValueError(
                 f"{self.path} holds an unfinished run with another CLIP; delete that folder to begin again, or use "
                 "another work_dir"
@@ -659,6 +759,7 @@ class _WorkDir:
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self.path is not None:
-            about = {"format": _FORMAT, "made_with": self._made_with, "signature": self._signature}
+            about = {"format": _FORMAT, "made_with": self._made_with, "signatures": self._signatures}
+            content = {**about, **content}
             with replacing(self.path / name) as temporary:
-                torch.save({**about, **content}, temporary)
+                torch.save({**content, "digest": _digest(content)}, temporary)

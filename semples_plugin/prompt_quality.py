@@ -44,17 +44,24 @@ class Nearness:
 
 @dataclass(frozen=True)
 class ClassQuality:
-    """What one class's prompt was near to before it learned anything, None where nobody knows, and is after it."""
+    """What one class's prompt was near to before it learned anything, and is after it.
+
+    Attributes:
+        class_name: of the prompt.
+        before, after: what it was near to and is; `before` is None where nobody knows.
+        pairs: that taught it; None in files from before they were counted.
+    """
 
     class_name: str
     before: Nearness | None
     after: Nearness
+    pairs: int | None = None
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ClassQuality:
         """The inverse of `dataclasses.asdict`."""
         before, after = (found and Nearness(**found) for found in (fields["before"], fields["after"]))
-        return cls(fields["class_name"], before, after)
+        return cls(fields["class_name"], before, after, fields.get("pairs"))
 
     @property
     def seen(self) -> bool:
@@ -131,12 +138,15 @@ def describe_quality(quality: Sequence[ClassQuality]) -> str:
     figures = [f"sim(u_b, v_b) {_mean([one.after.background for one in seen])}"]
     if all(one.before is not None for one in seen):
         figures[0] += f", before learning {_mean([one.before.background for one in seen if one.before])}"
-    shares = [one.after.separation for one in seen]
-    if None in shares:
+    shares = [(one.after.separation, one.pairs) for one in seen if one.after.separation is not None]
+    if len(shares) < len(seen):
         figures.append("foregrounds not measured")
     else:
-        share = 100 * fmean(value for value in shares if value is not None)
-        figures.append(f"backgrounds nearer than foregrounds for {share:.0f} % of the pairs")
+        counts = [pairs for _, pairs in shares if pairs is not None]
+        counted = len(counts) == len(shares)
+        weights, of = (counts, "of the pairs") if counted else ([1] * len(shares), "of a class's pairs on average")
+        share = 100 * sum(share * n for (share, _), n in zip(shares, weights, strict=True)) / sum(weights)
+        figures.append(f"backgrounds nearer than foregrounds for {share:.0f} % {of}")
         figures.append(f"sim(u_b, v_f) {_mean([one.after.foreground for one in seen])}")
     about = f" ({'; '.join(figures)})"
     if went_well(quality):

@@ -132,21 +132,22 @@ class BackgroundPrompts(nn.Module):
         names, suffix = state.get("class_names", self.class_names), state.get("suffix_ids", self.suffix_ids)
         if names is not None and len(names) != self.num_classes:
             raise ValueError(f"expected {self.num_classes} class names, got {len(names)}")
-        self.class_names = None if names is None else tuple(names)
+        quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
+        quality = quality or _older_quality(names or (), state.get("similarities", {}))
+        # From here on nothing raises.
+        self.quality, self.class_names = quality, None if names is None else tuple(names)
         self.suffix_ids = None if suffix is None else tuple(suffix)
         self.clip_name = state.get("clip_name", self.clip_name)
         self.signature = state.get("signature", self.signature)
         self.template = state.get("template", self.template)
         self.seed = state.get("seed", self.seed)
         self.learned = state.get("learned", True)
-        quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
-        self.quality = quality or _older_quality(names or (), state.get("similarities", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        # Older state dicts hold the vectors alone, and one without vectors teaches the prompts nothing.
-        about = {"learned": self.learned or f"{prefix}vectors" in state_dict}
-        state_dict.setdefault(f"{prefix}_extra_state", about)
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        vectors, key = state_dict.get(f"{prefix}vectors"), f"{prefix}_extra_state"
+        if isinstance(vectors, Tensor) and vectors.shape == self.vectors.shape:  # else ours stay, and what they are
+            self.set_extra_state(state_dict.get(key, {}))  # older ones hold the vectors alone
+        super()._load_from_state_dict({**state_dict, key: self.get_extra_state()}, prefix, *others)
 
     def extra_repr(self) -> str:
         """What they are, for `repr`."""

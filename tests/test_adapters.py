@@ -259,6 +259,12 @@ class TestFma:
             fma_wsss.LossItem("refine", **common)
         with pytest.raises(ValueError, match="number of calls"):
             fma_wsss.LossItem("prompts", **common)
+        for wrong in (2.5, "2"):
+            with pytest.raises(TypeError, match="batches: expected an integer"):
+                fma_wsss.LossItem("prompts", batches=wrong, **common)
+        item = fma_wsss.LossItem("prompts", batches=2, **{**common, "prompts": tmp_path})
+        with pytest.raises(IsADirectoryError, match="save_to: expected a file's path"):  # in its first call
+            item(images, model(images, labels)[0], labels)
         item = fma_wsss.LossItem("prompts", batches=2, **common)
         assert moved(model, item(images, model(images, labels)[0], labels)) == set()
         with pytest.raises(SystemExit) as end:

@@ -1,8 +1,10 @@
 import copy
 import functools
 import json
+import os
 import re
 import shutil
+import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +17,14 @@ from conftest import build_frozen
 from semples_plugin import (
     BackgroundPrompts,
     ClassMasks,
+    FrozenClip,
     LossWeights,
     SemPLeSRegularizer,
     learn_background_prompts,
     prompt_learning,
 )
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
+from semples_plugin.prompts import same_clip
 
 NAMES = ["train", "boat", "tv monitor"]
 OPTIONS = {"epochs": 6, "lr": 0.02, "batch_size": 8, "progress": False}
@@ -306,7 +310,9 @@ def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(prompt_learning, "_SAVE_EVERY", 0)
         learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
-    (left / ".new-0123abcd.pt").write_bytes(b"cut")  # by a kill while a file was written
+    cut = left / ".new-0123abcd.pt"
+    cut.write_bytes(b"cut")  # by a kill while a file was written
+    os.utime(cut, (0, time.time() - 2 * prompt_learning._ABANDONED))
     (left / "mine.txt").write_text("")
     shutil.copytree(left, work)
     again = make()
@@ -321,6 +327,79 @@ def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="3 batches of an interrupted walk: 0 came again"):
         learn_background_prompts(changed, Batches(seed=6), work_dir=work, **OPTIONS)
     assert len(calls) == 4 and torch.equal(changed.prompts.vectors, learned(Batches(seed=6)))
+
+
+def test_what_another_command_is_writing_stays(tmp_path):
+    for name in (".new-0123abcd.pt", ".new-4567abcd.pt"):
+        (tmp_path / name).write_bytes(b"half")
+    os.utime(tmp_path / ".new-4567abcd.pt", (0, time.time() - 2 * prompt_learning._ABANDONED))
+    learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [".new-0123abcd.pt"]
+
+
+@pytest.mark.parametrize("name", ["features.pt", "state.pt", "features.part-0-1.pt"])
+def test_a_flipped_bit_is_damage(tmp_path, name):
+    interrupt(make(), tmp_path)
+    features = torch.load(tmp_path / "features.pt", weights_only=True)
+    content = {"batches": {"a": (features["foregrounds"], features["backgrounds"])}}
+    if name.startswith("features.part"):
+        (tmp_path / "features.pt").rename(tmp_path / name)
+        about = {key: features[key] for key in ("format", "made_with", "signatures")}
+        content = {**about, **content}
+        torch.save({**content, "digest": prompt_learning._digest(content)}, tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    tensor = features["backgrounds"].numpy().tobytes()
+    if name == "state.pt":
+        tensor = torch.load(tmp_path / name, weights_only=True)["vectors"].numpy().tobytes()
+    for at in (whole.index(tensor) + 401, whole.index(b"text_term") if name == "state.pt" else whole.index(b"boat")):
+        (tmp_path / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=f"{name} is damaged.*delete it"):
+            learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["features.pt", "features.part-0-1.pt"])
+def test_features_that_are_no_numbers_are_damage_and_so_is_a_folder(tmp_path, name):
+    interrupt(make(), tmp_path)
+    content = torch.load(tmp_path / "features.pt", weights_only=True)
+    (tmp_path / "features.pt").unlink()
+    content.pop("digest")
+    content["backgrounds"][3, 7] = torch.nan
+    content["batches"] = {"a": (content["backgrounds"], content["backgrounds"])}
+    torch.save({**content, "digest": prompt_learning._digest(content)}, tmp_path / name)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{name} is damaged.*delete it"):
+            learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+        (tmp_path / name).unlink(missing_ok=True) if (tmp_path / name).is_file() else (tmp_path / name).rmdir()
+        (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize("name", ["features.pt", "state.pt", "features.part-0-1.pt", "", ".."])
+def test_prompts_are_not_written_where_they_would_be_removed(tmp_path, name):
+    batches, work_dir = Batches(), tmp_path / "new" / "work"
+    with pytest.raises((ValueError, IsADirectoryError), match=r"save_to: .*work_dir"):
+        learn_background_prompts(make(), batches, work_dir=work_dir, save_to=work_dir / name, **OPTIONS)
+    assert batches.walks == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_features_of_another_image_tower_are_refused(tmp_path):
+    interrupt(make(), tmp_path)
+    other = make()
+    other.clip.model.visual, own = copy.deepcopy(other.clip.model.visual), other.clip.model.visual
+    try:
+        assert torch.equal(other.clip.signature(), make().clip.signature())
+        other.clip.model.visual.transformer.resblocks[0].mlp.c_fc.weight.data.normal_(std=0.5)
+        with pytest.raises(ValueError, match="another CLIP; delete that folder"):
+            learn_background_prompts(other, Batches(), work_dir=tmp_path, **OPTIONS)
+    finally:
+        other.clip.model.visual = own
+
+
+def test_an_image_tower_is_known_in_another_precision():
+    signatures = [prompt_learning._image_signature(build_frozen(seed=seed)) for seed in (0, 1)]
+    half = build_frozen()
+    half.model.bfloat16()
+    half = FrozenClip(half.model, half.tokenizer)
+    assert same_clip(signatures[0], prompt_learning._image_signature(half)) and not same_clip(*signatures)
 
 
 def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
@@ -347,13 +426,13 @@ def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
 
 @pytest.mark.parametrize("place", ["image", "mask"])
 def test_a_batch_with_other_pixels_is_another_batch(place):
-    images, masks = next(iter(Batches()))
+    images, masks = (torch.rand(6, 3, 64, 64), replace(next(iter(Batches()))[1], maps=torch.rand(6, 64, 64)))
     digest = prompt_learning._digest_batch(images, masks)
     assert digest == prompt_learning._digest_batch(images.clone(), replace(masks, maps=masks.maps.detach().clone()))
     if place == "image":
-        images[5, 2, 31, 31] += 1e-3
+        images[5, 2, 31, 30] += 1e-3
     else:
-        masks.maps.data[5, 31, 31] += 1e-3
+        masks.maps.data[5, 31, 30] += 1e-3
     assert digest != prompt_learning._digest_batch(images, masks)
 
 
@@ -444,6 +523,39 @@ def test_frozen_prompts_are_learned_and_handed_back_frozen():
     assert not torch.equal(before, regularizer.prompts.vectors) and not regularizer.prompts.vectors.requires_grad
 
 
+def test_inference_mode_is_refused_before_the_walk():
+    batches, clip = Batches(), build_frozen()  # of its own, for what it keeps from here is of no use to others
+    prompts = BackgroundPrompts(3, 4, clip.text_width, std=clip.token_std)
+    outside = SemPLeSRegularizer(clip, NAMES, prompts=prompts, input_mean=None, input_std=None)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode.*torch.no_grad"):
+        learn_background_prompts(outside, batches, **OPTIONS)
+    with torch.inference_mode():
+        inside = SemPLeSRegularizer(clip, NAMES, prompts=copy.deepcopy(prompts), input_mean=None, input_std=None)
+        outside.prompt_features()
+        kept = [outside.pair_features(*batch) for batch in Batches()]
+    with pytest.raises(ValueError, match=r"inference_mode.*torch.no_grad"):
+        learn_background_prompts(inside, batches, **OPTIONS)
+    assert batches.walks == 0
+    given = [(*features, masks.class_index) for features, (_, masks) in zip(kept, Batches(), strict=True)]
+    learn_background_prompts(outside, given, **OPTIONS)
+    assert torch.equal(outside.prompts.vectors, learned())
+
+
+@pytest.mark.parametrize("name", [torch.tensor(1), np.int64(1), np.array(1), ("a", torch.tensor(1))])
+def test_a_name_counts_once_whatever_holds_it(name):
+    images, masks = next(iter(Batches()))
+    names = [copy.deepcopy(name) for _ in images]
+    history = learn_background_prompts(make(), [(images, masks, names)], **OPTIONS)
+    assert history.pairs == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", [["a"], torch.ones(2), np.ones(2)])
+def test_what_is_no_name_is_refused(name):
+    images, masks = next(iter(Batches()))
+    with pytest.raises(TypeError, match=r"expected a name or number for each image, got (list|Tensor|ndarray)"):
+        learn_background_prompts(make(), [(images, masks, [name] * 6)], **OPTIONS)
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="at least one pair"):
         learn_background_prompts(make(), [], **OPTIONS)
@@ -482,17 +594,32 @@ def test_a_disk_that_fills_up_at_the_end_costs_nothing(tmp_path, monkeypatch):
     assert batches.walks == 1
 
 
-def test_a_disk_that_is_full_leaves_the_same_object_as_it_was(tmp_path, monkeypatch):
-    regularizer, batches = make(), Batches()
-    options = {**OPTIONS, "work_dir": tmp_path / "work", "save_to": tmp_path / "prompts.safetensors"}
-    start = regularizer.prompts.vectors.detach().clone()
-    with monkeypatch.context() as patch, pytest.raises(OSError):
+@pytest.mark.parametrize("work_dir", [None, "work"])
+def test_prompts_that_could_not_be_saved_are_learned_in_memory(tmp_path, monkeypatch, work_dir):
+    regularizer, batches, path = make(), Batches(), tmp_path / "new" / "prompts.safetensors"
+    options = {**OPTIONS, "work_dir": work_dir and tmp_path / work_dir, "save_to": path}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(BackgroundPrompts, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         learn_background_prompts(regularizer, batches, **options)
-    assert torch.equal(regularizer.prompts.vectors, start) and not regularizer.prompts.learned
-    with pytest.warns(UserWarning, match="6 of 6 epochs"):
-        learn_background_prompts(regularizer, batches, **options)
-    assert torch.equal(regularizer.prompts.vectors, learned()) and batches.walks == 1
+    prompts = regularizer.prompts
+    assert torch.equal(prompts.vectors, learned()) and prompts.learned and prompts.vectors.grad is None
+    before = [one.before for one in prompts.quality]
+    assert len(before) == 3 and None not in before
+    if work_dir:  # the next call only has to save
+        with pytest.warns(UserWarning) as warned:
+            again = learn_background_prompts(regularizer, batches, **options)
+        assert "6 of 6 epochs" in str(warned[0].message) and "learned further" not in str(warned[0].message)
+        assert torch.equal(BackgroundPrompts.load(path).vectors, learned()) and batches.walks == 1
+        assert [one.before for one in again.quality] == before and not (tmp_path / work_dir).exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/prompts.safetensors", "file/prompts.safetensors"])
+def test_a_place_that_takes_no_file_is_refused_before_the_walk(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    batches = Batches()
+    with pytest.raises(OSError, match=r"save_to: nothing can be written into .*give another path"):
+        learn_background_prompts(make(), batches, save_to=tmp_path / place, **OPTIONS)
+    assert batches.walks == 0
 
 
 def test_prompts_that_diverge_in_the_last_step_are_not_saved(tmp_path):
@@ -592,9 +719,9 @@ def test_features_that_the_host_kept_give_the_same_prompts():
     assert "foregrounds not measured" in alone.verdict
 
 
-def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="train") -> ClassQuality:
+def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="train", pairs=3) -> ClassQuality:
     before = Nearness(0.2, 0.2, 0.5, label[0], None)
-    return ClassQuality(name, before, Nearness(0.2 + rise, 0.25, separation, label[1], nearest))
+    return ClassQuality(name, before, Nearness(0.2 + rise, 0.25, separation, label[1], nearest), pairs)
 
 
 @pytest.mark.parametrize(
@@ -616,6 +743,15 @@ def quality(separation=0.9, rise=0.2, label=(0.2, 0.3), nearest="boat", name="tr
 def test_the_verdict(one, words):
     with_others = describe_quality([one])
     assert re.search(words, with_others) and went_well([one]) == ("not go well" not in with_others)
+
+
+def test_the_verdicts_share_counts_pairs_and_not_classes():
+    assert "for 99 % of the pairs" in describe_quality([quality(1.0, pairs=99), quality(0.0, pairs=1)])
+    older = [quality(1.0, pairs=99), quality(0.0, pairs=None)]
+    assert "for 50 % of a class's pairs on average" in describe_quality(older)
+    backgrounds = make().background_features(*next(iter(Batches())))[[0, 3, 1]]
+    history = learn_background_prompts(make(), [(backgrounds, torch.tensor([0, 0, 1]))], **OPTIONS)
+    assert [one.pairs for one in history.quality] == [2, 1, 0]
 
 
 def test_a_long_verdict_stays_short():

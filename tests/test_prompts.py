@@ -171,7 +171,8 @@ def test_bad_arguments():
 
 
 QUALITY = tuple(
-    ClassQuality(name, Nearness(0.2, 0.1, 0.5, 0.3, "boat"), Nearness(0.4, 0.1, 0.75, 0.2, "train")) for name in NAMES
+    ClassQuality(name, Nearness(0.2, 0.1, 0.5, 0.3, "boat"), Nearness(0.4, 0.1, 0.75, 0.2, "train"), 7)
+    for name in NAMES
 )
 
 
@@ -218,6 +219,22 @@ def test_older_state_dicts_of_vectors_alone_count_as_learned(clip):
     assert not fresh.learned
     fresh.load_state_dict(make().state_dict())
     assert not fresh.learned  # as those weren't
+
+
+def test_a_state_dict_without_vectors_that_fit_changes_nothing(clip):
+    prompts, other = of_everything(clip), of_everything(clip)
+    host = torch.nn.ModuleDict({"prompts": prompts})
+    host.load_state_dict({}, strict=False)  # as a host's pretrained weights
+    host.load_state_dict({"prompts._extra_state": make().get_extra_state()}, strict=False)
+    assert same(prompts, other)
+    fresh, start = make(), make()
+    with pytest.raises(RuntimeError, match="size mismatch for vectors"):
+        fresh.load_state_dict({**other.state_dict(), "vectors": torch.zeros(3, 5, 64)})
+    for damage in ({"class_names": ("train",)}, {"quality": [{"class_name": "train"}]}):
+        about = {**other.get_extra_state(), **damage}
+        with pytest.raises((ValueError, KeyError)):
+            fresh.load_state_dict({**other.state_dict(), "_extra_state": about})
+    assert torch.equal(fresh.vectors, start.vectors) and fresh.get_extra_state() == start.get_extra_state()
 
 
 def test_a_file_of_an_older_version_loads(tmp_path, clip):
