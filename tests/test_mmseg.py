@@ -435,6 +435,10 @@ def test_lists_of_names_and_of_paths_are_read(tmp_path):
         entry = coco.get_data_info(0)
         assert entry["img_path"] == f"{tmp_path}/JPEGImages/COCO_train2014_000000000009.jpg"
         assert entry["seg_map_path"] == f"{tmp_path}/SegmentationClassAug/{mask}.png"
+    (tmp_path / "list.txt").write_text("im 0\n\nim 1\n\n")
+    voc = DATASETS.build({"type": "WsssVoc", "data_root": str(tmp_path), "ann_file": "list.txt", "data_prefix": prefix})
+    assert [Path(voc.get_data_info(i)["img_path"]).name for i in range(len(voc))] == ["im 0.jpg", "im 1.jpg"]
+    assert voc.get_data_info(1)["seg_map_path"].endswith("SegmentationClassAug/im 1.png")
     with pytest.raises(ValueError, match="masks: expected 80 or 90"):
         DATASETS.build({"type": "WsssCoco", "masks": 91})
 
