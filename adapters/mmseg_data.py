@@ -18,7 +18,7 @@ from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts
+from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts, check_thresholds
 from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.folders import THRESHOLDS
 from semples_plugin.image_names import ImageNames, file_stem, image_name, read_image_paths
@@ -235,7 +235,7 @@ class CamMetric(BaseMetric):
     merged has no scores of its own, and is refused.
 
     Args:
-        thresholds: background scores, ascending; 0.00 to 0.99 by default.
+        thresholds: background scores in [0, 1], ascending; 0.00 to 0.99 by default.
         output_dir: folder for a CAM file of each image, in WeakTr's format; images without masks are only written.
         collect_device, prefix: of mmengine.
     """
@@ -251,7 +251,7 @@ class CamMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.thresholds = THRESHOLDS if thresholds is None else np.asarray(thresholds)
+        self.thresholds = THRESHOLDS if thresholds is None else check_thresholds(thresholds)
         self._names = ImageNames()
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:

@@ -534,6 +534,13 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
         train(config(world, tmp_path, **{"model.regularizer.prompts": str(tmp_path / "other.safetensors")}))
 
 
+def test_wrong_thresholds_of_the_metric_are_refused_before_the_run():
+    for wrong in ([30], [0.5, 0.3], 0.5, [], ["a"]):
+        with pytest.raises(ValueError, match="thresholds: expected a list of background scores from 0 to 1, ascending"):
+            METRICS.build({"type": "CamMetric", "thresholds": wrong})
+    assert METRICS.build({"type": "CamMetric", "thresholds": [0, 0.3, 1]}).thresholds.tolist() == [0, 0.3, 1]
+
+
 def test_wrong_options_of_the_prompts_are_refused_before_the_run():
     for learning, words in (
         ({"epochs": 0}, "epochs and batch_size of at least 1"),
