@@ -10,6 +10,7 @@ trainable parameter, and a batch without labels still reaches every one of the m
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,13 +26,16 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
+from semples_plugin.adapters.config_values import check_number
 from semples_plugin.adapters.options import refuse_hosts_own
+from semples_plugin.checks import check_known
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
 from semples_plugin.masks import ClassMasks, check_kind
 from semples_plugin.presets import Preset, Statistics, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
+from semples_plugin.text import shown
 
 __all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_stages"]
 
@@ -62,7 +66,7 @@ def build_regularizer(
     """
     refuse_hosts_own(options)
     if class_names is not None:
-        options["class_names"] = read_class_names(class_names) if isinstance(class_names, str) else [*class_names]
+        options["class_names"] = read_class_names(class_names) if isinstance(class_names, str) else class_names
     if weights is not None:
         options["weights"] = weights
     if prompts is not None:
@@ -76,10 +80,11 @@ def _load_clip(clip: Mapping[str, Any] | str | None, preset: Preset) -> FrozenCl
         from semples_plugin.demo.run import load_tiny_clip
 
         return load_tiny_clip()
-    if isinstance(clip, str):
-        raise ValueError(
-            f'clip: expected dict(name="ViT-B-32-quickgelu", pretrained="openai"), or "demo", got {clip!r}'
+    if clip is not None and not isinstance(clip, Mapping):
+        raise (ValueError if isinstance(clip, str) else TypeError)(
+            f'clip: expected dict(name="ViT-B-32-quickgelu", pretrained="openai"), or "demo", got {shown(clip)}'
         )
+    check_known("clip", clip or {}, list(inspect.signature(FrozenClip.load).parameters))
     return preset.load_clip(**(clip or {}))
 
 
@@ -131,8 +136,19 @@ class CamSegmentor(BaseSegmentor):
         test_cfg: None = None,
     ) -> None:
         check_kind(kind)
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: expected a background score from 0 to 1, got {threshold}")
+        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
+            check_number(name, count, 1, whole=True)
+        check_number("in_index", in_index, whole=True)
+        if eps is not None:
+            check_number("eps", eps, 0, above=True)
+        check_number("threshold", threshold, 0, 1)
+        for name, factor in (("cls_weight", cls_weight), ("scale", scale)):
+            check_number(name, factor, 0)
+        if regularizer is not None and not isinstance(regularizer, (Mapping, SemPLeSRegularizer)):
+            raise TypeError(
+                f'regularizer: expected dict(type="SemPLeSRegularizer", ...), one that was built, or None, got '
+                f"{shown(regularizer)}"
+            )
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=False)

@@ -18,10 +18,10 @@ from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts
+from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts, check_thresholds
 from semples_plugin.cams.files import Cams, write_cams
 from semples_plugin.cams.folders import THRESHOLDS
-from semples_plugin.image_names import ImageNames, file_stem, image_name
+from semples_plugin.image_names import ImageNames, file_stem, image_name, read_image_paths
 from semples_plugin.labels import load_image_labels
 from semples_plugin.make_labels import read_table
 from semples_plugin.presets import load_preset
@@ -150,26 +150,29 @@ def labels_of(data_samples: Sequence[Any], num_classes: int) -> Tensor:
 class WsssDataset(BaseSegDataset):
     """Data of one's own, `metainfo=dict(classes=("background", ...))`, and what the two below share.
 
-    Lists hold names, or FMA-WSSS's and IRNet's paths: `/JPEGImages/a.jpg /SegmentationClassAug/a.png`. Folders in them
-    don't count, and two images of one name are refused: labels and CAM files couldn't tell them apart.
+    Lists hold names, or paths as FMA-WSSS's and IRNet's do, see `read_image_paths`. Folders in them don't count, and
+    two images of one name are refused: labels and CAM files couldn't tell them apart.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One entry for each line of the list."""
-        found: list[dict[str, Any]] = super().load_data_list()
-        names, listed = ImageNames(), Path(self.ann_file).is_file()
-        for entry in found:
-            if not listed:
+        """One entry for each line of the list that isn't empty."""
+        if not Path(self.ann_file).is_file():
+            found: list[dict[str, Any]] = super().load_data_list()
+            names = ImageNames()
+            for entry in found:
                 names.of(entry["img_path"])
-                continue
-            for key, suffix in (("img_path", self.img_suffix), ("seg_map_path", self.seg_map_suffix)):
-                if key in entry:
-                    folder = Path(self.data_prefix[key] or "")
-                    line = entry[key].removesuffix(suffix).removeprefix(str(folder)).strip("/").split()[0]
-                    if key == "img_path":
-                        names.of(line)
-                    entry[key] = str(folder / f"{self.file_name(file_stem(line), key)}{suffix}")
-        return found
+            return found
+        suffixes = {"img_path": self.img_suffix, "seg_map_path": self.seg_map_suffix}
+        folders = {key: self.data_prefix[key] for key in suffixes if self.data_prefix.get(key) is not None}
+        rest = {"label_map": self.label_map, "reduce_zero_label": self.reduce_zero_label}
+        return [
+            {
+                key: str(Path(folder) / f"{self.file_name(file_stem(path), key)}{suffixes[key]}")
+                for key, folder in folders.items()
+            }
+            | {**rest, "seg_fields": []}
+            for path in read_image_paths(self.ann_file)
+        ]
 
     def file_name(self, stem: str, key: str) -> str:
         """A file's name without its ending, for what a list calls an image."""
@@ -232,7 +235,7 @@ class CamMetric(BaseMetric):
     merged has no scores of its own, and is refused.
 
     Args:
-        thresholds: background scores, ascending; 0.00 to 0.99 by default.
+        thresholds: background scores in [0, 1], ascending; 0.00 to 0.99 by default.
         output_dir: folder for a CAM file of each image, in WeakTr's format; images without masks are only written.
         collect_device, prefix: of mmengine.
     """
@@ -248,7 +251,7 @@ class CamMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.thresholds = THRESHOLDS if thresholds is None else np.asarray(thresholds)
+        self.thresholds = THRESHOLDS if thresholds is None else check_thresholds(thresholds)
         self._names = ImageNames()
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ import copy
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmseg.registry import HOOKS
 from torch import Tensor
 
 from semples_plugin.adapters.base import evaluating
+from semples_plugin.adapters.config_values import check_number
 from semples_plugin.checks import check_known
 from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
@@ -29,6 +30,7 @@ from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompt_learning import check_learning, learn_background_prompts, name_origin
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.text import shown
 from semples_plugin.training_log import draw_pairs
 
 STATE = "semples"  # key in mmengine's checkpoints
@@ -72,16 +74,23 @@ class SemPLeSStages(Hook):
         restart: str = "baseline",
         prompt_length: int | None = None,
         prompt_std: float | str | None = "preset",
-        learning: dict[str, Any] | None = None,
+        learning: Mapping[str, Any] | None = None,
         seed: int = 0,
         draw_interval: int = 0,
     ) -> None:
-        if match < 0 or baseline < 0:
-            raise ValueError(f"expected lengths of at least 0, got baseline {baseline} and match {match}")
+        lengths = {"match": match, "baseline": baseline, "draw_interval": draw_interval}
+        for name, number in {**lengths, "seed": seed}.items():
+            check_number(name, number, 0, whole=True)
+        if prompt_length is not None:
+            check_number("prompt_length", prompt_length, 1, whole=True)
         if restart not in ("baseline", "matched"):
             raise ValueError(f'restart: expected "baseline" or "matched", got {restart!r}')
         if isinstance(prompt_std, str) and prompt_std != "preset":
             raise ValueError(f'prompt_std: expected "preset", None or a number, got {prompt_std!r}')
+        if prompt_std not in ("preset", None):
+            check_number("prompt_std", prompt_std, 0, above=True)
+        if learning is not None and not isinstance(learning, Mapping):
+            raise TypeError(f"learning: expected dict(epochs=..., ...), got {shown(learning)}")
         check_known("learning", learning or {}, _LEARNING)
         check_learning(**{name: value for name, value in (learning or {}).items() if name != "progress"})
         self.baseline, self.match, self.restart = baseline, match, restart

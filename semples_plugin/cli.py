@@ -143,12 +143,17 @@ def _run(options: argparse.Namespace) -> int:
         code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"semples {options.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"semples {options.command}: interrupted", file=sys.stderr)
-        return 130
+    except (ImportError, OSError, TypeError, ValueError, KeyboardInterrupt) as error:
+        interrupted = _comes_of_interrupt(error)
+        print(f"semples {options.command}: {'interrupted' if interrupted else error}", file=sys.stderr)
+        return 130 if interrupted else 1
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether it is an interrupt, or one that a library turned into an error of its own while it was imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from semples_plugin.text import reason
 
 _NEW = ".new-"
+_LEFT_AFTER = 3600  # seconds without a change, after which nobody writes a temporary file any more
 CHANGED = "its CAMs changed meanwhile, or another command wrote into the same folder: make it again"
 
 
@@ -88,14 +90,22 @@ def claim_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} can't be written into")
-    for left in folder.glob(f"{_NEW}*"):  # by a run that was killed
-        left.unlink()
     others = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not is_own(path)]
     if others:
         raise ValueError(
             f"{folder} holds {len(others)} files, such as {others[0]}, that this command didn't make, or made with "
             "other settings, of other CAMs or of these before they changed: choose another folder, or empty this one"
         )
+    remove_left(folder)
+
+
+def remove_left(folder: Path) -> None:
+    """Removes the temporary files that killed runs left in a folder, but none that another run may be writing."""
+    for left in folder.glob(f"{_NEW}*"):
+        with contextlib.suppress(FileNotFoundError):  # it took its name meanwhile
+            # Not the time of the last writing: `replacing` gives that of the source just before it is done.
+            if time.time() - left.stat().st_ctime > _LEFT_AFTER:
+                left.unlink()
 
 
 def is_made_of(target: Path, source: Path) -> bool:

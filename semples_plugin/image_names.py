@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import operator
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
+
+from semples_plugin.files import read_lines
 
 _ENDINGS = re.compile(r"(?<=.)(\.(bmp|gif|jpe?g|npy|npz|png|tiff?|webp))+$", re.IGNORECASE)  # other dots stay
 _COCO_PREFIXES = ("COCO_train2014_", "COCO_val2014_")
@@ -97,3 +99,38 @@ class ImageNames:
                 "to differ in more than folder, ending and COCO's prefix"
             )
         return name
+
+
+def read_image_paths(path: str | Path) -> list[str]:
+    """Paths or names of images in a list file, one for each line that isn't empty.
+
+    A line is one path, which may hold spaces, or FMA-WSSS's and IRNet's columns `/JPEGImages/a.jpg /Masks/a.png`: those
+    of which each has the ending of a picture or CAM file; the first is the image.
+
+    Raises:
+        OSError: where it can't be read.
+        ValueError: where it is no text in UTF-8, names no images, or two different lines name an image alike.
+    """
+    try:
+        lines = read_lines(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no list {path} of image names") from None
+    names, found, columns = ImageNames(), list[str](), dict[str, str]()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        parts = line.split()
+        image, *others = parts if all(map(_ENDINGS.search, parts)) else [line.strip()]
+        try:
+            name, other = names.of(image), " ".join(others).replace("\\", "/")
+            if other and columns.setdefault(name, other) != other:
+                raise ValueError(
+                    f"{image[-_SHOWN:]} stands beside {columns[name][-_SHOWN:]} and {other[-_SHOWN:]}; a file whose "
+                    "name has spaces is listed without its ending"
+                )
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        found.append(image)
+    if not found:
+        raise ValueError(f"{path} names no images")
+    return found

@@ -104,8 +104,11 @@ def _patch(host: str, checkout: Path, action: str) -> str:
 def _configs(checkout: Path, action: str) -> str:
     text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
     files = [checkout / "configs/semples" / stage / "cfg.py" for stage in STAGES]
+    links = [str(path) for file in files for path in (file, *list(file.parents)[:3]) if path.is_symlink()]
+    if links:
+        raise ValueError(f"{links[0]} is a link, which leads to files outside of what this command may change")
     there = [file for file in files if file.exists()]
-    edited = [file for file in there if file.read_text(encoding="utf-8") != text]
+    edited = [file for file in there if file.read_text(encoding="utf-8", errors="replace") != text]
     names, kept = ", ".join(map(str, there)), ", ".join(map(str, edited))
     if action == "check":
         if not there:

@@ -312,7 +312,7 @@ def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkey
     assert len(calls) == 3 and np.array_equal(read_cams(tmp_path / "out" / "b.npy").maps, maps())
 
 
-def test_a_folder_holds_the_conversion_of_these_cams_and_nothing_else(tmp_path):
+def test_a_folder_holds_the_conversion_of_these_cams_and_nothing_else(tmp_path, monkeypatch):
     for folder, seed in (("one", 0), ("two", 1)):
         (tmp_path / folder).mkdir()
         as_weaktr(tmp_path / folder / "a.npy", maps(seed=seed))
@@ -322,6 +322,7 @@ def test_a_folder_holds_the_conversion_of_these_cams_and_nothing_else(tmp_path):
         with pytest.raises(ValueError, match=r"holds 1 files, such as a.npy, that this command didn't make"):
             convert_folder(tmp_path / folder, out, to, progress=False)
     (out / ".new-1.npy").touch()  # a kill left it
+    monkeypatch.setattr(files, "_LEFT_AFTER", -1)
     path = tmp_path / "one" / "a.npy"
     for seed, age in ((2, 0), (3, 3600)):  # trained again; and replaced by older ones, as `cp -p` and rsync do it
         as_weaktr(path, maps(seed=seed))

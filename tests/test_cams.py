@@ -59,8 +59,9 @@ def test_a_class_that_nobody_shows_does_not_count():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="ascending"):
-        CamEvaluation(2, [0.5, 0.4])
+    for wrong in ([0.5, 0.4], [0.5, 0.5], [30], [-0.1], [np.nan], [0.1, np.nan], 0.5, [], ["a"], None, [[0.5]]):
+        with pytest.raises(ValueError, match=r"from 0 to 1, ascending, got .*\S"):
+            CamEvaluation(2, wrong)
     with pytest.raises(ValueError, match="expected 1 to 254, as masks are bytes, got 255"):
         CamEvaluation(255, [0.5])
     with pytest.raises(TypeError, match="expected floating point numbers of one precision, got int64"):

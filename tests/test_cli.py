@@ -109,3 +109,31 @@ def test_words_that_find_no_room_are_told(tmp_path):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert done.returncode == 1 and done.stderr.startswith("semples eval: ") and done.stderr.count("\n") == 1
     assert (tmp_path / "out" / "eval.json").exists()
+
+
+def interrupted_import(_) -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise ImportError("initialization failed") from error  # as pybind11 does
+
+
+def failed_import(_) -> None:
+    try:
+        raise KeyError("x")
+    except KeyError as error:
+        raise ImportError("initialization failed") from error
+
+
+def interrupted_work(_) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("run", "status", "said"),
+    [(interrupted_import, 130, "interrupted"), (interrupted_work, 130, "interrupted"),
+     (failed_import, 1, "initialization failed")],
+)  # fmt: skip
+def test_an_interrupt_is_one_wherever_it_comes(run, status, said, monkeypatch, capsys):
+    monkeypatch.setattr("semples_plugin.cli._doctor", run)
+    assert main(["doctor"]) == status and capsys.readouterr().err == f"semples doctor: {said}\n"

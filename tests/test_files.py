@@ -1,16 +1,19 @@
 """A disk that is full while a file is written costs that file's new content and nothing else."""
 
 import contextlib
+import os
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from semples_plugin import BackgroundPrompts
+from semples_plugin import BackgroundPrompts, files
 from semples_plugin.cams.drawing import write_picture
 from semples_plugin.cams.files import FORMATS, Cams, write_cams
 from semples_plugin.cams.pictures import write_mask
-from semples_plugin.files import replacing
+from semples_plugin.files import claim_folder, replacing
 from semples_plugin.prompt_learning import _WorkDir
 
 NOISE = np.random.default_rng(0).integers(1, 200, (64, 64, 3), dtype=np.uint8)
@@ -57,3 +60,24 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == [name]
     WRITERS[name](path)
     assert len(path.read_bytes()) > 2000
+
+
+def test_a_folder_is_claimed_without_harm_to_the_run_that_fills_it(tmp_path, monkeypatch):
+    (tmp_path / "theirs.png").touch()
+    with replacing(tmp_path / "a.png", source_time=10**18) as temporary:  # of another run
+        temporary.write_bytes(b"a")
+        for own in (False, True):  # another command is refused, the same one goes on
+            with contextlib.nullcontext() if own else pytest.raises(ValueError, match="holds 1 files"):
+                claim_folder(tmp_path, lambda _, own=own: own)
+            assert temporary.exists()
+    left = tmp_path / ".new-00000000.png"
+    left.touch()
+    os.utime(left, (0, 0))  # as `replacing` does just before the end
+    claim_folder(tmp_path, lambda _: True)
+    assert left.exists() and (tmp_path / "a.png").read_bytes() == b"a"
+    monkeypatch.setattr(files, "time", SimpleNamespace(time=lambda: time.time() + 3700))  # of a run that was killed
+    with pytest.raises(ValueError, match="holds 2 files"):
+        claim_folder(tmp_path, lambda _: False)
+    assert left.exists()
+    claim_folder(tmp_path, lambda _: True)
+    assert not left.exists()

@@ -14,7 +14,7 @@ from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cams.pictures import find_mask, find_photograph, write_mask
 from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.cli import main
-from semples_plugin.image_names import ImageNames, file_stems, image_name, key_of_name, name_of_key
+from semples_plugin.image_names import ImageNames, file_stems, image_name, key_of_name, name_of_key, read_image_paths
 from semples_plugin.labels import load_image_labels
 from semples_plugin.make_labels import make_labels
 
@@ -25,6 +25,7 @@ SPELLINGS = [
     ("001", ("001", "001.tif", "site1/001.jpeg", "001.jpg.npy")),
     ("frame_0.5", ("frame_0.5", "frame_0.5.png", "a.b/frame_0.5.webp")),
     ("10:30", ("10:30", "0:/10:30.jpg")),
+    ("im 0", ("im 0", "im 0.jpg", "my images/im 0.png")),
     ("COCO_train2014_mine", ("COCO_train2014_mine", "x/COCO_train2014_mine.png")),
 ]  # fmt: skip
 
@@ -33,8 +34,9 @@ SPELLINGS = [
 def test_a_list_a_file_and_a_label_key_give_one_name(name, path, tmp_path):
     assert image_name(path) == name and image_name(name) == name
     assert all(image_name(stem) == name for stem in file_stems(name))
-    (tmp_path / "list.txt").write_text(f"{path} other/column.png\n")
-    assert read_image_list(tmp_path / "list.txt") == [name]
+    for line in (path, *([] if " " in path else [f"{path}.jpg other/column.png"])):
+        (tmp_path / "list.txt").write_text(f"{line}\n")
+        assert read_image_list(tmp_path / "list.txt") == [name]
     np.save(tmp_path / "labels.npy", {path: np.eye(3, dtype=np.float32)[0]})
     assert list(load_image_labels(tmp_path / "labels.npy")) == [name]
     (tmp_path / "table.csv").write_text(f"{path},a\n")
@@ -127,6 +129,27 @@ def test_files_with_and_without_cocos_prefix_are_found_and_keep_their_stems(tmp_
     (tmp_path / "names.txt").write_text("a")
     command = ["show", "cams", "--masks", "masks", "--images", "images", "--classes", "names.txt", "--names", prefixed]
     assert main(command) == 0 and (tmp_path / "cams.png").exists(), capsys.readouterr().err
+
+
+def test_lines_are_names_with_spaces_or_columns(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text(
+        "im 0\n\nim 3\n  im 0.png \n/my images/b c.jpg\nim.jpg masks/im.png\nd.jpg\te.png f.npy\n2007_000032  -1\n"
+    )
+    paths = ["im 0", "im 3", "im 0.png", "/my images/b c.jpg", "im.jpg", "d.jpg", "2007_000032  -1"]
+    with pytest.raises(ValueError, match=r"list\.txt, line 4: im 0 and im 0\.png would both be called 'im 0'"):
+        read_image_paths(file)
+    file.write_text(file.read_text().replace("im 0.png", "im 0"))
+    paths[2] = "im 0"
+    assert read_image_paths(file) == paths
+    assert read_image_list(file) == ["im 0", "im 3", "b c", "im", "d", "2007_000032  -1"]
+    for second in ("a.jpg c.jpg", "a.jpg a.jpg"):
+        file.write_text(f"a.jpg b.jpg\n{second}\n")
+        with pytest.raises(ValueError, match=f"line 2: a.jpg stands beside b.jpg and {second[6:]}; a file whose name"):
+            read_image_paths(file)
+    file.write_text("\n \n")
+    with pytest.raises(ValueError, match="names no images"):
+        read_image_paths(file)
 
 
 def test_names_need_no_torch():

@@ -435,6 +435,10 @@ def test_lists_of_names_and_of_paths_are_read(tmp_path):
         entry = coco.get_data_info(0)
         assert entry["img_path"] == f"{tmp_path}/JPEGImages/COCO_train2014_000000000009.jpg"
         assert entry["seg_map_path"] == f"{tmp_path}/SegmentationClassAug/{mask}.png"
+    (tmp_path / "list.txt").write_text("im 0\n\nim 1\n\n")
+    voc = DATASETS.build({"type": "WsssVoc", "data_root": str(tmp_path), "ann_file": "list.txt", "data_prefix": prefix})
+    assert [Path(voc.get_data_info(i)["img_path"]).name for i in range(len(voc))] == ["im 0.jpg", "im 1.jpg"]
+    assert voc.get_data_info(1)["seg_map_path"].endswith("SegmentationClassAug/im 1.png")
     with pytest.raises(ValueError, match="masks: expected 80 or 90"):
         DATASETS.build({"type": "WsssCoco", "masks": 91})
 
@@ -503,12 +507,16 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
         ({"custom_hooks.0.learning": {"epoch": 3}}, ValueError, "learning: expected some of epochs, lr,.* got epoch"),
         ({"custom_hooks.0.prompt_length": 500}, ValueError, "500"),  # before the hours of (a), not after them
         ({"custom_hooks.0.prompt_std": "words"}, ValueError, 'prompt_std: expected "preset", None or a number'),
-        ({"model.threshold": 30}, ValueError, "threshold: expected a background score from 0 to 1, got 30"),
+        (
+            {"model.threshold": 30},
+            ValueError,
+            "threshold: .* of at least 0 and at most 1, got 30",
+        ),
         ({"model.regularizer": None, "model.kind": "rleu"}, ValueError, "kind: expected one of .* got 'rleu'"),
         ({"model.regularizer.mask_esp": 1.0}, ValueError, "did you mean mask_eps"),
         ({"model.regularizer.lr": 1.0}, ValueError, r"that of stage \(b\) is prompt_lr"),
         ({"custom_hooks.0.restart": "start"}, ValueError, 'expected "baseline" or "matched"'),
-        ({"custom_hooks.0.match": -1}, ValueError, "lengths of at least 0"),
+        ({"custom_hooks.0.match": -1}, ValueError, "match: expected a whole number of at least 0, got -1"),
         ({"custom_hooks.0.match": 0, "custom_hooks.0.baseline": 0}, ValueError, "match=0 begins with refinement"),
         (
             {"model.data_preprocessor.mean": None, "model.data_preprocessor.std": None},
@@ -528,6 +536,42 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
     other.save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="the prompts belong to another CLIP"):
         train(config(world, tmp_path, **{"model.regularizer.prompts": str(tmp_path / "other.safetensors")}))
+
+
+SEGMENTOR = {"type": "CamSegmentor", "backbone": None, "num_classes": 2, "in_channels": 3}  # told before it is built
+
+
+@pytest.mark.parametrize(
+    ("registry", "base", "name", "value", "error"),
+    [
+        *((MODELS, SEGMENTOR, name, value, error) for name, value, error in (
+            ("eps", -1, ValueError), ("eps", 0.0, ValueError), ("eps", "x", TypeError), ("scale", "x", TypeError),
+            ("scale", float("nan"), ValueError), ("scale", -1, ValueError), ("cls_weight", None, TypeError),
+            ("threshold", "a", TypeError), ("threshold", 1.5, ValueError), ("num_classes", 2.0, TypeError),
+            ("in_channels", 0, ValueError), ("in_index", 0.5, TypeError), ("regularizer", "voc", TypeError),
+        )),
+        *((HOOKS, {"type": "SemPLeSStages", "match": 2}, name, value, error) for name, value, error in (
+            ("match", 1.5, TypeError), ("match", "2", TypeError), ("match", -1, ValueError), ("match", True, TypeError),
+            ("baseline", 0.5, TypeError), ("prompt_length", 2.5, TypeError), ("prompt_length", 0, ValueError),
+            ("prompt_std", -1, ValueError), ("prompt_std", [1], TypeError), ("seed", "a", TypeError),
+            ("draw_interval", -1, ValueError), ("learning", [1], TypeError),
+        )),
+        *((MODELS, {"type": "SemPLeSRegularizer", "clip": "demo"}, name, value, error) for name, value, error in (
+            ("clip", {"nme": "ViT-B-32"}, ValueError), ("clip", 3, TypeError), ("class_names", 5, TypeError),
+        )),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named_where_the_config_is_built(registry, base, name, value, error):
+    with pytest.raises(error, match=rf"{name}: expected .* got .") as raised:
+        registry.build({**base, name: value})
+    assert len(str(raised.value)) < 500
+
+
+def test_wrong_thresholds_of_the_metric_are_refused_before_the_run():
+    for wrong in ([30], [0.5, 0.3], 0.5, [], ["a"]):
+        with pytest.raises(ValueError, match="thresholds: expected a list of background scores from 0 to 1, ascending"):
+            METRICS.build({"type": "CamMetric", "thresholds": wrong})
+    assert METRICS.build({"type": "CamMetric", "thresholds": [0, 0.3, 1]}).thresholds.tolist() == [0, 0.3, 1]
 
 
 def test_wrong_options_of_the_prompts_are_refused_before_the_run():

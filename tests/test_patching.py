@@ -111,6 +111,30 @@ def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
     assert git(checkout, "status", "--porcelain") == ""
 
 
+@pytest.mark.parametrize("action", ["apply", "check", "revert"])
+@pytest.mark.parametrize("link", ["configs/semples/prompts/cfg.py", "configs/semples/refine", "configs"])
+def test_fma_wsss_configs_are_written_through_no_link(checkout, tmp_path, monkeypatch, action, link):
+    monkeypatch.setitem(patching.COMMITS, "fma-wsss", patching.COMMITS["clims"])
+    (checkout / link).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / link).symlink_to(tmp_path / "elsewhere")
+    if not link.endswith(".py"):
+        (tmp_path / "elsewhere").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{link} is a link"):
+        patching.patch("fma-wsss", checkout, action)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_config_that_is_no_text_in_utf8_was_edited(checkout, monkeypatch):
+    monkeypatch.setitem(patching.COMMITS, "fma-wsss", patching.COMMITS["clims"])
+    patching.patch("fma-wsss", checkout)
+    mine = checkout / "configs/semples/match/cfg.py"
+    mine.write_bytes(b"# caf\xe9\n")
+    assert f"edited: {mine}" in patching.patch("fma-wsss", checkout, "check")
+    assert f"left {mine}, edited since" in patching.patch("fma-wsss", checkout, "revert")
+    assert mine.read_bytes() == b"# caf\xe9\n"
+
+
 def snapshot(folder):
     """Content, mode of every file, and the folders, but for git's own."""
     return {

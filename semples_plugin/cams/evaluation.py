@@ -75,15 +75,13 @@ class CamEvaluation:
 
     Args:
         num_classes: K, without background; 254 at most.
-        thresholds: ascending background scores.
+        thresholds: background scores, see `check_thresholds`.
     """
 
     def __init__(self, num_classes: int, thresholds: Sequence[float] | NDArray[np.floating]) -> None:
         if not 0 < num_classes < IGNORED:
             raise ValueError(f"num_classes: expected 1 to {IGNORED - 1}, as masks are bytes, got {num_classes}")
-        self.thresholds = np.asarray(thresholds, dtype=np.float64)
-        if self.thresholds.ndim != 1 or len(self.thresholds) == 0 or (np.diff(self.thresholds) <= 0).any():
-            raise ValueError("thresholds: expected at least one, ascending")
+        self.thresholds = check_thresholds(thresholds)
         self.num_classes = num_classes
         shape = (num_classes + 1, len(self.thresholds))
         self._in_mask: Counts = np.zeros(num_classes + 1, dtype=np.int64)
@@ -231,6 +229,19 @@ class _Below:
 
         # Rounds and saturates; what is below 0 is below all thresholds, as 0 is.
         return np.asarray(cv2.convertScaleAbs(np.maximum(values, 0), alpha=255), dtype=np.uint8).reshape(-1)
+
+
+def check_thresholds(thresholds: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    """Background scores as an array; a `ValueError` unless there is one at least, and all ascend from 0 to 1."""
+    try:
+        found = np.asarray(thresholds, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.ndim != 1 or not len(found) or not (found[0] >= 0 and found[-1] <= 1 and (np.diff(found) > 0).all()):
+        raise ValueError(
+            f"thresholds: expected a list of background scores from 0 to 1, ascending, got {text.shown(thresholds)}"
+        )
+    return found
 
 
 def power_thresholds(powers: Sequence[float]) -> NDArray[np.float64]:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.cams.pictures import read_mask
-from semples_plugin.files import read_lines, replacing
-from semples_plugin.image_names import ImageNames
+from semples_plugin.files import replacing
+from semples_plugin.image_names import ImageNames, image_name, read_image_paths
 from semples_plugin.pickled import read_header, read_pickled
 from semples_plugin.text import reason, shown
 
@@ -141,26 +141,8 @@ def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dic
 
 
 def read_image_list(path: str | Path) -> list[str]:
-    """Image names of a list file, each once: one a line, with or without folders, endings and a second column.
-
-    Raises:
-        OSError: where it can't be read.
-        ValueError: where it is no text in UTF-8, names no images, or names two images alike.
-    """
-    try:
-        lines = read_lines(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no list {path} of image names") from None
-    names, found = ImageNames(), dict[str, None]()
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found[names.of(line.split()[0])] = None
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    if not found:
-        raise ValueError(f"{path} names no images")
-    return list(found)
+    """Image names of a list file, each once; what lines may hold, and what it raises, see `read_image_paths`."""
+    return list(dict.fromkeys(map(image_name, read_image_paths(path))))
 
 
 def read_cams(path: str | Path) -> Cams:

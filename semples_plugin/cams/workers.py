@@ -47,13 +47,13 @@ def in_parallel(
 
 
 def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     import cv2
 
     cv2.setNumThreads(1)  # as many processes as cores are enough
     # Once a block of this size was freed, glibc keeps smaller ones for the next image, whose pages would cost as much
     # time as reading it.
     bytes(1 << 24)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
