@@ -337,6 +337,14 @@ def test_what_another_command_is_writing_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".new-0123abcd.pt"]
 
 
+def test_a_folder_named_like_a_part_does_not_end_a_run_that_is_done(tmp_path):
+    interrupt(make(), tmp_path)
+    (tmp_path / "features.part-0-1.pt").mkdir()
+    again = make()
+    learn_background_prompts(again, Batches(), work_dir=tmp_path, **OPTIONS)
+    assert again.prompts.learned and [path.name for path in tmp_path.iterdir()] == ["features.part-0-1.pt"]
+
+
 @pytest.mark.parametrize("name", ["features.pt", "state.pt", "features.part-0-1.pt"])
 def test_a_flipped_bit_is_damage(tmp_path, name):
     interrupt(make(), tmp_path)
