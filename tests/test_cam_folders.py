@@ -23,6 +23,7 @@ from semples_plugin.cams.folders import (
     evaluate_folder,
     image_iou,
 )
+from semples_plugin.cams.pictures import write_mask
 from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.cams.tables import describe_gain
 from semples_plugin.cli import main
@@ -292,6 +293,42 @@ def test_cams_of_another_class_list_are_told(tmp_path, capsys):
     assert main(["eval", str(cams), "--masks", str(masks), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     said = capsys.readouterr().err
     assert said.startswith(f"semples eval: {cams}: only ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("empty", "told"), [(0, False), (1, False), (2, True), (20, True)])
+def test_empty_cams_are_told(tmp_path, empty, told):
+    """20 CAMs: one in each of ten images wins its pixels, the other is below it everywhere, or empty."""
+    for n in range(10):
+        high, low = np.ones((4, 5), np.float32), np.full((4, 5), 0.5, np.float32)
+        planes = [high * (n >= empty - 10), low * (n >= empty)]
+        write_cams(tmp_path / "cams" / f"{n}.npy", Cams(planes, (0, 1), "weaktr"))
+        write_mask(tmp_path / "masks" / f"{n}.png", np.ones((4, 5), np.uint8))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = evaluate_folder(tmp_path / "cams", tmp_path / "masks", ["a", "b"], progress=False)
+    assert found.empty == (empty, 20) and (found.doubt != "") == told == bool(caught)
+    assert not told or f"{empty} of 20 CAMs are nowhere above 0, the lowest" in str(caught[0].message)
+    assert (found.to_dict()["doubt"] is not None) == told
+
+
+@pytest.mark.parametrize("images", [10, 12])
+def test_a_command_names_ten_failures_and_counts_the_others(tmp_path, capsys, images):
+    cams, masks = world(tmp_path, count=images + 1)
+    for n in range(images):
+        (cams / f"{n}.npy").write_bytes(b"damaged")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    eval_ = ["eval", str(cams), "--masks", str(masks), "--classes", str(tmp_path / "names.txt"), "--out"]
+    for command, what, where in (
+        ([*eval_, str(tmp_path / "eval")], f"{cams}: not judged", "; eval.json lists all"),
+        (["convert", str(cams), str(tmp_path / "a"), "--to", "clims"], "not converted", ""),
+        (["pseudo-masks", str(cams), str(tmp_path / "b"), "--threshold", "0.4"], "without a mask", ""),
+    ):
+        assert main([*command, "--quiet"]) == 1
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(what)]
+        assert len(said) == min(images, 11) and all("damaged" in line for line in said[:10])
+        assert said[10:] == ([f"{what}: ... and 2 more{where}"] if images > 10 else [])
+    found = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert len(found["cams"]["failed"]) == images
 
 
 def test_cams_for_predicted_labels_are_not_doubted(tmp_path):

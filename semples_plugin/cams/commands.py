@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from semples_plugin.prompts import BackgroundPrompts
 
 CLIP = ("ViT-B-32-quickgelu", "openai")
+_TOLD = 10  # images that a command names one by one
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from semples_plugin.cams.folders import compare, write_evaluation
     from semples_plugin.cams.tables import describe_gain, describe_judgement, format_classes
 
-    evaluations, titles, code = _judge(options)
+    evaluations, titles, code = _judge(options, "; eval.json lists all")
     content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations, strict=True)}
     gains = [compare(evaluations[0], one) for one in evaluations[1:]]
     for title, gain in zip(titles[1:], gains, strict=True):
@@ -112,8 +113,8 @@ def _check_names(names: Sequence[str] | None, known: Container[str], what: str) 
         raise ValueError(f"{', '.join(unknown)}: not among {what}")
 
 
-def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[str], int]:
-    """Evaluations of the images that all folders have, their titles, and the exit status."""
+def _judge(options: argparse.Namespace, where: str = "") -> tuple[list[FolderEvaluation], list[str], int]:
+    """Evaluations of the images that all folders have, their titles, and the exit status; `where` as `_tell_each`."""
     from semples_plugin.cams.folders import evaluate_folder, on_common_images
     from semples_plugin.labels import classes_beside, read_class_names
 
@@ -135,7 +136,7 @@ def _judge(options: argparse.Namespace) -> tuple[list[FolderEvaluation], list[st
     for one in each:
         _tell(f"{one.folder}: images without CAMs", one.missing)
         _tell(f"{one.folder}: CAMs of images that are not in {one.split}", one.extra)
-        _tell_each(f"{one.folder}: not judged", one.failed)
+        _tell_each(f"{one.folder}: not judged", one.failed, where)
     together = on_common_images(each) if len(each) > 1 else each
     _tell("left out, not in every folder", sorted({name for one in together for name in one.left_out}))
     return together, titles, int(any(one.failed for one in each))
@@ -160,10 +161,12 @@ def _tell(what: str, names: Sequence[str]) -> None:
         print(f"{what}: {len(names)}: {few(names)}", file=sys.stderr)
 
 
-def _tell_each(what: str, failed: Mapping[str, str]) -> None:
-    """A line each, as scripts may want to read which."""
-    for name, why in failed.items():
+def _tell_each(what: str, failed: Mapping[str, str], where: str = "") -> None:
+    """A line each, of the first `_TOLD`; then how many more there are, and `where` all stand."""
+    for name, why in list(failed.items())[:_TOLD]:
         print(f"{what}: {name}: {why}", file=sys.stderr)
+    if len(failed) > _TOLD:
+        print(f"{what}: ... and {len(failed) - _TOLD} more{where}", file=sys.stderr)
 
 
 def convert(options: argparse.Namespace) -> int:

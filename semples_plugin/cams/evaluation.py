@@ -57,12 +57,16 @@ class ImageCounts:
         in_mask: `[C]`.
         predicted: `[C, T]`, at each threshold.
         hits: `[C, T]`, predicted and in the mask.
+        cams: how many CAMs there are.
+        empty: how many of them exceed the lowest threshold nowhere.
     """
 
     classes: Counts
     in_mask: NDArray[np.int32]
     predicted: NDArray[np.int32]
     hits: NDArray[np.int32]
+    cams: int = 0
+    empty: int = 0
 
 
 class CamEvaluation:
@@ -134,7 +138,13 @@ class CamEvaluation:
         predicted[0] = in_mask.sum() - foreground.sum(0)
         hits[0] = in_mask[0] - _above(bins[0]).sum(0)
         classes = np.union1d(np.flatnonzero(in_mask), np.append(shown, 0))
-        return ImageCounts(classes, *(part[classes].astype(np.int32) for part in (in_mask, predicted, hits)))
+        pixels, predicted, hits = (part[classes].astype(np.int32) for part in (in_mask, predicted, hits))
+        # Only one that wins no pixel is looked at again: another CAM may be higher.
+        empty = sum(
+            not wins and bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])
+            for cam, wins in zip(cams, foreground[:, 0], strict=True)
+        )
+        return ImageCounts(classes, pixels, predicted, hits, len(cams), empty)
 
     def compute(self) -> ThresholdSweep:
         """The sweep over all images so far."""

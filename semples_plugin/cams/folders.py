@@ -73,15 +73,33 @@ class FolderEvaluation:
         return sum(int((pixels > 0).sum()) for pixels in present), sum(map(len, present))
 
     @property
+    def empty(self) -> tuple[int, int]:
+        """CAMs that exceed the lowest background score nowhere, and all CAMs."""
+        return sum(counts.empty for counts in self.counts.values()), sum(counts.cams for counts in self.counts.values())
+
+    @property
     def doubt(self) -> str:
-        """A sentence where most CAMs are of classes that their images' masks lack, as another data set's are."""
-        right, cams = self.in_masks
-        if 2 * right >= cams:
-            return ""
-        return (
-            f"{self.folder}: only {right} of {cams} CAMs ({100 * right / cams:.0f} %) are of a class that the same "
-            f"image's mask in {self.masks} holds: do both count the same classes in the same order?"
-        )
+        """Sentences where CAMs can hardly be meant so.
+
+        Where most are of classes that their images' masks lack, as another data set's are; and where a tenth of them
+        are empty, as those of logits that are never positive.
+        """
+        doubts = []
+        right, winning = self.in_masks
+        if 2 * right < winning:
+            doubts.append(
+                f"only {right} of {winning} CAMs ({100 * right / winning:.0f} %) are of a class that the same image's "
+                f"mask in {self.masks} holds: do both count the same classes in the same order?"
+            )
+        empty, cams = self.empty
+        if empty and 10 * empty >= cams:
+            lowest = self.sweep.thresholds[0]
+            doubts.append(
+                f"{empty} of {cams} CAMs {f'never exceed {lowest:.2g}' if lowest else 'are nowhere above 0'}, the "
+                "lowest background score: were they saved from a trained model, after ReLU or sigmoid and divided by "
+                "their maximum?"
+            )
+        return f"{self.folder}: {' '.join(doubts)}" if doubts else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the counts, ready for `json.dumps`; NaN becomes None.
@@ -143,7 +161,7 @@ def evaluate_folder(
         ValueError: where nothing can be judged, or the setting is none that (0 to 1, or above 0) can be.
 
     Warns:
-        UserWarning: where most CAMs are of classes that their images' masks lack.
+        UserWarning: where most CAMs are of classes that their images' masks lack, or a tenth of them is empty.
     """
     found, masks = list_cams(folder, masks=True), Path(masks)
     if not masks.is_dir():
