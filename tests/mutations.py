@@ -63,7 +63,6 @@ MUTATIONS = [
     ("files of older CAMs are kept", "files", "return 0 <= there - made < step", "return there <= made"),
     ("a verdict on few images", "cams/tables", "comparison.images < ENOUGH", "comparison.images < 1"),
     ("an old run's epochs go on with other features", "prompt_learning", 'run["features"] = _digest(*kept)', 'run["features"] = ""'),
-    ("a batch taken for another one", "prompt_learning", "return _digest(sizes, *samples, masks", "return _digest(sizes, masks"),
     ("diverged prompts are saved", "prompt_learning", " and bool(prompts.vectors.isfinite().all())", ""),
     ("seed lost in the state dict", "prompts", '            "seed": self.seed,\n', ""),
     ("separation upside down", "prompt_quality", "near > far", "near < far"),
@@ -97,6 +96,18 @@ MUTATIONS = [
     ("(b) makes its masks with the eps of (a)", "presets", 'return self.prompt_mask_eps if stage == "prompts" else self.mask_eps', "return self.mask_eps"),
     ("corners never aligned", "presets", '"align_corners": self.align_corners,', '"align_corners": False,'),
     ("processes that nobody averages accepted", "adapters/options", "if world_size() > 1 and not isinstance(model, DistributedDataParallel):", "if False:"),
+    ("a batch taken for another one", "prompt_learning", "return _digest(images, masks.maps,", "return _digest(images[:, :, ::2, ::2], masks.maps,"),
+    ("flipped bits are read", "prompt_learning", "if digest != _digest(found) or not", "if not"),
+    ("another image tower's features", "prompt_learning", "[prompts.signature, _image_signature(regularizer.clip)]", "[prompts.signature]"),
+    ("foreign quality on unlearned vectors", "prompts", "and vectors.shape == self.vectors.shape:", "or True:"),
+    ("a share of classes", "prompt_quality", "sum(share * n for", "sum(share for"),
+    ("removes what is being written", "files", "left.stat().st_ctime > _LEFT_AFTER", "left.stat().st_ctime > -1"),
+    ("splits every line", "image_names", "all(map(_ENDINGS.search, parts))", "True"),
+    ("empty CAMs: those that never win", "cams/evaluation", "not wins and bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "not wins"),
+    ("percent as thresholds", "cams/evaluation", "found[0] >= 0 and found[-1] <= 1 and", ""),
+    ("one statistic without the other", "regularizer", "(input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD)", "(input_mean is None) != (input_std is None)"),
+    ("parts have later settings", "regularizer", "now = copy.copy(self)", "now = self"),
+    ("another model's features", "prompt_learning", "return from_first(f\"weights {_digest(*weights)}\")", "return \"weights\""),
 ]  # fmt: skip
 
 

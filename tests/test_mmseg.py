@@ -258,8 +258,9 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
         train(config(world, tmp_path, iterations=9, **changes))
     (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
+    del features["digest"]
     features["backgrounds"] *= -1  # so that it shows whether they are taken
-    torch.save(features, unfinished / "features.pt")
+    torch.save({**features, "digest": prompt_learning._digest(features)}, unfinished / "features.pt")
     left = tmp_path / "left"
     shutil.copytree(unfinished, left)
     with warnings.catch_warnings():
