@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _lasting_streams(), warnings.catch_warnings():
         options = build_parser().parse_args(arguments)
         warnings.simplefilter("default", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # some libraries' are both, and no user's business
         warnings.showwarning = lambda message, *_, **__: print(f"semples {options.command}: {message}", file=sys.stderr)
         return _run(options)
 

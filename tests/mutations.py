@@ -86,7 +86,7 @@ MUTATIONS = [
     ("torch's words for a full disk", "files", "except (OSError, RuntimeError, SafetensorError)", "except OSError"),
     ("masks of other settings are kept", "cams/pseudo_masks", " or read_note(path) != note", ""),
     ("names of classes bring torch", "labels", "from semples_plugin.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
-    ("CAMs of another class list pass unnoticed", "cams/folders", "if 2 * right >= cams", "if 200 * right >= cams"),
+    ("CAMs of another class list pass unnoticed", "cams/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
     ("a gain of 0.02 points is praised", "cams/tables", "abs(gain) < SMALLEST", "abs(gain) < 0"),
     ("files left half patched", "patching", "if not _put_back(file, old)]", "if False]"),
     ("pixels beside the patches seen", "towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),

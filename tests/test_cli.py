@@ -2,6 +2,7 @@ import argparse
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,15 @@ def interrupted_work(_) -> None:
 def test_an_interrupt_is_one_wherever_it_comes(run, status, said, monkeypatch, capsys):
     monkeypatch.setattr("semples_plugin.cli._doctor", run)
     assert main(["doctor"]) == status and capsys.readouterr().err == f"semples doctor: {said}\n"
+
+
+def test_warnings_of_ours_are_told_and_libraries_deprecations_are_not(capsys, monkeypatch):
+    class Deprecation(UserWarning, DeprecationWarning):
+        pass
+
+    def run(*_):
+        warnings.warn("look here", UserWarning, stacklevel=1)
+        warnings.warn("'oneOf' deprecated", Deprecation, stacklevel=1)
+
+    monkeypatch.setattr("semples_plugin.doctor.print_report", run)
+    assert main(["doctor"]) == 0 and capsys.readouterr().err == "semples doctor: look here\n"
