@@ -26,7 +26,7 @@ from tqdm import tqdm
 from semples_plugin.checks import check_tensor
 from semples_plugin.clip import FrozenClip
 from semples_plugin.distributed import from_first, gather, get_rank, is_first, world_size
-from semples_plugin.files import replacing
+from semples_plugin.files import remove_left, replacing
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure, went_well
 from semples_plugin.prompts import BackgroundPrompts, same_clip
@@ -35,7 +35,6 @@ from semples_plugin.text import reason
 
 T = TypeVar("T")
 _SAVE_EVERY = 30.0  # seconds of encoding that a kill may cost
-_ABANDONED = 3600.0  # seconds after which a half-written file is no running command's
 _START = "start of the prompts"
 _FORMAT = 3  # of the files in a work_dir
 
@@ -648,7 +647,7 @@ class _WorkDir:
         if self.path is None:
             return None, None, {}
         self.path.mkdir(parents=True, exist_ok=True)  # where it can't be, say so before the walk
-        self._remove_abandoned()
+        remove_left(self.path)
         kept = self._read(_FEATURES, _Kept._fields)
         state = self._read(_STATE, ("run", "done", "vectors", "optimizer", "schedule", "history"))
         encoded: _Encoded = {}
@@ -697,20 +696,13 @@ class _WorkDir:
         if self.path is not None:
             for name in (_FEATURES, _STATE):
                 (self.path / name).unlink(missing_ok=True)
-            self._remove_abandoned()
+            remove_left(self.path)
             self.remove_parts()
 
     def remove_if_empty(self) -> None:
         if self.path is not None:
             with suppress(OSError):  # what else a user keeps there stays
                 self.path.rmdir()
-
-    def _remove_abandoned(self) -> None:
-        """Removes what killed runs left half-written; another command may be writing the newer ones."""
-        for left in () if self.path is None else self.path.glob(".new-*.pt"):
-            with suppress(FileNotFoundError):
-                if time.time() - left.stat().st_mtime > _ABANDONED:
-                    left.unlink()
 
     def check_outside(self, file: str | Path) -> None:
         """Raises a `ValueError` for a file that would be taken for one of these, and removed with them."""

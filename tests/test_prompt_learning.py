@@ -1,13 +1,13 @@
 import copy
 import functools
 import json
-import os
 import re
 import shutil
 import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from semples_plugin import (
     FrozenClip,
     LossWeights,
     SemPLeSRegularizer,
+    files,
     learn_background_prompts,
     prompt_learning,
 )
@@ -312,7 +313,7 @@ def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
         learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
     cut = left / ".new-0123abcd.pt"
     cut.write_bytes(b"cut")  # by a kill while a file was written
-    os.utime(cut, (0, time.time() - 2 * prompt_learning._ABANDONED))
+    monkeypatch.setattr(files, "_LEFT_AFTER", -1)
     (left / "mine.txt").write_text("")
     shutil.copytree(left, work)
     again = make()
@@ -329,10 +330,13 @@ def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
     assert len(calls) == 4 and torch.equal(changed.prompts.vectors, learned(Batches(seed=6)))
 
 
-def test_what_another_command_is_writing_stays(tmp_path):
-    for name in (".new-0123abcd.pt", ".new-4567abcd.pt"):
-        (tmp_path / name).write_bytes(b"half")
-    os.utime(tmp_path / ".new-4567abcd.pt", (0, time.time() - 2 * prompt_learning._ABANDONED))
+def test_what_another_command_is_writing_stays(tmp_path, monkeypatch):
+    old, new = tmp_path / ".new-4567abcd.pt", tmp_path / ".new-0123abcd.pt"
+    old.write_bytes(b"half")
+    time.sleep(0.2)
+    new.write_bytes(b"half")
+    now = old.stat().st_ctime + files._LEFT_AFTER + 0.1  # the older one has lain long enough, the newer one not yet
+    monkeypatch.setattr(files, "time", SimpleNamespace(time=lambda: now))
     learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == [".new-0123abcd.pt"]
 
