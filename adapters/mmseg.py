@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
-from semples_plugin.adapters.config_values import check_number
 from semples_plugin.adapters.options import refuse_hosts_own
-from semples_plugin.checks import check_known
+from semples_plugin.checks import check_known, check_number
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
 from semples_plugin.masks import ClassMasks, check_kind

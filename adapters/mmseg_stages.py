@@ -22,8 +22,7 @@ from mmseg.registry import HOOKS
 from torch import Tensor
 
 from semples_plugin.adapters.base import evaluating
-from semples_plugin.adapters.config_values import check_number
-from semples_plugin.checks import check_known
+from semples_plugin.checks import check_known, check_number
 from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset, load_preset
