@@ -238,7 +238,8 @@ class _Below:
         import cv2
 
         # Rounds and saturates; what is below 0 is below all thresholds, as 0 is.
-        return np.asarray(cv2.convertScaleAbs(np.maximum(values, 0), alpha=255), dtype=np.uint8).reshape(-1)
+        _, positive = cv2.threshold(values, 0, 0, cv2.THRESH_TOZERO)
+        return np.asarray(cv2.convertScaleAbs(positive, alpha=255), dtype=np.uint8).reshape(-1)
 
 
 def check_thresholds(thresholds: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
