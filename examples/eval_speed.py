@@ -112,8 +112,8 @@ def main() -> None:
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             print(f"{count} images, {len(THRESHOLDS)} thresholds: semples eval {seconds['eval']:.2f} s (processor "
                   f"{seconds['eval, processor']:.2f} s), {seconds['eval'] / seconds['reading']:.2f} x reading "
-                  f"({seconds['reading']:.2f} s) and {seconds['eval'] / seconds['warm']:.2f} x reading in a warm process "
-                  f"({seconds['warm']:.2f} s)", flush=True)  # fmt: skip
+                  f"({seconds['reading']:.2f} s) and {seconds['eval'] / seconds['warm']:.2f} x reading in a warm "
+                  f"process ({seconds['warm']:.2f} s)", flush=True)  # fmt: skip
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         print(f"memory of its largest process: {peak:.2f} GiB")
         if options.loops:
