@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import options
 from semples_plugin.adapters.base import CamAdapter, evaluating, without_ddp
-from semples_plugin.checks import first_difference
-from semples_plugin.distributed import is_first
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.utils.checks import first_difference
+from semples_plugin.utils.distributed import is_first
 
 
 class ClimsAdapter(CamAdapter):

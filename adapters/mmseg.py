@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.options import refuse_hosts_own
-from semples_plugin.checks import check_known, check_number
 from semples_plugin.clip import FrozenClip
 from semples_plugin.labels import read_class_names
 from semples_plugin.masks import ClassMasks, check_kind
 from semples_plugin.presets import Preset, Statistics, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
-from semples_plugin.text import shown
+from semples_plugin.utils.checks import check_known, check_number
+from semples_plugin.utils.text import shown
 
 __all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_stages"]
 

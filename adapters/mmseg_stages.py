@@ -22,15 +22,15 @@ from mmseg.registry import HOOKS
 from torch import Tensor
 
 from semples_plugin.adapters.base import evaluating
-from semples_plugin.checks import check_known, check_number
-from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompt_learning import check_learning, learn_background_prompts, name_origin
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
-from semples_plugin.text import shown
 from semples_plugin.training_log import draw_pairs
+from semples_plugin.utils.checks import check_known, check_number
+from semples_plugin.utils.distributed import is_first, world_size
+from semples_plugin.utils.text import shown
 
 STATE = "semples"  # key in mmengine's checkpoints
 _LEARNING = ("epochs", "lr", "batch_size", "weight_decay", "progress")  # of learn_background_prompts, for a config

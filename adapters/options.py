@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semples_plugin.distributed import world_size
 from semples_plugin.labels import read_class_names
 from semples_plugin.presets import STAGES, Preset, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.utils.distributed import world_size
 
 HOSTS_OWN = ("lr", "epochs", "batch_size")
 """Fields of a preset that a host with a training loop of its own sets by its own options."""

@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 from semples_plugin.adapters import options
 from semples_plugin.adapters.base import CamAdapter, evaluating
-from semples_plugin.distributed import is_first, world_size
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.utils.distributed import is_first, world_size
 
 REACH = ("head+fusion", "fusion")
 

@@ -34,8 +34,8 @@ from semples_plugin.adapters.weaktr import FineCam, WeakTrAdapter
 from semples_plugin.cams.drawing import write_picture
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.run import CamsOf, Judgement, draw_cams, judge, load_tiny_clip, normalize_images
-from semples_plugin.files import replacing
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
+from semples_plugin.utils.atomic_files import replacing
 
 WEIGHTS = LossWeights(background=0.4, text=0.02, refine=0.2)  # for the tiny CLIP, as in `semples demo`
 

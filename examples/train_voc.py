@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from semples_plugin import ClassMasks, Preset, learn_background_prompts, load_preset
-from semples_plugin.files import replacing
 from semples_plugin.labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
+from semples_plugin.utils.atomic_files import replacing
 
 BACKGROUNDS = (
     "sky", "clouds", "sea", "river", "grass", "field", "road", "street", "railroad", "platform", "sand", "snow",

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semples_plugin.checks import CheckSchedule, check_device, check_tensor
 from semples_plugin.towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
+from semples_plugin.utils.checks import CheckSchedule, check_device, check_tensor
 
 Tokenizer = Callable[[list[str]], Tensor]
 

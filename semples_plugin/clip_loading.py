@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from semples_plugin.clip import OPENAI_MEAN, OPENAI_STD
-from semples_plugin.text import reason
+from semples_plugin.utils.text import reason
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOCAL_DIR = "local-dir:"

@@ -11,7 +11,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-from semples_plugin.files import read_lines
+from semples_plugin.utils.atomic_files import read_lines
 
 _ENDINGS = re.compile(r"(?<=.)(\.(bmp|gif|jpe?g|npy|npz|png|tiff?|webp))+$", re.IGNORECASE)  # other dots stay
 _COCO_PREFIXES = ("COCO_train2014_", "COCO_val2014_")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.checks import check_names
 from semples_plugin.class_names import CLASS_NAMES
-from semples_plugin.files import read_lines
 from semples_plugin.image_names import name_of_key
-from semples_plugin.pickled import read_pickled
+from semples_plugin.utils.atomic_files import read_lines
+from semples_plugin.utils.checks import check_names
+from semples_plugin.utils.safe_pickle import read_pickled
 
 
 def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:

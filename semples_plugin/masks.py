@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semples_plugin.checks import CheckSchedule, check_tensor, waits, warn_once
+from semples_plugin.utils.checks import CheckSchedule, check_tensor, waits, warn_once
 
 _looks = CheckSchedule()  # at the range of the CAMs
 

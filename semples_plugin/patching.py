@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from semples_plugin.adapters.options import STAGES
-from semples_plugin.files import replacing
+from semples_plugin.utils.atomic_files import replacing
 
 PATCHES = Path(__file__).parent / "patches"
 COMMITS = {

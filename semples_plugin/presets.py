@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from semples_plugin.checks import check_known, check_names, class_positions
 from semples_plugin.class_names import (
     COCO,
     COCO_ALIASES,
@@ -23,6 +22,7 @@ from semples_plugin.class_names import (
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
+from semples_plugin.utils.checks import check_known, check_names, class_positions
 
 STAGES = ("match", "prompts", "refine")
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]

@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from semples_plugin.checks import check_tensor
 from semples_plugin.clip import FrozenClip
-from semples_plugin.distributed import from_first, gather, get_rank, is_first, world_size
-from semples_plugin.files import remove_left, replacing
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure, went_well
 from semples_plugin.prompts import BackgroundPrompts, same_clip
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
-from semples_plugin.text import reason
+from semples_plugin.utils.atomic_files import remove_left, replacing
+from semples_plugin.utils.checks import check_tensor
+from semples_plugin.utils.distributed import from_first, gather, get_rank, is_first, world_size
+from semples_plugin.utils.text import reason
 
 T = TypeVar("T")
 _SAVE_EVERY = 30.0  # seconds of encoding that a kill may cost

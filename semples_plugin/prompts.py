@@ -13,12 +13,12 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.checks import check_names, first_difference
 from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
-from semples_plugin.files import replacing
-from semples_plugin.pickled import read_saved
 from semples_plugin.prompt_quality import ClassQuality, Nearness
-from semples_plugin.text import reason, shown
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.checks import check_names, first_difference
+from semples_plugin.utils.safe_pickle import read_saved
+from semples_plugin.utils.text import reason, shown
 from semples_plugin.version import __version__
 
 RELEASE_SUFFIX = (13,)

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin import functional
-from semples_plugin.checks import CheckSchedule, check_names, check_tensor, check_triple, warn_once
 from semples_plugin.clip import FrozenClip
-from semples_plugin.distributed import share_of_pairs
 from semples_plugin.masks import ClassMasks, masked_views
-from semples_plugin.parts import sum_in_parts
 from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.utils.checks import CheckSchedule, check_names, check_tensor, check_triple, warn_once
+from semples_plugin.utils.chunked import sum_in_parts
+from semples_plugin.utils.distributed import share_of_pairs
 
 if TYPE_CHECKING:
     from semples_plugin.presets import Preset

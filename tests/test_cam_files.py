@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from semples_plugin import files, pickled
 from semples_plugin.cams import convert, pictures
 from semples_plugin.cams import files as cam_files
 from semples_plugin.cams.convert import convert_folder
 from semples_plugin.cams.files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
 from semples_plugin.cams.pictures import photograph_size, read_photograph
+from semples_plugin.utils import atomic_files, safe_pickle
 
 CLASSES = (2, 7, 11)
 
@@ -154,7 +154,7 @@ def test_bad_files_are_named_and_no_code_runs(tmp_path, content):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"x\.npy"):
         read_cams(path)
-    assert not (tmp_path / "attacked").exists() and not hasattr(pickled._Tensor, "x")
+    assert not (tmp_path / "attacked").exists() and not hasattr(safe_pickle._Tensor, "x")
 
 
 def test_code_in_an_npz_or_in_a_tensors_storage_does_not_run(tmp_path):
@@ -304,7 +304,7 @@ def test_a_full_disk_costs_what_is_not_written_and_nothing_else(tmp_path, monkey
         if len(calls) == 2:  # of b
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(atomic_files.os, "fsync", fsync)
     failed = convert_folder(tmp_path / "start", tmp_path / "out", "clims", progress=False)
     assert list(failed) == ["b"] and failed["b"].endswith(f"No space left on device: '{tmp_path / 'out' / 'b.npy'}'")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy"]  # hosts read whatever is there
@@ -322,7 +322,7 @@ def test_a_folder_holds_the_conversion_of_these_cams_and_nothing_else(tmp_path, 
         with pytest.raises(ValueError, match=r"holds 1 files, such as a.npy, that this command didn't make"):
             convert_folder(tmp_path / folder, out, to, progress=False)
     (out / ".new-1.npy").touch()  # a kill left it
-    monkeypatch.setattr(files, "_LEFT_AFTER", -1)
+    monkeypatch.setattr(atomic_files, "_LEFT_AFTER", -1)
     path = tmp_path / "one" / "a.npy"
     for seed, age in ((2, 0), (3, 3600)):  # trained again; and replaced by older ones, as `cp -p` and rsync do it
         as_weaktr(path, maps(seed=seed))
@@ -347,7 +347,7 @@ def test_files_are_known_by_their_sources_time_as_exactly_as_it_is_kept(tmp_path
     for made, is_own in ((kept, True), (kept - step, False), (kept + step, False)):
         os.utime(tmp_path / "source", ns=(time, time))
         os.utime(tmp_path / "target", ns=(made, made))
-        assert files.is_made_of(tmp_path / "target", tmp_path / "source") == is_own
+        assert atomic_files.is_made_of(tmp_path / "target", tmp_path / "source") == is_own
 
 
 def test_cams_that_change_meanwhile_are_told(tmp_path, monkeypatch):

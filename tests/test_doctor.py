@@ -6,8 +6,9 @@ import pytest
 from conftest import TEXT, VISION, build_clip, save_clip
 from safetensors.torch import save_file
 
-from semples_plugin import clip_loading, extras
+from semples_plugin import clip_loading
 from semples_plugin.cli import main
+from semples_plugin.utils import extras
 
 ROOT = Path(__file__).resolve().parent.parent
 

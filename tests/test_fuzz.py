@@ -111,7 +111,7 @@ def read_prompts(path):
 
 
 def npy_bombs():
-    from test_pickled import BOMBS, as_npy, numbers, times
+    from test_safe_pickle import BOMBS, as_npy, numbers, times
 
     path = Path("bomb.npy")
     for name, stream in {

@@ -6,8 +6,9 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from semples_plugin import ClassMasks, checks
+from semples_plugin import ClassMasks
 from semples_plugin.masks import masked_views
+from semples_plugin.utils import checks
 
 LABELS = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 0]])
 

@@ -20,12 +20,12 @@ from semples_plugin import (
     FrozenClip,
     LossWeights,
     SemPLeSRegularizer,
-    files,
     learn_background_prompts,
     prompt_learning,
 )
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
 from semples_plugin.prompts import same_clip
+from semples_plugin.utils import atomic_files
 
 NAMES = ["train", "boat", "tv monitor"]
 OPTIONS = {"epochs": 6, "lr": 0.02, "batch_size": 8, "progress": False}
@@ -313,7 +313,7 @@ def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
         learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
     cut = left / ".new-0123abcd.pt"
     cut.write_bytes(b"cut")  # by a kill while a file was written
-    monkeypatch.setattr(files, "_LEFT_AFTER", -1)
+    monkeypatch.setattr(atomic_files, "_LEFT_AFTER", -1)
     (left / "mine.txt").write_text("")
     shutil.copytree(left, work)
     again = make()
@@ -335,8 +335,10 @@ def test_what_another_command_is_writing_stays(tmp_path, monkeypatch):
     old.write_bytes(b"half")
     time.sleep(0.2)
     new.write_bytes(b"half")
-    now = old.stat().st_ctime + files._LEFT_AFTER + 0.1  # the older one has lain long enough, the newer one not yet
-    monkeypatch.setattr(files, "time", SimpleNamespace(time=lambda: now))
+    now = (
+        old.stat().st_ctime + atomic_files._LEFT_AFTER + 0.1
+    )  # the older one has lain long enough, the newer one not yet
+    monkeypatch.setattr(atomic_files, "time", SimpleNamespace(time=lambda: now))
     learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == [".new-0123abcd.pt"]
 

@@ -9,8 +9,9 @@ import torch
 from conftest import build_frozen
 from safetensors.torch import save_file
 
-from semples_plugin import BackgroundPrompts, files
+from semples_plugin import BackgroundPrompts
 from semples_plugin.prompt_quality import ClassQuality, Nearness
+from semples_plugin.utils import atomic_files
 
 NAMES = ("train", "boat", "tv monitor")
 
@@ -147,7 +148,7 @@ def test_a_private_file_stays_private_and_a_link_a_link(tmp_path):
 def test_a_full_disk_keeps_the_older_file(tmp_path, monkeypatch):
     path = tmp_path / "prompts.safetensors"
     make(seed=1).save(path)
-    monkeypatch.setattr(files.os, "fsync", _full_disk)
+    monkeypatch.setattr(atomic_files.os, "fsync", _full_disk)
     with pytest.raises(OSError, match="No space left"):
         make(seed=2).save(path)
     assert torch.equal(BackgroundPrompts.load(path).vectors, make(seed=1).vectors)

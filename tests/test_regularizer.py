@@ -10,8 +10,9 @@ from conftest import build_frozen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer, checks
+from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
+from semples_plugin.utils import checks
 
 NAMES = ["train", "boat", "tv monitor"]
 LABELS = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]])

@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from semples_plugin.bench.plain import PROMPT_WASTE, REFINEMENT_WASTE
-from semples_plugin.checks import check_device, check_integers
-from semples_plugin.files import replacing
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.checks import check_device, check_integers
 from semples_plugin.version import __version__
 
 Row = dict[str, float | None]

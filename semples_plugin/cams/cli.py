@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from semples_plugin.cams import commands
-from semples_plugin.extras import how_to_install
+from semples_plugin.utils.extras import how_to_install
 
 _FORMATS = ("clims", "weaktr", "fma")
 

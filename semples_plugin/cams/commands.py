@@ -81,7 +81,7 @@ def report(options: argparse.Namespace) -> int:
     from semples_plugin.cams.files import list_cams
     from semples_plugin.cams.pictures import check_photographs
     from semples_plugin.cams.report import prompt_panels, write_report
-    from semples_plugin.checks import first_difference
+    from semples_plugin.utils.checks import first_difference
 
     if options.images:  # as above
         check_photographs(options.images, list_cams(options.cams[0], masks=True))
@@ -222,7 +222,7 @@ def prompt_show(options: argparse.Namespace) -> None:
 def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
     from semples_plugin.demo.data import CONTEXTS, OBJECTS
     from semples_plugin.demo.run import TINY_CLIP
-    from semples_plugin.files import read_lines
+    from semples_plugin.utils.atomic_files import read_lines
 
     if getattr(options, "vocabulary", None):
         return [line.strip() for line in read_lines(options.vocabulary) if line.strip()]

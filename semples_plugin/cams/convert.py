@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from semples_plugin.cams.files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
 from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size
-from semples_plugin.files import CHANGED, claim_folder, is_made_of
 from semples_plugin.image_names import image_name
+from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
 
 
 def convert_folder(

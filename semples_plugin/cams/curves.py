@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semples_plugin.cams.folders import FolderEvaluation
-from semples_plugin.files import replacing
+from semples_plugin.utils.atomic_files import replacing
 
 _LABELS = {"constant": "threshold: a constant background score", "power": "power p of the background score (1 - m)^p"}
 _COLOURS = ("#8a8f98", "#0b6bcb", "#d1581b", "#1d7f4a", "#8d4bbb", "#b3261e")  # the one to beat, then the others

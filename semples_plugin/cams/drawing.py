@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.files import replacing
+from semples_plugin.utils.atomic_files import replacing
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]

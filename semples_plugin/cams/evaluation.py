@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin import text
+from semples_plugin.utils import text
 
 IGNORED = 255
 _CHUNK = 1 << 15  # pixels at once: their planes fit into a processor's cache

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds
 from semples_plugin.cams.files import list_cams, read_cams, read_image_list
 from semples_plugin.cams.pictures import find_mask, read_mask
-from semples_plugin.cams.workers import in_parallel
-from semples_plugin.files import replacing
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.parallel import in_parallel
 
 THRESHOLDS = np.arange(100) / 100
 ENOUGH = 50  # images, from which on the bootstrap's 95 % intervals miss the truth in little more than 5 % of cases

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.cams.drawing import voc_palette
-from semples_plugin.files import replacing
 from semples_plugin.image_names import file_stems
-from semples_plugin.text import reason
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.text import reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +44,7 @@ def write_mask(path: str | Path, mask: NDArray[np.uint8], source_time: int | Non
     Args:
         path: of the file.
         mask: 0 background, k + 1 class k, 255 ignored.
-        source_time: see `semples_plugin.files.replacing`.
+        source_time: see `semples_plugin.utils.atomic_files.replacing`.
         note: kept in the file, for `read_note`.
 
     Raises:

@@ -23,10 +23,10 @@ from semples_plugin.cams.pictures import (
     read_photograph,
     write_mask,
 )
-from semples_plugin.cams.workers import in_parallel
-from semples_plugin.extras import how_to_install
-from semples_plugin.files import CHANGED, claim_folder, is_made_of
 from semples_plugin.image_names import image_name
+from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
+from semples_plugin.utils.extras import how_to_install
+from semples_plugin.utils.parallel import in_parallel
 
 CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
 

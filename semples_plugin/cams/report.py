@@ -29,7 +29,7 @@ from semples_plugin.cams.tables import (
     few,
     format_percent,
 )
-from semples_plugin.files import replacing
+from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.version import __version__
 
 if TYPE_CHECKING:  # they import torch, which a report without prompts doesn't need

@@ -14,11 +14,11 @@ from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cams.pictures import write_mask
 from semples_plugin.cams.prompt_views import nearest_words
 from semples_plugin.cams.report import prompt_panels, write_report
-from semples_plugin.checks import check_integers
 from semples_plugin.clip import FrozenClip
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, Scenes, make_scenes
-from semples_plugin.files import replacing
 from semples_plugin.prompts import BackgroundPrompts
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.checks import check_integers
 
 
 def write_scenes(folder: Path, scenes: Scenes) -> None:

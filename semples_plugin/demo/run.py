@@ -28,13 +28,13 @@ from semples_plugin import (
 )
 from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, write_picture
 from semples_plugin.cams.evaluation import CamEvaluation
-from semples_plugin.checks import check_device, check_integers
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.generator import CamNet
 from semples_plugin.demo.tiny_clip import TinyTokenizer, load_tiny_clip_model
-from semples_plugin.files import replacing
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.checks import check_device, check_integers
 from semples_plugin.version import __version__
 
 CamsOf = Callable[[slice], Tensor]

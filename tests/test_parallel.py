@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semples_plugin.cams.workers import in_parallel
+from semples_plugin.utils.parallel import in_parallel
 
 SLOW = """
 import os, sys, time
-from semples_plugin.cams.workers import in_parallel
+from semples_plugin.utils.parallel import in_parallel
 
 def work(i):
     print(os.getpid(), flush=True)

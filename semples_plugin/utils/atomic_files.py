@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from semples_plugin.text import reason
+from semples_plugin.utils.text import reason
 
 _NEW = ".new-"
 _LEFT_AFTER = 3600  # seconds without a change, after which nobody writes a temporary file any more

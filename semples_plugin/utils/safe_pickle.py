@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.text import reason, shown
+from semples_plugin.utils.text import reason, shown
 
 _NUMBERS = re.compile(r"[<>|=]?[fiub][1248]")
 _BFLOAT16 = "bfloat16"  # which numpy doesn't have

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from semples_plugin.text import shown
+from semples_plugin.utils.text import shown
 
 if TYPE_CHECKING:  # names are checked where torch isn't needed
     import torch

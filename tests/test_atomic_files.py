@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from semples_plugin import BackgroundPrompts, files
+from semples_plugin import BackgroundPrompts
 from semples_plugin.cams.drawing import write_picture
 from semples_plugin.cams.files import FORMATS, Cams, write_cams
 from semples_plugin.cams.pictures import write_mask
-from semples_plugin.files import claim_folder, replacing
 from semples_plugin.prompt_learning import _WorkDir
+from semples_plugin.utils import atomic_files
+from semples_plugin.utils.atomic_files import claim_folder, replacing
 
 NOISE = np.random.default_rng(0).integers(1, 200, (64, 64, 3), dtype=np.uint8)
 MAPS = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32)
@@ -75,7 +76,10 @@ def test_a_folder_is_claimed_without_harm_to_the_run_that_fills_it(tmp_path, mon
     os.utime(left, (0, 0))  # as `replacing` does just before the end
     claim_folder(tmp_path, lambda _: True)
     assert left.exists() and (tmp_path / "a.png").read_bytes() == b"a"
-    monkeypatch.setattr(files, "time", SimpleNamespace(time=lambda: time.time() + 3700))  # of a run that was killed
+    # The run that left it was killed.
+    monkeypatch.setattr(
+        atomic_files, "time", SimpleNamespace(time=lambda: time.time() + 3700)
+    )  # of a run that was killed
     with pytest.raises(ValueError, match="holds 2 files"):
         claim_folder(tmp_path, lambda _: False)
     assert left.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from semples_plugin.pickled import read_pickled, read_saved
+from semples_plugin.utils.safe_pickle import read_pickled, read_saved
 
 TENSORS = {
     "whole": torch.arange(6.0).reshape(2, 3),
@@ -63,7 +63,10 @@ def test_tensors_and_arrays_come_back_bit_by_bit(tmp_path):
 
 def test_torch_is_not_needed(tmp_path):
     np.save(tmp_path / "x.npy", {"keys": torch.tensor([1])})
-    code = "import sys, semples_plugin.pickled as p; p.read_pickled(sys.argv[1]); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from semples_plugin.utils.safe_pickle import read_pickled; read_pickled(sys.argv[1]);"
+        "assert 'torch' not in sys.modules"
+    )
     assert os.spawnl(os.P_WAIT, __import__("sys").executable, "python", "-c", code, str(tmp_path / "x.npy")) == 0
 
 
