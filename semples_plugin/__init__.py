@@ -14,7 +14,7 @@ from semples_plugin.version import __version__
 
 if TYPE_CHECKING:
     from semples_plugin.adapters.base import wrap
-    from semples_plugin.clip import FrozenClip
+    from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.masks import ClassMasks
     from semples_plugin.presets import Preset, load_preset
     from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "BackgroundPrompts": "prompts",
     "ClassMasks": "masks",
-    "FrozenClip": "clip",
+    "FrozenClip": "clip.frozen",
     "LossWeights": "regularizer",
     "Preset": "presets",
     "PromptHistory": "prompt_learning",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from semples_plugin.clip import FrozenClip
-from semples_plugin.clip_loading import LOCAL_DIR, check_download, check_source, find_cached, where_to_get
+from semples_plugin.clip.frozen import FrozenClip
+from semples_plugin.clip.loading import LOCAL_DIR, check_download, check_source, find_cached, where_to_get
 from semples_plugin.utils.extras import how_to_install
 
 _NEEDED = ("semples-plugin", "torch", "torchvision", "open_clip_torch", "numpy", "opencv-python", "safetensors", "tqdm")

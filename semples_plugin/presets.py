@@ -19,7 +19,7 @@ from semples_plugin.class_names import (
     VOC,
     VOC_ALIASES,
 )
-from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
+from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
 from semples_plugin.utils.checks import check_known, check_names, class_positions

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from semples_plugin.clip import FrozenClip
+from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure, went_well
 from semples_plugin.prompts import BackgroundPrompts, same_clip

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.clip import PROMPT_TEMPLATE, FrozenClip
+from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.prompt_quality import ClassQuality, Nearness
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.checks import check_names, first_difference

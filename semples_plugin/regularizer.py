@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin import functional
-from semples_plugin.clip import FrozenClip
+from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.utils.checks import CheckSchedule, check_names, check_tensor, check_triple, warn_once

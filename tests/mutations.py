@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "clip", "towers", "prompts", "regularizer", "prompt_learning", "presets", "class_names",
+TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "presets", "class_names",
          "image_names", "labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
-    "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "cams/evaluation": "cams", "cams/files": "cam_files",
+    "clip/frozen": "clip", "clip/loading": "clip_loading", "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "cams/evaluation": "cams", "cams/files": "cam_files",
     "cams/folders": "cam_folders", "cams/tables": "cam_folders", "cams/pictures": "cam_files",
     "adapters/options": "adapters", "adapters/mmseg_stages": "preset_consumers",
 }  # fmt: skip
@@ -32,8 +32,8 @@ MUTATIONS = [
     ("sign of L_prompt^I", "functional", "return attract(prompt_background), repel", "return -attract(prompt_background), repel"),
     ("sign of L_prompt^T", "functional", "repel(prompt_label)", "-repel(prompt_label)"),
     ("text term left out", "regularizer", "terms = functional.prompt_loss(", "terms = functional.prompt_loss(0 * "),
-    ("CLIP thawed", "clip", "self.model.eval().requires_grad_(False)", "self.model.eval().requires_grad_(True)"),
-    ("CLIP left in training mode", "clip", "self.model.eval().requires", "self.model.requires"),
+    ("CLIP thawed", "clip/frozen", "self.model.eval().requires_grad_(False)", "self.model.eval().requires_grad_(True)"),
+    ("CLIP left in training mode", "clip/frozen", "self.model.eval().requires", "self.model.requires"),
     ("masks detached", "regularizer", "masks.resized(*self", "masks.detach().resized(*self"),
     ("min and max detached", "masks", "maps.amin((1, 2), keepdim=True), maps.amax", "maps.detach().amin((1, 2), keepdim=True), maps.detach().amax"),
     ("prompts not learned", "prompt_learning", "                optimizer.step()\n", ""),
@@ -48,9 +48,9 @@ MUTATIONS = [
     ("no pair gives NaN", "functional", "values.sum() / max(values.numel(), 1)", "values.mean()"),
     ("images not brought to CLIP's statistics", "regularizer", "images * host_std + host_mean - clip_mean) / clip_std", "images * 1.0)"),
     ("autocast reaches the similarities", "functional", "torch.autocast(a.device.type, enabled=False)", "torch.no_grad()"),
-    ("autocast reaches CLIP", "clip", "return torch.autocast(self.device.type, enabled=False)", "return torch.no_grad()"),
-    ("prompt vectors one place too late", "clip", "embedded[:, : layout.start], prompts, embedded[:, end:]", "embedded[:, : layout.start + 1], prompts, embedded[:, end + 1 :]"),
-    ("prompt cropped before the end of text", "clip", "ids[: end + 1], start", "ids[:end], start"),
+    ("autocast reaches CLIP", "clip/frozen", "return torch.autocast(self.device.type, enabled=False)", "return torch.no_grad()"),
+    ("prompt vectors one place too late", "clip/frozen", "embedded[:, : layout.start], prompts, embedded[:, end:]", "embedded[:, : layout.start + 1], prompts, embedded[:, end + 1 :]"),
+    ("prompt cropped before the end of text", "clip/frozen", "ids[: end + 1], start", "ids[:end], start"),
     ("prompts after an interrupt begin anew", "prompt_learning", "        if state is not None:", "        if False:"),
     ("every epoch in the same order", "prompt_learning", "_generator(seed, epoch)", "_generator(seed, 0)"),
     ("no cosine schedule", "prompt_learning", "                schedule.step()\n", ""),
@@ -69,7 +69,7 @@ MUTATIONS = [
     ("the second order is lost in parts", "utils/chunked", "differentiable = torch.is_grad_enabled()", "differentiable = False"),
     ("parts scaled in half precision", "utils/chunked", "(factors[0] * gradient).to(x.dtype)", "factors[0].to(x.dtype) * gradient.to(x.dtype)"),
     ("parts see later prompts", "regularizer", "now._terms(images, some, wanted, prompts)", "now._terms(images, some, wanted, self.prompt_features() if prompts is not None else None)"),
-    ("fused attention differentiated twice", "towers", "if ctx.fused and torch.is_grad_enabled():", "if False:"),
+    ("fused attention differentiated twice", "clip/fast_towers", "if ctx.fused and torch.is_grad_enabled():", "if False:"),
     ("clamped pairs not counted", "functional", "(similarities <= low) | ", ""),
     ("values are looked at in every step", "utils/checks", "return not waits(device) or self._calls <= 3", "return True or self._calls <= 3"),
     ("values are looked at no more", "utils/checks", "return not waits(device) or", "return"),
@@ -89,8 +89,8 @@ MUTATIONS = [
     ("CAMs of another class list pass unnoticed", "cams/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
     ("a gain of 0.02 points is praised", "cams/tables", "abs(gain) < SMALLEST", "abs(gain) < 0"),
     ("files left half patched", "patching", "if not _put_back(file, old)]", "if False]"),
-    ("pixels beside the patches seen", "towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
-    ("a folder without weights filled at random", "clip_loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),
+    ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
+    ("a folder without weights filled at random", "clip/loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),
     ("doctor takes CLIP as it is", "doctor", "print(f\"CLIP      {_describe(FrozenClip.load(clip, pretrained))}\")", "print(clip)"),
     ("the preset's schedule of (b) dropped in mmseg", "adapters/mmseg_stages", "return {**preset.learning_options(), **self.learning}", "return self.learning"),
     ("(b) makes its masks with the eps of (a)", "presets", 'return self.prompt_mask_eps if stage == "prompts" else self.mask_eps', "return self.mask_eps"),

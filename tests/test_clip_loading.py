@@ -163,7 +163,7 @@ def test_openais_archive_is_recognised(tmp_path, small_names):
 
     path = tmp_path / "ViT-B-32.pt"
     torch.jit.script(Archive()).save(path)
-    import semples_plugin.clip_loading as loading
+    from semples_plugin.clip import loading
 
     state = loading._openai_archive(path)
     assert "input_resolution" not in state and len(state) == len(model.state_dict())
@@ -177,7 +177,7 @@ def save_plain(folder):
 
 def test_siglips_files_get_siglips_statistics(tmp_path, small_names):
     save(tmp_path / "weights.safetensors")
-    import semples_plugin.clip_loading as loading
+    from semples_plugin.clip import loading
 
     model = loading._load_file("ViT-B-16-SigLIP", tmp_path / "weights.safetensors", "fp32")
     assert tuple(model.visual.image_mean) == INCEPTION and tuple(model.visual.image_std) == INCEPTION
@@ -294,7 +294,7 @@ def test_damaged_and_malicious_files_are_refused(tmp_path, small_names):
 
 
 def test_cached_weights_are_found_without_the_network(tmp_path):
-    from semples_plugin.clip_loading import find_cached, where_to_get
+    from semples_plugin.clip.loading import find_cached, where_to_get
 
     assert find_cached("ViT-B-32-quickgelu", "openai", str(tmp_path)) is None
     # A tag that the hub has is read from the hub's cache alone, whatever another program left elsewhere.

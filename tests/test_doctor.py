@@ -6,8 +6,8 @@ import pytest
 from conftest import TEXT, VISION, build_clip, save_clip
 from safetensors.torch import save_file
 
-from semples_plugin import clip_loading
 from semples_plugin.cli import main
+from semples_plugin.clip import loading
 from semples_plugin.utils import extras
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ def _empty_cache(tmp_path, monkeypatch):
 
 
 def test_it_says_what_is_there_and_where_weights_come_from(capsys, monkeypatch):
-    monkeypatch.setattr(clip_loading, "_reach_hub", lambda *_: None)
+    monkeypatch.setattr(loading, "_reach_hub", lambda *_: None)
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "installed torch " in text and "device    cpu" in text
@@ -33,7 +33,7 @@ def test_weights_that_can_not_be_had_fail(capsys, monkeypatch, name):
     def unreachable(*_):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(clip_loading, "_reach_hub", unreachable)
+    monkeypatch.setattr(loading, "_reach_hub", unreachable)
     assert main(["doctor", "--clip", name]) == 1
     assert "can't be downloaded now (no network); fetch open_clip_model.safetensors of" in capsys.readouterr().out
 

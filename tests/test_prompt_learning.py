@@ -335,9 +335,8 @@ def test_what_another_command_is_writing_stays(tmp_path, monkeypatch):
     old.write_bytes(b"half")
     time.sleep(0.2)
     new.write_bytes(b"half")
-    now = (
-        old.stat().st_ctime + atomic_files._LEFT_AFTER + 0.1
-    )  # the older one has lain long enough, the newer one not yet
+    # By then the older one has lain long enough, the newer one not yet.
+    now = old.stat().st_ctime + atomic_files._LEFT_AFTER + 0.1
     monkeypatch.setattr(atomic_files, "time", SimpleNamespace(time=lambda: now))
     learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == [".new-0123abcd.pt"]

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semples_plugin import functional, towers
+from semples_plugin import functional
+from semples_plugin.clip import fast_towers
 from semples_plugin.masks import ClassMasks
 from semples_plugin.regularizer import SemPLeSRegularizer
 
@@ -104,15 +105,15 @@ class PlainSteps:
     @contextmanager
     def _towers(self) -> Iterator[None]:
         """The library's towers, with torch's and open_clip's own parts where those are among the waste."""
-        lean = towers.attend, towers.embed
+        lean = fast_towers.attend, fast_towers.embed
         if "attention" in self.waste:
-            towers.attend = lambda attn, q, kv, mask: attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
+            fast_towers.attend = lambda attn, q, kv, mask: attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
         if "patches" in self.waste:
-            towers.embed = lambda visual, images: visual._embeds(images)
+            fast_towers.embed = lambda visual, images: visual._embeds(images)
         try:
             yield
         finally:
-            towers.attend, towers.embed = lean
+            fast_towers.attend, fast_towers.embed = lean
 
     def _thaw(self) -> None:
         self.model.requires_grad_("weight gradients" in self.waste)  # each time: the library freezes it again

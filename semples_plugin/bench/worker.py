@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.bench.plain import PlainSteps
+from semples_plugin.clip.fast_towers import lean_activations
 from semples_plugin.regularizer import sum_of
-from semples_plugin.towers import lean_activations
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

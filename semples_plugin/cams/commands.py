@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from semples_plugin.cams.folders import FolderEvaluation
     from semples_plugin.cams.prompt_views import NearWords
     from semples_plugin.cams.report import PromptPictures
-    from semples_plugin.clip import FrozenClip
+    from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.prompts import BackgroundPrompts
 
 CLIP = ("ViT-B-32-quickgelu", "openai")
@@ -235,7 +235,7 @@ def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
 
 def _load_prompts(options: argparse.Namespace) -> tuple[BackgroundPrompts, FrozenClip]:
     """The prompts, checked to belong to the CLIP, and that CLIP: the given one, or the one that the file names."""
-    from semples_plugin.clip import FrozenClip
+    from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.demo.run import TINY_CLIP
     from semples_plugin.labels import read_class_names
     from semples_plugin.prompts import BackgroundPrompts

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semples_plugin.cams.drawing import Picture, overlay_cam
-from semples_plugin.clip import FrozenClip
+from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.prompt_quality import ClassQuality
 from semples_plugin.prompts import BackgroundPrompts

@@ -34,7 +34,7 @@ from semples_plugin.version import __version__
 
 if TYPE_CHECKING:  # they import torch, which a report without prompts doesn't need
     from semples_plugin.cams.prompt_views import NearWords
-    from semples_plugin.clip import FrozenClip
+    from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.prompts import BackgroundPrompts
 
 _SIDE = 260  # pixels of a picture in the page

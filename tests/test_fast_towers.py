@@ -4,7 +4,7 @@ import torch
 from conftest import TEXT, VISION, build_clip
 from open_clip.transformer import QuickGELU
 
-from semples_plugin.towers import LeanQuickGELU, encode_pixels, lean_activations, read_one_token
+from semples_plugin.clip.fast_towers import LeanQuickGELU, encode_pixels, lean_activations, read_one_token
 
 
 def test_the_short_way_gives_the_features_and_gradients_of_the_long_one():

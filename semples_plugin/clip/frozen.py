@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semples_plugin.towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
+from semples_plugin.clip.fast_towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
 from semples_plugin.utils.checks import CheckSchedule, check_device, check_tensor
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -91,7 +91,7 @@ class FrozenClip:
                 damaged or another model's, a device that isn't there, or a tower that can't take prompt vectors.
             FileNotFoundError: when the weights or the tokenizer are neither cached nor to be downloaded.
         """
-        from semples_plugin.clip_loading import load_open_clip
+        from semples_plugin.clip.loading import load_open_clip
 
         device = check_device(device)  # before the weights are read
         model, tokenizer, full_name = load_open_clip(name, pretrained, precision=precision, cache_dir=cache_dir)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from semples_plugin.clip import OPENAI_MEAN, OPENAI_STD
+from semples_plugin.clip.frozen import OPENAI_MEAN, OPENAI_STD
 from semples_plugin.utils.text import reason
 
 PRECISIONS = ("fp32", "bf16", "fp16")
