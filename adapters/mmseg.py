@@ -76,9 +76,7 @@ def build_regularizer(
 
 def _load_clip(clip: Mapping[str, Any] | str | None, preset: Preset) -> FrozenClip:
     if clip == "demo":
-        from semples_plugin.demo.run import load_tiny_clip
-
-        return load_tiny_clip()
+        return FrozenClip.load(clip)
     if clip is not None and not isinstance(clip, Mapping):
         raise (ValueError if isinstance(clip, str) else TypeError)(
             f'clip: expected dict(name="ViT-B-32-quickgelu", pretrained="openai"), or "demo", got {shown(clip)}'

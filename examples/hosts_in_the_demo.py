@@ -33,7 +33,7 @@ from semples_plugin.adapters.fma_wsss import FmaAdapter
 from semples_plugin.adapters.weaktr import FineCam, WeakTrAdapter
 from semples_plugin.cams.drawing import write_picture
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
-from semples_plugin.demo.run import CamsOf, Judgement, draw_cams, judge, load_tiny_clip, normalize_images
+from semples_plugin.demo.run import CamsOf, Judgement, draw_cams, judge, normalize_images
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 from semples_plugin.utils.atomic_files import replacing
 
@@ -114,7 +114,7 @@ class FmaWsss(Host):
     steps, lr = (100, 200), (3e-2, 3e-2)
 
     def __init__(self, clip: FrozenClip) -> None:
-        own = load_tiny_clip()
+        own = FrozenClip.load("demo")
         self.model, self.mean, self.std = FmaHead(own, OBJECTS), own.image_mean, own.image_std
         regularizer = SemPLeSRegularizer(clip, OBJECTS, weights=WEIGHTS, input_mean=None, input_std=None)
         self.adapter = FmaAdapter(regularizer)
@@ -145,7 +145,7 @@ class Run:
     def __init__(self, name: str, seed: int, images: int, shorten: int, out: Path) -> None:
         torch.manual_seed(seed)
         self.name, self.seed, self.shorten = name, seed, shorten
-        self.host: Host = HOSTS[name](load_tiny_clip())
+        self.host: Host = HOSTS[name](FrozenClip.load("demo"))
         self.train, self.test = make_scenes(images, seed), make_scenes(min(images, 300), seed + 10_000)
         baseline = self._train(self.host.model.train(), "baseline").eval()
         matched = self._train(copy.deepcopy(baseline), "(a)")

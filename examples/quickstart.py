@@ -1,17 +1,17 @@
 """The three stages of SemPLeS around a CAM model of one's own; `python examples/quickstart.py` runs in a minute.
 
 Replace what stands under "Yours", and load a CLIP that knows photographs:
-FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")."""
+sp.FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")."""
 
 import copy
 
 import torch
 import torch.nn.functional as F
 
-from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer, learn_background_prompts
+import semples_plugin as sp
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.generator import CamNet
-from semples_plugin.demo.run import judge, load_tiny_clip, normalize_images
+from semples_plugin.demo.run import judge, normalize_images
 
 # Yours: images, multi-hot labels [N, K], a model that returns CAMs [N, K, h, w], and its classification training.
 torch.manual_seed(0)
@@ -28,12 +28,12 @@ for _ in range(4):
 baseline.eval()
 
 # SemPLeS: a frozen CLIP, the class names, the weights. The paper's (for ViT-B/32) are in load_preset("voc").
-clip = load_tiny_clip()
-regularizer = SemPLeSRegularizer(clip, OBJECTS, weights=LossWeights(background=0.4, text=0.02, refine=0.2))
+clip = sp.FrozenClip.load("demo")
+regularizer = sp.SemPLeSRegularizer(clip, OBJECTS, weights=sp.LossWeights(background=0.4, text=0.02, refine=0.2))
 
 
 def masks_of(model, images, labels):
-    return ClassMasks.from_dense(model(images), labels).max_normalized()
+    return sp.ClassMasks.from_dense(model(images), labels).max_normalized()
 
 
 def train(model, epochs):
@@ -49,10 +49,10 @@ def train(model, epochs):
 
 
 matched = train(copy.deepcopy(baseline), epochs=3)  # (a) segment-label matching
-regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=16)
+regularizer.prompts = sp.BackgroundPrompts.for_clip(clip, OBJECTS, length=16)
 with torch.no_grad():  # (b) prompts from the matched model's backgrounds, the model staying as it is
     batches = ((images, masks_of(matched, images, labels)) for images, labels in loader)
-    learn_background_prompts(regularizer, batches, epochs=40, lr=2e-2, work_dir="prompt-learning")
+    sp.learn_background_prompts(regularizer, batches, epochs=40, lr=2e-2, work_dir="prompt-learning")
 regularizer.prompts.save("prompts.safetensors")
 refined = train(copy.deepcopy(baseline), epochs=3)  # (c) matching and refinement, from the start again
 for name, model in {"baseline": baseline, "matched": matched, "refined": refined}.items():

@@ -11,10 +11,17 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer, learn_background_prompts
+from semples_plugin import (
+    BackgroundPrompts,
+    ClassMasks,
+    FrozenClip,
+    LossWeights,
+    SemPLeSRegularizer,
+    learn_background_prompts,
+)
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.generator import CamNet
-from semples_plugin.demo.run import load_tiny_clip, normalize_images
+from semples_plugin.demo.run import normalize_images
 from semples_plugin.training_log import TrainingLog
 
 cuda = torch.cuda.is_available()
@@ -33,7 +40,7 @@ model = DistributedDataParallel(CamNet(len(OBJECTS)).to(device))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 # SemPLeS: the same on every rank.
-clip = load_tiny_clip(device)
+clip = FrozenClip.load("demo", device=device)
 regularizer = SemPLeSRegularizer(clip, OBJECTS, weights=LossWeights(background=0.4, text=0.02, refine=0.2))
 
 

@@ -8,14 +8,14 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from semples_plugin import BackgroundPrompts, LossWeights, SemPLeSRegularizer
+from semples_plugin import BackgroundPrompts, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.adapters.base import wrap
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.generator import CamNet
-from semples_plugin.demo.run import load_tiny_clip, normalize_images
+from semples_plugin.demo.run import normalize_images
 
 torch.manual_seed(0)
-scenes, clip, model = make_scenes(256, seed=0), load_tiny_clip(), CamNet(len(OBJECTS))
+scenes, clip, model = make_scenes(256, seed=0), FrozenClip.load("demo"), CamNet(len(OBJECTS))
 data = torch.utils.data.TensorDataset(normalize_images(scenes.images), torch.from_numpy(scenes.labels).float())
 loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
 weights = LossWeights(background=0.4, text=0.02, refine=0.2)  # for the tiny CLIP; the presets have ViT-B/32's

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor
 
 from semples_plugin import functional
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from semples_plugin.presets import Preset
 
 Named = dict[str, Tensor]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from host_heads import ClimsHead, FmaHead, WeakTrHead
 
-from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
+from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, SemPLeSRegularizer
 from semples_plugin.adapters import clims, fma_wsss, options, weaktr
 from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.run import load_tiny_clip, normalize_images
+from semples_plugin.demo.run import normalize_images
 from semples_plugin.labels import read_class_names
 from semples_plugin.regularizer import sum_of
 
@@ -44,7 +44,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def clip():
-    return load_tiny_clip()
+    return FrozenClip.load("demo")
 
 
 def clims_head() -> ClimsHead:
@@ -221,7 +221,7 @@ class TestWeakTr:
 class TestFma:
     def test_second_order_gradients_reach_the_context_alone(self, clip, batch):
         images, labels = batch
-        model = FmaHead(load_tiny_clip(), OBJECTS)
+        model = FmaHead(FrozenClip.load("demo"), OBJECTS)
         adapter = fma_wsss.FmaAdapter(regularizer_with_prompts(clip, input_mean=None, input_std=None))
         cams = model(images, labels)[0]
         assert cams.min() < 0 and cams.abs().max() < 0.1
@@ -248,9 +248,9 @@ class TestFma:
             fma_wsss.FmaAdapter(regularizer_with_prompts(clip))
 
     def test_the_loss_item_goes_through_the_stages(self, clip, batch, tmp_path, monkeypatch, capsys):
+        model, path = FmaHead(FrozenClip.load("demo"), OBJECTS), tmp_path / "prompts.safetensors"
         monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
         images, labels = batch
-        model, path = FmaHead(load_tiny_clip(), OBJECTS), tmp_path / "prompts.safetensors"
         common = {"class_names": OBJECTS, "prompts": path, "learning": {"epochs": 2}}
         item = fma_wsss.LossItem("match", **common)
         assert moved(model, item(images, model(images, labels)[0], labels)) == {"ctx"}

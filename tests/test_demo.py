@@ -9,12 +9,12 @@ import open_clip
 import pytest
 import torch
 
-from semples_plugin import BackgroundPrompts
+from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cli import main
+from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
 from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
-from semples_plugin.demo.tiny_clip import VOCABULARY, WEIGHTS_FOLDER, TinyTokenizer, load_tiny_clip_model
 from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
 
@@ -63,17 +63,17 @@ def test_the_tokenizer_knows_whole_words():
 
 
 def test_the_shipped_clip_measures_what_its_metrics_say():
-    model = load_tiny_clip_model()
+    model = load_tiny_clip()
     assert type(model) is open_clip.CLIP
-    assert sum(path.stat().st_size for path in WEIGHTS_FOLDER.iterdir()) < 3.2e6
-    report = json.loads((WEIGHTS_FOLDER / "metrics.json").read_text())
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 3.2e6
+    report = json.loads((FOLDER / "metrics.json").read_text())
     found = measure(model, report["test_seed"])
     assert found == pytest.approx(report["metrics"], abs=5e-3)
     assert ClipRecipe(**report["recipe"]) == ClipRecipe()
 
 
 def test_the_shipped_clip_has_the_bias_that_the_demo_is_about():
-    found = measure(load_tiny_clip_model(), seed=901, count=300)
+    found = measure(load_tiny_clip(), seed=901, count=300)
     assert found["zero_shot_accuracy"] > 0.97
     assert found["object_to_own_label"] > found["object_to_other_labels"] + 0.5
     bias = found["context_to_label_of_its_object"]
@@ -102,7 +102,7 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
     assert 100 * judged.miou == pytest.approx(rows["full"]["miou"], abs=0.5)  # other thresholds
     assert json.loads((tmp_path / "results.json").read_text())["seeds"] == results["seeds"]
     prompts = BackgroundPrompts.load(tmp_path / "prompts-3.safetensors")
-    prompts.claim(run.load_tiny_clip(), OBJECTS)
+    prompts.claim(FrozenClip.load("demo"), OBJECTS)
     again = run.run_demo([3], tmp_path / "again", recipe=SMALL, progress=False)
     assert again["seeds"]["3"]["rows"]["full"] == rows["full"]
 
@@ -199,7 +199,7 @@ def test_the_explanation_follows_the_figures(miou, better):
 
 
 def test_each_stage_takes_false_activation_away():
-    clip = run.load_tiny_clip()
+    clip = FrozenClip.load("demo")
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
     world = run._World(clip, 0, run.Recipe(), progress=False)
     rows = world.run(("baseline", "match", "full"))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import save_clip
 from torch.utils.tensorboard import SummaryWriter
 
+from semples_plugin import FrozenClip
 from semples_plugin.demo.data import make_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +104,7 @@ def test_train_voc_runs_all_stages(voc):
 def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, monkeypatch):
     from semples_plugin.demo.data import OBJECTS
     from semples_plugin.demo.generator import CamNet
-    from semples_plugin.demo.run import load_tiny_clip, normalize_images
+    from semples_plugin.demo.run import normalize_images
     from semples_plugin.presets import Preset
 
     monkeypatch.chdir(tmp_path)
@@ -129,7 +130,8 @@ def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, 
         "torch": torch,
         "SummaryWriter": SummaryWriter,
     }
-    monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: load_tiny_clip())
+    tiny = FrozenClip.load("demo")
+    monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: tiny)
     monkeypatch.setattr(Preset, "learning_options", lambda self: {"epochs": 2})
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 2

@@ -27,11 +27,10 @@ with warnings.catch_warnings():
     import semples_plugin.adapters.mmseg
     from semples_plugin.adapters import mmseg_data
 
-from semples_plugin import BackgroundPrompts, prompt_learning
+from semples_plugin import BackgroundPrompts, FrozenClip, prompt_learning
 from semples_plugin.cams.files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
-from semples_plugin.demo.run import load_tiny_clip
 
 CONFIG = Path(__file__).parent.parent / "examples/mmseg/tiny_demo.py"
 Config.pretty_text = property(lambda self: "")  # mmengine prints it, and yapf takes minutes over long temporary paths
@@ -212,12 +211,11 @@ def test_the_preset_and_what_departs_from_it_are_logged(world, tmp_path):
 
 def test_a_regularizer_without_a_preset_learns_by_vocs_and_says_so(world, tmp_path):
     from semples_plugin import SemPLeSRegularizer
-    from semples_plugin.demo.run import load_tiny_clip
 
     found = config(world, tmp_path, iterations=3, log_level="INFO")
     found.model.regularizer = None
     model = MODELS.build(found.model)
-    model.adapter = semples_plugin.adapters.mmseg.CamAdapter(SemPLeSRegularizer(load_tiny_clip(), OBJECTS))
+    model.adapter = semples_plugin.adapters.mmseg.CamAdapter(SemPLeSRegularizer(FrozenClip.load("demo"), OBJECTS))
     learning = {"epochs": 1, "progress": False}
     found.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 1, "learning": learning}]
     found.model, found.experiment_name = model, f"{tmp_path} own"
@@ -587,7 +585,7 @@ def test_wrong_options_of_the_prompts_are_refused_before_the_run():
 
 def test_a_checkpoint_carries_the_prompts_whole(tmp_path):
     hook = HOOKS.build({"type": "SemPLeSStages", "match": 1})
-    clip = load_tiny_clip()
+    clip = FrozenClip.load("demo")
     prompts = BackgroundPrompts.for_clip(clip, OBJECTS, 4, seed=7)
     prompts.learned = True
     model = SimpleNamespace(regularizer=SimpleNamespace(prompts=prompts))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semples_plugin import BackgroundPrompts
+from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.cams.curves import draw_curve
 from semples_plugin.cams.drawing import CLASSES, ERRORS, draw_grid, fitted, outline_labels, overlay_errors
 from semples_plugin.cams.folders import evaluate_folder, image_iou
@@ -20,13 +20,12 @@ from semples_plugin.cams.tables import format_classes, format_percent
 from semples_plugin.cli import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage
-from semples_plugin.demo.run import load_tiny_clip
 from semples_plugin.prompt_quality import ClassQuality, Nearness
 
 
 @pytest.fixture(scope="module")
 def clip():
-    return load_tiny_clip()
+    return FrozenClip.load("demo")
 
 
 @pytest.fixture(scope="module")

@@ -220,8 +220,8 @@ def prompt_show(options: argparse.Namespace) -> None:
 
 
 def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
+    from semples_plugin.clip.tiny import TINY_CLIP
     from semples_plugin.demo.data import CONTEXTS, OBJECTS
-    from semples_plugin.demo.run import TINY_CLIP
     from semples_plugin.utils.atomic_files import read_lines
 
     if getattr(options, "vocabulary", None):
@@ -236,26 +236,24 @@ def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
 def _load_prompts(options: argparse.Namespace) -> tuple[BackgroundPrompts, FrozenClip]:
     """The prompts, checked to belong to the CLIP, and that CLIP: the given one, or the one that the file names."""
     from semples_plugin.clip.frozen import FrozenClip
-    from semples_plugin.demo.run import TINY_CLIP
     from semples_plugin.labels import read_class_names
     from semples_plugin.prompts import BackgroundPrompts
 
     prompts = BackgroundPrompts.load(options.prompts)
     if prompts.class_names is None and options.classes is None:
         raise ValueError(f"{options.prompts} doesn't say its classes, as the release's files don't: give --classes")
-    if options.clip == "demo" or (options.clip is None and prompts.clip_name == TINY_CLIP):
-        from semples_plugin.demo.run import load_tiny_clip
-
-        clip = load_tiny_clip(options.device)
-    else:
-        name, pretrained = _named_clip(prompts.clip_name)
-        clip = FrozenClip.load(options.clip or name, options.pretrained or pretrained, device=options.device)
+    name, pretrained = _named_clip(prompts.clip_name)
+    clip = FrozenClip.load(options.clip or name, options.pretrained or pretrained, device=options.device)
     prompts.claim(clip, prompts.class_names or read_class_names(options.classes))
     return prompts.to(clip.device), clip
 
 
 def _named_clip(name: str | None) -> tuple[str, str]:
     """Name and weights of what `FrozenClip.name` says; the release's CLIP where that is none that can be loaded."""
+    from semples_plugin.clip.tiny import TINY_CLIP
+
+    if name == TINY_CLIP:
+        return "demo", ""
     if name is not None and name.startswith("local-dir:"):
         return name, CLIP[1]
     architecture, _, weights = (name or "").partition("/")

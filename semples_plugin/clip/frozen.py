@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
 from semples_plugin.clip.fast_towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
@@ -20,7 +21,6 @@ PROMPT_TEMPLATE = "a photo of {}."
 """Where the learned vectors stand in a background prompt."""
 
 _PLACEHOLDERS = (("photo", "of"), ("x", "o"))  # words that a tokenizer is likely to keep as single tokens
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class FrozenClip:
         visual: Any = model.visual
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self.image_mean: tuple[float, ...] = tuple(getattr(visual, "image_mean", None) or OPENAI_MEAN)
-        self.image_std: tuple[float, ...] = tuple(getattr(visual, "image_std", None) or OPENAI_STD)
+        self.image_mean: tuple[float, ...] = tuple(getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN)
+        self.image_std: tuple[float, ...] = tuple(getattr(visual, "image_std", None) or OPENAI_DATASET_STD)
         # Low-precision models keep their layer norms in float32; the first convolution says what images must be.
         self._image_dtype = next(p.dtype for p in visual.parameters() if p.ndim == 4)
         self._layouts: dict[tuple[int, str, tuple[int, ...] | None], PromptLayout] = {}
@@ -77,11 +77,11 @@ class FrozenClip:
         """Loads a model with its weights and its tokenizer through open_clip.
 
         Args:
-            name: an open_clip name ("ViT-B-32-quickgelu") or "local-dir:PATH", a folder with
-                `open_clip_config.json` and the weights.
+            name: an open_clip name ("ViT-B-32-quickgelu"), "local-dir:PATH", a folder with
+                `open_clip_config.json` and the weights, or "demo", the embedded tiny CLIP.
             pretrained: an open_clip tag ("openai"), or the path of a weights file. OpenAI's own `ViT-B-32.pt` is
                 recognised and gets its QuickGELU; for other files the name decides, and a warning says so where
-                it matters. Not used with "local-dir:".
+                it matters. Not used with "local-dir:" and "demo".
             device: where the model is put; see `to`.
             precision: "fp32", "bf16" or "fp16", of the weights and of the computation.
             cache_dir: where open_clip keeps its downloads.

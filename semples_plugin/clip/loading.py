@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import nn
 
-from semples_plugin.clip.frozen import OPENAI_MEAN, OPENAI_STD
+from semples_plugin.clip.tiny import TINY_CLIP, TinyTokenizer, load_tiny_clip
 from semples_plugin.utils.text import reason
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOCAL_DIR = "local-dir:"
+DEMO = "demo"
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -33,6 +35,8 @@ def load_open_clip(
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_source(name, pretrained)
+    if name == DEMO:
+        return load_tiny_clip(precision), TinyTokenizer(), TINY_CLIP
     name = name if name.startswith(LOCAL_DIR) else name.replace("/", "-")
     tokenizer = _tokenizer(name)  # before the weights, which may be long in coming
     if name.startswith(LOCAL_DIR):
@@ -51,6 +55,8 @@ def check_source(name: str, pretrained: str | Path | None) -> None:
         raise TypeError(f'name: expected an open_clip name as "ViT-B-32-quickgelu", or "{LOCAL_DIR}PATH", got {name!r}')
     if not isinstance(pretrained, (str, os.PathLike, type(None))):
         raise TypeError(f'pretrained: expected an open_clip tag as "openai", or a file\'s path, got {pretrained!r:.80}')
+    if name == DEMO:
+        return
     if name.startswith(LOCAL_DIR):
         return _check_config(name, _read_folder(name))
     if Path(name).is_dir():
@@ -267,7 +273,7 @@ def _config_of_file(name: str, path: Path) -> dict[str, Any]:
             stacklevel=2,
         )
     if not statistics:  # an architecture without published weights
-        return {"quick_gelu": quick_gelu, "mean": OPENAI_MEAN, "std": OPENAI_STD}
+        return {"quick_gelu": quick_gelu, "mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
     mean, std = sorted(statistics)[0]
     if len(statistics) > 1:
         warnings.warn(

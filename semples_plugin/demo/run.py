@@ -31,7 +31,6 @@ from semples_plugin.cams.evaluation import CamEvaluation
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.generator import CamNet
-from semples_plugin.demo.tiny_clip import TinyTokenizer, load_tiny_clip_model
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.checks import check_device, check_integers
@@ -41,7 +40,6 @@ CamsOf = Callable[[slice], Tensor]
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
 ROWS = ("baseline", "match", "unlearned", "full")
 ABLATION = ("text only", "image only")
-TINY_CLIP = "the demo's tiny CLIP"
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def run_demo(
     if kept := [str(seed) for seed in seeds if str(seed) in results["seeds"]]:
         print(f"{out}/results.json has seeds {', '.join(kept)} already; without that file they are trained anew\n")
     try:
-        clip = load_tiny_clip(device)
+        clip = FrozenClip.load("demo", device=device)
         for seed in seeds:
             if str(seed) not in results["seeds"]:
                 _run_seed(_World(clip, seed, recipe, progress), names, out, results)
@@ -174,11 +172,6 @@ def _run_seed(world: _World, names: Sequence[str], out: Path, results: dict[str,
     with replacing(out / "results.json") as temporary:
         temporary.write_text(json.dumps(grown, indent=2) + "\n")
     results.update(grown)
-
-
-def load_tiny_clip(device: str | torch.device = "cpu") -> FrozenClip:
-    """The embedded CLIP, a real `open_clip.CLIP` of 64 x 64 pixels that knows the demo's world alone."""
-    return FrozenClip(load_tiny_clip_model(), TinyTokenizer(), TINY_CLIP).to(device)
 
 
 def normalize_images(

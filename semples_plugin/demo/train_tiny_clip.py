@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +20,16 @@ import torch
 import torch.nn.functional as F
 from numpy.random import Generator
 from numpy.typing import NDArray
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 from tqdm import tqdm
 
+from semples_plugin.clip.tiny import CONTEXT_LENGTH, FOLDER, VOCABULARY, TinyTokenizer
 from semples_plugin.demo.data import CONTEXTS, IMAGE_SIZE, OBJECTS, Scenes, make_scenes
-from semples_plugin.demo.tiny_clip import CONTEXT_LENGTH, VOCABULARY, TinyTokenizer
 
 if TYPE_CHECKING:
     import open_clip
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CUT = 255  # mark of a cut-out segment
 MODEL_CONFIG = {
     "embed_dim": 64,
@@ -130,7 +130,7 @@ def draw_batch(scenes: Scenes, recipe: Recipe, rng: Generator) -> tuple[Tensor, 
 
 def normalise(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """An RGB image [64, 64, 3] in CLIP's statistics, as [3, 64, 64]."""
-    mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
+    mean, std = np.array(OPENAI_DATASET_MEAN, np.float32), np.array(OPENAI_DATASET_STD, np.float32)
     scaled = (image.astype(np.float32) / 255 - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
@@ -231,12 +231,13 @@ def save(model: open_clip.CLIP, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}}
+    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
+    shutil.copy(FOLDER / "vocabulary.txt", folder)
     save_file(weights, folder / "open_clip_model.safetensors")
 
 

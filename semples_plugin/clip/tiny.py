@@ -1,4 +1,7 @@
-"""The tiny CLIP of the demo: a real `open_clip.CLIP`, and its tokenizer of whole words."""
+"""The embedded tiny CLIP, `FrozenClip.load("demo")`: a real `open_clip.CLIP`, and its tokenizer of whole words.
+
+It knows the demo's world alone; `tiny_clip/README.md` says how it was made and what it can't show.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from semples_plugin.demo.data import CONTEXTS, OBJECTS
-
 if TYPE_CHECKING:
     import open_clip
 
+TINY_CLIP = "the demo's tiny CLIP"
 CONTEXT_LENGTH = 77
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-
-_FILLERS = "a an the of on in at by with and or near under over beside behind no some two".split()
-_FRAMES = "photo picture image drawing scene view background foreground object nothing blank texture".split()
+FOLDER = Path(__file__).parent / "tiny_clip"
 # EOT comes last: open_clip pools the text feature at the highest id of a row.
-VOCABULARY: tuple[str, ...] = (
-    "<pad>", "<sos>", "<unk>", ".", ",", *_FILLERS, *_FRAMES, *OBJECTS, *CONTEXTS, "<eot>",
-)  # fmt: skip
+VOCABULARY = tuple((FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split())
 _PAD, _SOS, _UNKNOWN, _EOT = (VOCABULARY.index(word) for word in ("<pad>", "<sos>", "<unk>", "<eot>"))
 
 
@@ -45,10 +42,10 @@ class TinyTokenizer:
         return tokens
 
 
-def load_tiny_clip_model() -> open_clip.CLIP:
-    """The shipped tiny CLIP, float32 on the CPU, in eval mode; images are [N, 3, 64, 64]."""
+def load_tiny_clip(precision: str = "fp32") -> open_clip.CLIP:
+    """The tiny CLIP on the CPU, in eval mode; images are [N, 3, 64, 64]."""
     import open_clip
 
     with torch.random.fork_rng(devices=[]):  # open_clip draws random weights before it reads the file
-        model: open_clip.CLIP = open_clip.create_model(f"local-dir:{WEIGHTS_FOLDER}", precision="fp32")
+        model: open_clip.CLIP = open_clip.create_model(f"local-dir:{FOLDER}", precision=precision)
     return model.eval()
