@@ -28,7 +28,7 @@ from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.options import refuse_hosts_own
 from semples_plugin.clip.frozen import FrozenClip
-from semples_plugin.labels import read_class_names
+from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.masks import ClassMasks, check_kind
 from semples_plugin.presets import Preset, Statistics, load_preset
 from semples_plugin.prompts import BackgroundPrompts

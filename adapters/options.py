@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semples_plugin.labels import read_class_names
+from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.presets import STAGES, Preset, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer

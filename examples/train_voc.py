@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from semples_plugin import ClassMasks, Preset, learn_background_prompts, load_preset
-from semples_plugin.labels import load_image_labels, read_class_names
+from semples_plugin.data.image_labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing
 

@@ -214,8 +214,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _labels(options: argparse.Namespace) -> None:
-    from semples_plugin.labels import classes_beside, read_class_names
-    from semples_plugin.make_labels import describe, make_labels
+    from semples_plugin.data.image_labels import classes_beside, read_class_names
+    from semples_plugin.data.make_labels import describe, make_labels
 
     classes = options.classes or (None if options.source.endswith(".json") else classes_beside(options.source))
     names = None if classes is None else read_class_names(classes)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from semples_plugin.class_names import (
+from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
+from semples_plugin.data.class_names import (
     COCO,
     COCO_ALIASES,
     RELEASE_COCO,
@@ -19,7 +20,6 @@ from semples_plugin.class_names import (
     VOC,
     VOC_ALIASES,
 )
-from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
 from semples_plugin.utils.checks import check_known, check_names, class_positions

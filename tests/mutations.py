@@ -16,12 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "presets", "class_names",
-         "image_names", "labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
+         "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
-    "clip/frozen": "clip", "clip/loading": "clip_loading", "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "cams/evaluation": "cams", "cams/files": "cam_files",
-    "cams/folders": "cam_folders", "cams/tables": "cam_folders", "cams/pictures": "cam_files",
+    "clip/frozen": "clip", "clip/loading": "clip_loading", "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "cams/evaluation": "cams", "data/cam_files": "cam_files",
+    "cams/folders": "cam_folders", "cams/tables": "cam_folders", "data/images": "cam_files",
     "adapters/options": "adapters", "adapters/mmseg_stages": "preset_consumers",
 }  # fmt: skip
 
@@ -73,19 +73,19 @@ MUTATIONS = [
     ("clamped pairs not counted", "functional", "(similarities <= low) | ", ""),
     ("values are looked at in every step", "utils/checks", "return not waits(device) or self._calls <= 3", "return True or self._calls <= 3"),
     ("values are looked at no more", "utils/checks", "return not waits(device) or", "return"),
-    ("two images share a name", "image_names", "        if first != path:", "        if False:"),
-    ("an integer key loses COCO's zeros", "image_names", "else digits.zfill(12)", "else digits"),
+    ("two images share a name", "data/image_names", "        if first != path:", "        if False:"),
+    ("an integer key loses COCO's zeros", "data/image_names", "else digits.zfill(12)", "else digits"),
     ("classes that differ in a hyphen become one", "utils/checks", "None if _plain(name) in plain else k", "k"),
-    ("a quote takes other rows along", "make_labels", "csv.reader([line], strict=True)", "csv.reader([line])"),
+    ("a quote takes other rows along", "data/make_labels", "csv.reader([line], strict=True)", "csv.reader([line])"),
     ("code in a file is run", "utils/safe_pickle", "raise pickle.UnpicklingError(f\"it asks for {shown(f'{module}.{name}')}, which is no array\")", "return super().find_class(module, name)"),
     ("a pickle sets any state", "utils/safe_pickle", "if not isinstance(self.stack[-2], (_Array, _Dtype, _State)):", "if False:"),
     ("references in a pickle aren't counted", "utils/safe_pickle", "        self.left -= count\n", ""),
     ("a tensor larger than its storage", "utils/safe_pickle", "if array.nbytes > len(record.data):", "if False:"),
-    ("an npz is unpacked at any size", "cams/files", "        _check_size(path, maps, itemsize)\n", ""),
-    ("pictures of any format", "cams/pictures", "Image.open(path, formats=formats)", "Image.open(path)"),
+    ("an npz is unpacked at any size", "data/cam_files", "        _check_size(path, maps, itemsize)\n", ""),
+    ("pictures of any format", "data/images", "Image.open(path, formats=formats)", "Image.open(path)"),
     ("torch's words for a full disk", "utils/atomic_files", "except (OSError, RuntimeError, SafetensorError)", "except OSError"),
-    ("masks of other settings are kept", "cams/pseudo_masks", " or read_note(path) != note", ""),
-    ("names of classes bring torch", "labels", "from semples_plugin.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
+    ("masks of other settings are kept", "data/pseudo_masks", " or read_note(path) != note", ""),
+    ("names of classes bring torch", "data/image_labels", "from semples_plugin.data.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
     ("CAMs of another class list pass unnoticed", "cams/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
     ("a gain of 0.02 points is praised", "cams/tables", "abs(gain) < SMALLEST", "abs(gain) < 0"),
     ("files left half patched", "patching", "if not _put_back(file, old)]", "if False]"),
@@ -102,7 +102,7 @@ MUTATIONS = [
     ("foreign quality on unlearned vectors", "prompts", "and vectors.shape == self.vectors.shape:", "or True:"),
     ("a share of classes", "prompt_quality", "sum(share * n for", "sum(share for"),
     ("removes what is being written", "utils/atomic_files", "left.stat().st_ctime > _LEFT_AFTER", "left.stat().st_ctime > -1"),
-    ("splits every line", "image_names", "all(map(_ENDINGS.search, parts))", "True"),
+    ("splits every line", "data/image_names", "all(map(_ENDINGS.search, parts))", "True"),
     ("empty CAMs: those that never win", "cams/evaluation", "not wins and bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "not wins"),
     ("percent as thresholds", "cams/evaluation", "found[0] >= 0 and found[-1] <= 1 and", ""),
     ("one statistic without the other", "regularizer", "(input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD)", "(input_mean is None) != (input_std is None)"),

@@ -13,9 +13,9 @@ from host_heads import ClimsHead, FmaHead, WeakTrHead
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, SemPLeSRegularizer
 from semples_plugin.adapters import clims, fma_wsss, options, weaktr
 from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
+from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.run import normalize_images
-from semples_plugin.labels import read_class_names
 from semples_plugin.regularizer import sum_of
 
 PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"

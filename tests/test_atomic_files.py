@@ -11,8 +11,8 @@ import torch
 
 from semples_plugin import BackgroundPrompts
 from semples_plugin.cams.drawing import write_picture
-from semples_plugin.cams.files import FORMATS, Cams, write_cams
-from semples_plugin.cams.pictures import write_mask
+from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
+from semples_plugin.data.images import write_mask
 from semples_plugin.prompt_learning import _WorkDir
 from semples_plugin.utils import atomic_files
 from semples_plugin.utils.atomic_files import claim_folder, replacing

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from semples_plugin.cams import convert, pictures
-from semples_plugin.cams import files as cam_files
-from semples_plugin.cams.convert import convert_folder
-from semples_plugin.cams.files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
-from semples_plugin.cams.pictures import photograph_size, read_photograph
+from semples_plugin.data import cam_files, convert, images
+from semples_plugin.data.cam_files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
+from semples_plugin.data.convert import convert_folder
+from semples_plugin.data.images import photograph_size, read_photograph
 from semples_plugin.utils import atomic_files, safe_pickle
 
 CLASSES = (2, 7, 11)
@@ -257,7 +256,7 @@ def test_a_picture_is_opened_as_what_it_should_be(tmp_path, monkeypatch):
     for form in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"):
         Image.new("RGB", (4, 3)).save(tmp_path / "z.jpg", format=form)
         assert read_photograph(tmp_path / "z.jpg").shape == (3, 4, 3) and photograph_size(tmp_path / "z.jpg") == (3, 4)
-    monkeypatch.setattr(pictures, "_MAX_PIXELS", 11)
+    monkeypatch.setattr(images, "_MAX_PIXELS", 11)
     for read in (read_photograph, photograph_size):
         with pytest.raises(ValueError, match=r"z\.jpg has 4 x 3 pixels, more than .*: scale it down"):
             read(tmp_path / "z.jpg")

@@ -13,7 +13,6 @@ from PIL import Image
 from test_cam_files import HOSTS, stack_resized
 
 from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, power_thresholds
-from semples_plugin.cams.files import Cams, list_cams, read_image_list, write_cams
 from semples_plugin.cams.folders import (
     ENOUGH,
     THRESHOLDS,
@@ -23,10 +22,11 @@ from semples_plugin.cams.folders import (
     evaluate_folder,
     image_iou,
 )
-from semples_plugin.cams.pictures import write_mask
-from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.cams.tables import describe_gain
 from semples_plugin.cli import main
+from semples_plugin.data.cam_files import Cams, list_cams, read_image_list, write_cams
+from semples_plugin.data.images import write_mask
+from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
 K = len(NAMES)

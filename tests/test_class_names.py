@@ -1,8 +1,8 @@
 import subprocess
 import sys
 
-from semples_plugin.class_names import CLASS_NAMES
-from semples_plugin.labels import read_class_names
+from semples_plugin.data.class_names import CLASS_NAMES
+from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.presets import PRESETS
 
 
@@ -15,7 +15,8 @@ def test_every_preset_has_its_names_by_its_name():
 
 def test_names_come_without_torch():
     code = (
-        "import sys; from semples_plugin.labels import read_class_names; read_class_names('coco'); print(*sys.modules)"
+        "import sys; from semples_plugin.data.image_labels import read_class_names; read_class_names('coco');"
+        "print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "semples_plugin.class_names" in loaded and not {"torch", "open_clip"} & set(loaded)
+    assert "semples_plugin.data.class_names" in loaded and not {"torch", "open_clip"} & set(loaded)

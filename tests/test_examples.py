@@ -154,7 +154,7 @@ def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, 
 
 
 def test_the_guides_lines_write_cams_that_are_read(tmp_path, monkeypatch):
-    from semples_plugin.cams.files import read_cams
+    from semples_plugin.data.cam_files import read_cams
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cams").mkdir()

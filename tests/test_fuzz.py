@@ -27,7 +27,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory a
 
 COUNT = int(os.environ.get("SEMPLES_FUZZ", "60"))
 SECONDS, MEGABYTES, CHARACTERS = 1.0, 1000, 500
-PRELOADED = ("torch", "open_clip", "cv2", "PIL.Image", "tqdm", "semples_plugin.prompts", "semples_plugin.make_labels")
+PRELOADED = (
+    "torch",
+    "open_clip",
+    "cv2",
+    "PIL.Image",
+    "tqdm",
+    "semples_plugin.prompts",
+    "semples_plugin.data.make_labels",
+)
 NAMES = ("cat", "dog", "hen")
 
 
@@ -36,7 +44,7 @@ NAMES = ("cat", "dog", "hen")
 
 def cams(form):
     def write(path):
-        from semples_plugin.cams.files import Cams, write_cams
+        from semples_plugin.data.cam_files import Cams, write_cams
 
         write_cams(path, Cams(np.random.default_rng(0).random((3, 12, 15), dtype=np.float32), (2, 7, 11), form))
 
@@ -44,13 +52,13 @@ def cams(form):
 
 
 def read_cams(path):
-    from semples_plugin.cams.files import read_cams
+    from semples_plugin.data.cam_files import read_cams
 
     return read_cams(path)
 
 
 def write_mask(path):
-    from semples_plugin.cams.pictures import write_mask
+    from semples_plugin.data.images import write_mask
 
     write_mask(path, np.random.default_rng(0).integers(0, 4, (30, 41), dtype=np.uint8), note="a note")
 
@@ -61,7 +69,7 @@ def write_labels(path):
 
 
 def read_labels(path):
-    from semples_plugin.labels import load_image_labels
+    from semples_plugin.data.image_labels import load_image_labels
 
     return load_image_labels(path)
 
@@ -71,7 +79,7 @@ def text(content):
 
 
 def make_labels(path):
-    from semples_plugin.make_labels import make_labels
+    from semples_plugin.data.make_labels import make_labels
 
     out = path.with_name("made.npy")
     out.unlink(missing_ok=True)
@@ -79,13 +87,13 @@ def make_labels(path):
 
 
 def read_image_list(path):
-    from semples_plugin.cams.files import read_image_list
+    from semples_plugin.data.cam_files import read_image_list
 
     return read_image_list(path)
 
 
 def read_class_names(path):
-    from semples_plugin.labels import read_class_names
+    from semples_plugin.data.image_labels import read_class_names
 
     return read_class_names(path)
 

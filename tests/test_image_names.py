@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semples_plugin.cams.convert import convert_folder
-from semples_plugin.cams.files import Cams, chosen_cams, list_cams, read_image_list, write_cams
 from semples_plugin.cams.folders import evaluate_folder
-from semples_plugin.cams.pictures import find_mask, find_photograph, write_mask
-from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.cli import main
-from semples_plugin.image_names import ImageNames, file_stems, image_name, key_of_name, name_of_key, read_image_paths
-from semples_plugin.labels import load_image_labels
-from semples_plugin.make_labels import make_labels
+from semples_plugin.data.cam_files import Cams, chosen_cams, list_cams, read_image_list, write_cams
+from semples_plugin.data.convert import convert_folder
+from semples_plugin.data.image_labels import load_image_labels
+from semples_plugin.data.image_names import (
+    ImageNames,
+    file_stems,
+    image_name,
+    key_of_name,
+    name_of_key,
+    read_image_paths,
+)
+from semples_plugin.data.images import find_mask, find_photograph, write_mask
+from semples_plugin.data.make_labels import make_labels
+from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 
 SPELLINGS = [
     ("2007_000032", ("2007_000032", "2007_000032.jpg", "/JPEGImages/2007_000032.jpg", "masks\\2007_000032.PNG")),
@@ -153,5 +160,5 @@ def test_lines_are_names_with_spaces_or_columns(tmp_path):
 
 
 def test_names_need_no_torch():
-    code = "import sys, semples_plugin.image_names; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, semples_plugin.data.image_names; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

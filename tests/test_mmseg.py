@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     from semples_plugin.adapters import mmseg_data
 
 from semples_plugin import BackgroundPrompts, FrozenClip, prompt_learning
-from semples_plugin.cams.files import chosen_cams
+from semples_plugin.data.cam_files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
 

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 from test_cam_files import CLASSES, as_fma, as_weaktr, maps
 
-from semples_plugin.cams import pseudo_masks
-from semples_plugin.cams.drawing import voc_palette
-from semples_plugin.cams.files import Cams, write_cams
-from semples_plugin.cams.pictures import read_note
-from semples_plugin.cams.pseudo_masks import Recipe, refine_labels, to_labels, write_pseudo_masks
 from semples_plugin.cli import main
+from semples_plugin.data import pseudo_masks
+from semples_plugin.data.cam_files import Cams, write_cams
+from semples_plugin.data.images import read_note, voc_palette
+from semples_plugin.data.pseudo_masks import Recipe, refine_labels, to_labels, write_pseudo_masks
 
 
 def test_labels_come_from_thresholds_a_power_or_between_two_thresholds():

@@ -51,10 +51,10 @@ def evaluate(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     """`semples show`."""
     from semples_plugin.cams.drawing import check_picture_name, write_picture
-    from semples_plugin.cams.files import list_cams
-    from semples_plugin.cams.pictures import check_photographs
     from semples_plugin.cams.show import describe_image, draw_images, ranked
-    from semples_plugin.image_names import image_name
+    from semples_plugin.data.cam_files import list_cams
+    from semples_plugin.data.image_names import image_name
+    from semples_plugin.data.images import check_photographs
 
     options.names = [image_name(name) for name in options.names or ()]
     # What would fail at the end fails before the work.
@@ -78,9 +78,9 @@ def show(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """`semples report`."""
-    from semples_plugin.cams.files import list_cams
-    from semples_plugin.cams.pictures import check_photographs
     from semples_plugin.cams.report import prompt_panels, write_report
+    from semples_plugin.data.cam_files import list_cams
+    from semples_plugin.data.images import check_photographs
     from semples_plugin.utils.checks import first_difference
 
     if options.images:  # as above
@@ -116,7 +116,7 @@ def _check_names(names: Sequence[str] | None, known: Container[str], what: str) 
 def _judge(options: argparse.Namespace, where: str = "") -> tuple[list[FolderEvaluation], list[str], int]:
     """Evaluations of the images that all folders have, their titles, and the exit status; `where` as `_tell_each`."""
     from semples_plugin.cams.folders import evaluate_folder, on_common_images
-    from semples_plugin.labels import classes_beside, read_class_names
+    from semples_plugin.data.image_labels import classes_beside, read_class_names
 
     folders, settings = options.cams, options.setting or [None]
     titles = options.titles or _titles(folders)
@@ -171,7 +171,7 @@ def _tell_each(what: str, failed: Mapping[str, str], where: str = "") -> None:
 
 def convert(options: argparse.Namespace) -> int:
     """`semples convert`."""
-    from semples_plugin.cams.convert import convert_folder
+    from semples_plugin.data.convert import convert_folder
 
     failed = convert_folder(
         options.cams, options.out, options.to, images=options.images, image_list=options.list,
@@ -184,7 +184,7 @@ def convert(options: argparse.Namespace) -> int:
 
 def pseudo_masks(options: argparse.Namespace) -> int:
     """`semples pseudo-masks`."""
-    from semples_plugin.cams.pseudo_masks import Recipe, write_pseudo_masks
+    from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 
     recipe = Recipe(tuple(options.threshold or ()), options.power, options.crf)
     failed = write_pseudo_masks(
@@ -208,8 +208,8 @@ def prompt_words(options: argparse.Namespace) -> None:
 def prompt_show(options: argparse.Namespace) -> None:
     """`semples prompts show`."""
     from semples_plugin.cams.drawing import check_picture_name, draw_grid, write_picture
-    from semples_plugin.cams.pictures import read_photograph
     from semples_plugin.cams.prompt_views import draw_prompt
+    from semples_plugin.data.images import read_photograph
 
     check_picture_name(options.out)
     prompts, clip = _load_prompts(options)
@@ -236,7 +236,7 @@ def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
 def _load_prompts(options: argparse.Namespace) -> tuple[BackgroundPrompts, FrozenClip]:
     """The prompts, checked to belong to the CLIP, and that CLIP: the given one, or the one that the file names."""
     from semples_plugin.clip.frozen import FrozenClip
-    from semples_plugin.labels import read_class_names
+    from semples_plugin.data.image_labels import read_class_names
     from semples_plugin.prompts import BackgroundPrompts
 
     prompts = BackgroundPrompts.load(options.prompts)

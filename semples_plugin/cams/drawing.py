@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from semples_plugin.data.images import voc_palette
 from semples_plugin.utils.atomic_files import replacing
 
 Picture = NDArray[np.uint8]
@@ -98,16 +99,6 @@ def overlay_errors(
     for kind, colour in zip(kinds, ERRORS.values(), strict=True):
         picture[kind & known] = image[kind & known] * (1 - opacity) + np.array(colour) * opacity
     return picture.round().astype(np.uint8)
-
-
-def voc_palette() -> Picture:
-    """PASCAL VOC's 256 colours, RGB `[256, 3]`: the bits of a label, dealt to the channels' high bits in turn."""
-    labels = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return palette
 
 
 def draw_grid(

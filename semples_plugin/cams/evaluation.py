@@ -9,9 +9,9 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from semples_plugin.data.images import IGNORED
 from semples_plugin.utils import text
 
-IGNORED = 255
 _CHUNK = 1 << 15  # pixels at once: their planes fit into a processor's cache
 
 Counts = NDArray[np.int64]

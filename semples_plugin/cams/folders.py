@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from semples_plugin.cams.evaluation import IGNORED, CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds
-from semples_plugin.cams.files import list_cams, read_cams, read_image_list
-from semples_plugin.cams.pictures import find_mask, read_mask
+from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds
+from semples_plugin.data.cam_files import list_cams, read_cams, read_image_list
+from semples_plugin.data.images import IGNORED, find_mask, read_mask
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.parallel import in_parallel
 
@@ -145,7 +145,7 @@ def evaluate_folder(
     """Judges CAMs of any host, at all background scores, in one pass; or pseudo masks, as they are.
 
     Args:
-        folder: of CAM files, see `semples_plugin.cams.files`, or of PNGs of labels, in which 255 is background.
+        folder: of CAM files, see `semples_plugin.data.cam_files`, or of PNGs of labels, in which 255 is background.
         masks: folder of PNGs: 0 background, k + 1 class k, 255 ignored.
         class_names: K names, in the order of the CAMs' classes.
         image_list: text file of image names, one a line (FMA-WSSS's lines of paths are read as well); left out,

@@ -16,7 +16,6 @@ import numpy as np
 from semples_plugin.cams.curves import colours, draw_curve
 from semples_plugin.cams.drawing import ERRORS, Colour, Picture, encode, fitted
 from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
-from semples_plugin.cams.pictures import find_photograph, read_photograph
 from semples_plugin.cams.show import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.cams.tables import (
     COLUMNS,
@@ -29,6 +28,7 @@ from semples_plugin.cams.tables import (
     few,
     format_percent,
 )
+from semples_plugin.data.images import find_photograph, read_photograph
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.version import __version__
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.cams.drawing import voc_palette
-from semples_plugin.image_names import file_stems
+from semples_plugin.data.image_names import file_stems
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.text import reason
 
 if TYPE_CHECKING:
     from PIL import Image
+
+IGNORED = 255
+"""Value of the pixels of a mask that don't count."""
 
 _NOTE = "semples"  # keyword in a PNG
 _MASKS = ("PNG",)  # Pillow knows many more formats, and starts Ghostscript for one of them
@@ -59,6 +61,16 @@ def write_mask(path: str | Path, mask: NDArray[np.uint8], source_time: int | Non
         picture = Image.fromarray(mask, mode="P")
         picture.putpalette(voc_palette().flatten().tolist())
         picture.save(temporary, format="PNG", pnginfo=info if note else None)
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """PASCAL VOC's 256 colours, RGB `[256, 3]`: the bits of a label, dealt to the channels' high bits in turn."""
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
 
 
 def read_note(path: str | Path) -> str:

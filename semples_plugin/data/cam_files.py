@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.cams.pictures import read_mask
-from semples_plugin.image_names import ImageNames, image_name, read_image_paths
+from semples_plugin.data.image_names import ImageNames, image_name, read_image_paths
+from semples_plugin.data.images import read_mask
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.safe_pickle import read_header, read_pickled
 from semples_plugin.utils.text import reason, shown

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from semples_plugin.cams.files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
-from semples_plugin.cams.pictures import check_photographs, find_photograph, photograph_size
-from semples_plugin.image_names import image_name
+from semples_plugin.data.cam_files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
+from semples_plugin.data.image_names import image_name
+from semples_plugin.data.images import check_photographs, find_photograph, photograph_size
 from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
 
 
@@ -31,7 +31,7 @@ def convert_folder(
     Args:
         folder: of CAM files of any host.
         out: folder for the converted ones, and nothing else.
-        to: "clims", "weaktr" or "fma", see `semples_plugin.cams.files`.
+        to: "clims", "weaktr" or "fma", see `semples_plugin.data.cam_files`.
         images: folder of the photographs, for their size; needed from `fma` to the others.
         image_list: text file of image names, to convert these alone.
         progress: show a progress bar.

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from semples_plugin.cams.evaluation import IGNORED
-from semples_plugin.cams.pictures import read_mask
-from semples_plugin.image_names import ImageNames, key_of_name
+from semples_plugin.data.image_names import ImageNames, key_of_name
+from semples_plugin.data.images import IGNORED, read_mask
 from semples_plugin.utils.atomic_files import read_lines, replacing
 from semples_plugin.utils.checks import check_names, class_positions
 
 Present = dict[str, set[int]]
-"""Image name, see `semples_plugin.image_names`, to the classes that it shows, from 0."""
+"""Image name, see `semples_plugin.data.image_names`, to the classes that it shows, from 0."""
 
 
 def make_labels(

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from semples_plugin.cams.evaluation import IGNORED
-from semples_plugin.cams.files import FORMATS, Cams, chosen_cams, list_cams, read_cams
-from semples_plugin.cams.pictures import (
+from semples_plugin.data.cam_files import FORMATS, Cams, chosen_cams, list_cams, read_cams
+from semples_plugin.data.image_names import image_name
+from semples_plugin.data.images import (
+    IGNORED,
     check_photographs,
     find_photograph,
     photograph_size,
@@ -23,7 +24,6 @@ from semples_plugin.cams.pictures import (
     read_photograph,
     write_mask,
 )
-from semples_plugin.image_names import image_name
 from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
 from semples_plugin.utils.extras import how_to_install
 from semples_plugin.utils.parallel import in_parallel

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.class_names import CLASS_NAMES
-from semples_plugin.image_names import name_of_key
+from semples_plugin.data.class_names import CLASS_NAMES
+from semples_plugin.data.image_names import name_of_key
 from semples_plugin.utils.atomic_files import read_lines
 from semples_plugin.utils.checks import check_names
 from semples_plugin.utils.safe_pickle import read_pickled
@@ -19,8 +19,8 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
     """Reads a `cls_labels.npy` of CLIMS and IRNet (keys 2007000032) or of WeakTr (keys "2007_000032").
 
     Returns:
-        Image name, see `semples_plugin.image_names`, to multi-hot labels `[K]`, float32; the integers 2007000032 and
-        9 come back as VOC's "2007_000032" and COCO's "000000000009".
+        Image name, see `semples_plugin.data.image_names`, to multi-hot labels `[K]`, float32; the integers
+        2007000032 and 9 come back as VOC's "2007_000032" and COCO's "000000000009".
 
     Raises:
         OSError: where the file can't be read.

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semples_plugin.labels import load_image_labels, read_class_names
+from semples_plugin.data.image_labels import load_image_labels, read_class_names
 from semples_plugin.utils.checks import class_positions, first_difference
 
 LABELS = np.eye(20, dtype=np.float32)[3]

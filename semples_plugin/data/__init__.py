@@ -1,0 +1,1 @@
+"""What lies on disk: class names, image names, image labels, CAMs, images and masks; no torch."""
