@@ -18,13 +18,13 @@ from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, check_thresholds
-from semples_plugin.cams.folders import THRESHOLDS
 from semples_plugin.data.cam_files import Cams, write_cams
 from semples_plugin.data.image_labels import load_image_labels
 from semples_plugin.data.image_names import ImageNames, file_stem, image_name, read_image_paths
 from semples_plugin.data.images import IGNORED
 from semples_plugin.data.make_labels import read_table
+from semples_plugin.evaluation.folders import THRESHOLDS
+from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, check_thresholds
 from semples_plugin.presets import load_preset
 
 KEY = "gt_image_labels"

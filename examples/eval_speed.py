@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from semples_plugin.cams.folders import THRESHOLDS
 from semples_plugin.data.cam_files import Cams, write_cams
+from semples_plugin.evaluation.folders import THRESHOLDS
 
 K, CLASSES, SIZE = 20, (2, 7, 14), (375, 500)
 

@@ -12,21 +12,14 @@ import pytest
 from PIL import Image
 from test_cam_files import HOSTS, stack_resized
 
-from semples_plugin.cams.evaluation import CamEvaluation, ImageCounts, power_thresholds
-from semples_plugin.cams.folders import (
-    ENOUGH,
-    THRESHOLDS,
-    Comparison,
-    FolderEvaluation,
-    compare,
-    evaluate_folder,
-    image_iou,
-)
 from semples_plugin.cams.tables import describe_gain
 from semples_plugin.cli import main
 from semples_plugin.data.cam_files import Cams, list_cams, read_image_list, write_cams
 from semples_plugin.data.images import write_mask
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
+from semples_plugin.evaluation.comparison import MIN_IMAGES_FOR_BOOTSTRAP, Comparison, compare
+from semples_plugin.evaluation.folders import THRESHOLDS, FolderEvaluation, evaluate_folder, image_iou
+from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, power_thresholds
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
 K = len(NAMES)
@@ -235,10 +228,10 @@ def test_chance_alone_is_seldom_called_a_gain():
     """The verdict is wrong nearly as seldom as 95 % says, from the number of images on where there is one."""
     random, wrong = np.random.default_rng(0), []
     for _ in range(300):
-        found = compare(*equal_sides(random, ENOUGH), resamples=200)
+        found = compare(*equal_sides(random, MIN_IMAGES_FOR_BOOTSTRAP), resamples=200)
         wrong.append("nearly every" in describe_gain(found))
     assert 0.01 < np.mean(wrong) < 0.1
-    few = compare(*equal_sides(random, ENOUGH - 1), resamples=50)
+    few = compare(*equal_sides(random, MIN_IMAGES_FOR_BOOTSTRAP - 1), resamples=50)
     assert "too few images to tell it from luck, for which it takes 50" in describe_gain(few)
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from semples_plugin import BackgroundPrompts, FrozenClip
-from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cli import main
 from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
 from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
+from semples_plugin.evaluation.folders import evaluate_folder
 
 SMALL = run.Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
 

@@ -23,11 +23,11 @@ from conftest import save_clip
 
 from semples_plugin import BackgroundPrompts, patching
 from semples_plugin.adapters import weaktr
-from semples_plugin.cams.folders import FolderEvaluation, evaluate_folder
 from semples_plugin.data.cam_files import list_cams, read_cams
 from semples_plugin.data.convert import convert_folder
 from semples_plugin.data.image_labels import load_image_labels
 from semples_plugin.data.images import read_mask
+from semples_plugin.evaluation.folders import FolderEvaluation, evaluate_folder
 from semples_plugin.presets import load_preset
 
 PATCHED = ("clims", "weaktr")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.cli import main
 from semples_plugin.data.cam_files import Cams, chosen_cams, list_cams, read_image_list, write_cams
 from semples_plugin.data.convert import convert_folder
@@ -24,6 +23,7 @@ from semples_plugin.data.image_names import (
 from semples_plugin.data.images import find_mask, find_photograph, write_mask
 from semples_plugin.data.make_labels import make_labels
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
+from semples_plugin.evaluation.folders import evaluate_folder
 
 SPELLINGS = [
     ("2007_000032", ("2007_000032", "2007_000032.jpg", "/JPEGImages/2007_000032.jpg", "masks\\2007_000032.PNG")),

@@ -22,8 +22,8 @@ with warnings.catch_warnings():
 
     from semples_plugin.adapters.mmseg import CamSegmentor
 
-from semples_plugin.cams.folders import evaluate_folder
 from semples_plugin.demo.data import OBJECTS
+from semples_plugin.evaluation.folders import evaluate_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # mmengine's and mmcv's own
 

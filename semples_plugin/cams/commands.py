@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semples_plugin.cams.folders import FolderEvaluation
     from semples_plugin.cams.prompt_views import NearWords
     from semples_plugin.cams.report import PromptPictures
     from semples_plugin.clip.frozen import FrozenClip
+    from semples_plugin.evaluation.folders import FolderEvaluation
     from semples_plugin.prompts import BackgroundPrompts
 
 CLIP = ("ViT-B-32-quickgelu", "openai")
@@ -22,8 +22,9 @@ _TOLD = 10  # images that a command names one by one
 def evaluate(options: argparse.Namespace) -> int:
     """`semples eval`."""
     from semples_plugin.cams.curves import write_curve
-    from semples_plugin.cams.folders import compare, write_evaluation
     from semples_plugin.cams.tables import describe_gain, describe_judgement, format_classes
+    from semples_plugin.evaluation.comparison import compare
+    from semples_plugin.evaluation.folders import write_evaluation
 
     evaluations, titles, code = _judge(options, "; eval.json lists all")
     content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations, strict=True)}
@@ -115,8 +116,9 @@ def _check_names(names: Sequence[str] | None, known: Container[str], what: str) 
 
 def _judge(options: argparse.Namespace, where: str = "") -> tuple[list[FolderEvaluation], list[str], int]:
     """Evaluations of the images that all folders have, their titles, and the exit status; `where` as `_tell_each`."""
-    from semples_plugin.cams.folders import evaluate_folder, on_common_images
     from semples_plugin.data.image_labels import classes_beside, read_class_names
+    from semples_plugin.evaluation.comparison import on_common_images
+    from semples_plugin.evaluation.folders import evaluate_folder
 
     folders, settings = options.cams, options.setting or [None]
     titles = options.titles or _titles(folders)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from semples_plugin.cams.folders import FolderEvaluation
+from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.utils.atomic_files import replacing
 
 _LABELS = {"constant": "threshold: a constant background score", "power": "power p of the background score (1 - m)^p"}

@@ -15,7 +15,6 @@ import numpy as np
 
 from semples_plugin.cams.curves import colours, draw_curve
 from semples_plugin.cams.drawing import ERRORS, Colour, Picture, encode, fitted
-from semples_plugin.cams.folders import Comparison, FolderEvaluation, compare
 from semples_plugin.cams.show import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.cams.tables import (
     COLUMNS,
@@ -29,6 +28,8 @@ from semples_plugin.cams.tables import (
     format_percent,
 )
 from semples_plugin.data.images import find_photograph, read_photograph
+from semples_plugin.evaluation.comparison import Comparison, compare
+from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.version import __version__
 

@@ -20,10 +20,10 @@ from semples_plugin.cams.drawing import (
     overlay_errors,
     overlay_mask,
 )
-from semples_plugin.cams.folders import FolderEvaluation, image_iou
 from semples_plugin.data.cam_files import list_cams, read_cams
 from semples_plugin.data.images import find_mask, find_photograph, read_mask, read_photograph
 from semples_plugin.data.pseudo_masks import Recipe, to_labels
+from semples_plugin.evaluation.folders import FolderEvaluation, image_iou
 
 OUTLINES = "CAMs: the highest of all classes, red is 1; outlines are what is predicted, in the colour of its class"
 

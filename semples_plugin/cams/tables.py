@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semples_plugin.cams.folders import ENOUGH, SMALLEST, Comparison, FolderEvaluation
+from semples_plugin.evaluation.comparison import MIN_GAIN, MIN_IMAGES_FOR_BOOTSTRAP, Comparison
+from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.prompt_quality import SEPARATED, describe_quality
 
 if TYPE_CHECKING:  # it imports torch
@@ -69,12 +70,12 @@ def describe_gain(comparison: Comparison) -> str:
     """The gain with its interval, and whether it is more than noise."""
     gain = comparison.miou[1] - comparison.miou[0]
     low, high = 100 * comparison.low, 100 * comparison.high
-    if comparison.images < ENOUGH:
-        verdict = f"too few images to tell it from luck, for which it takes {ENOUGH}"
+    if comparison.images < MIN_IMAGES_FOR_BOOTSTRAP:
+        verdict = f"too few images to tell it from luck, for which it takes {MIN_IMAGES_FOR_BOOTSTRAP}"
     elif low <= 0 <= high:
         verdict = "the interval holds 0: such a difference can be luck"
-    elif abs(gain) < SMALLEST:
-        verdict = f"less than {100 * SMALLEST:g} points, too little to speak of, whatever the interval"
+    elif abs(gain) < MIN_GAIN:
+        verdict = f"less than {100 * MIN_GAIN:g} points, too little to speak of, whatever the interval"
     else:
         verdict = f"{'better' if gain > 0 else 'worse'} on nearly every resampled set of images"
     images = counted(comparison.images, "image")

@@ -27,10 +27,10 @@ from semples_plugin import (
     learn_background_prompts,
 )
 from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, write_picture
-from semples_plugin.cams.evaluation import CamEvaluation
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.generator import CamNet
+from semples_plugin.evaluation.sweep import CamEvaluation
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.checks import check_device, check_integers
