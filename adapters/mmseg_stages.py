@@ -27,10 +27,10 @@ from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompt_learning import check_learning, learn_background_prompts, name_origin
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
-from semples_plugin.training_log import draw_pairs
 from semples_plugin.utils.checks import check_known, check_number
 from semples_plugin.utils.distributed import is_first, world_size
 from semples_plugin.utils.text import shown
+from semples_plugin.viz.training_log import draw_pairs
 
 STATE = "semples"  # key in mmengine's checkpoints
 _LEARNING = ("epochs", "lr", "batch_size", "weight_decay", "progress")  # of learn_background_prompts, for a config

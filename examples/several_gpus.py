@@ -22,7 +22,7 @@ from semples_plugin import (
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.generator import CamNet
 from semples_plugin.demo.run import normalize_images
-from semples_plugin.training_log import TrainingLog
+from semples_plugin.viz.training_log import TrainingLog
 
 cuda = torch.cuda.is_available()
 dist.init_process_group("nccl" if cuda else "gloo")

@@ -21,7 +21,7 @@ TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer",
 
 OWN = {  # modules whose tests are called otherwise
     "clip/frozen": "clip", "clip/loading": "clip_loading", "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "evaluation/sweep": "cams", "data/cam_files": "cam_files",
-    "evaluation/folders": "cam_folders", "cams/tables": "cam_folders", "data/images": "cam_files",
+    "evaluation/folders": "cam_folders", "viz/tables": "cam_folders", "data/images": "cam_files",
     "adapters/options": "adapters", "adapters/mmseg_stages": "preset_consumers",
 }  # fmt: skip
 
@@ -61,7 +61,7 @@ MUTATIONS = [
     ("scores on a threshold counted above it", "evaluation/sweep", "values > cv2.LUT", "values >= cv2.LUT"),
     ("the later of two equal CAMs wins", "evaluation/sweep", "(plane > highest)", "(plane >= highest)"),
     ("files of older CAMs are kept", "utils/atomic_files", "return 0 <= there - made < step", "return there <= made"),
-    ("a verdict on few images", "cams/tables", "comparison.images < MIN_IMAGES_FOR_BOOTSTRAP", "comparison.images < 1"),
+    ("a verdict on few images", "viz/tables", "comparison.images < MIN_IMAGES_FOR_BOOTSTRAP", "comparison.images < 1"),
     ("an old run's epochs go on with other features", "prompt_learning", 'run["features"] = _digest(*kept)', 'run["features"] = ""'),
     ("diverged prompts are saved", "prompt_learning", " and bool(prompts.vectors.isfinite().all())", ""),
     ("seed lost in the state dict", "prompts", '            "seed": self.seed,\n', ""),
@@ -87,7 +87,7 @@ MUTATIONS = [
     ("masks of other settings are kept", "data/pseudo_masks", " or read_note(path) != note", ""),
     ("names of classes bring torch", "data/image_labels", "from semples_plugin.data.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
     ("CAMs of another class list pass unnoticed", "evaluation/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
-    ("a gain of 0.02 points is praised", "cams/tables", "abs(gain) < MIN_GAIN", "abs(gain) < 0"),
+    ("a gain of 0.02 points is praised", "viz/tables", "abs(gain) < MIN_GAIN", "abs(gain) < 0"),
     ("files left half patched", "patching", "if not _put_back(file, old)]", "if False]"),
     ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
     ("a folder without weights filled at random", "clip/loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from semples_plugin import BackgroundPrompts
-from semples_plugin.cams.drawing import write_picture
 from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.images import write_mask
 from semples_plugin.prompt_learning import _WorkDir
 from semples_plugin.utils import atomic_files
 from semples_plugin.utils.atomic_files import claim_folder, replacing
+from semples_plugin.viz.overlays import write_picture
 
 NOISE = np.random.default_rng(0).integers(1, 200, (64, 64, 3), dtype=np.uint8)
 MAPS = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32)

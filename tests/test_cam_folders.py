@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from test_cam_files import HOSTS, stack_resized
 
-from semples_plugin.cams.tables import describe_gain
 from semples_plugin.cli import main
 from semples_plugin.data.cam_files import Cams, list_cams, read_image_list, write_cams
 from semples_plugin.data.images import write_mask
@@ -20,6 +19,7 @@ from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.evaluation.comparison import MIN_IMAGES_FOR_BOOTSTRAP, Comparison, compare
 from semples_plugin.evaluation.folders import THRESHOLDS, FolderEvaluation, evaluate_folder, image_iou
 from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, power_thresholds
+from semples_plugin.viz.tables import describe_gain
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
 K = len(NAMES)

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, write_picture
 from semples_plugin.data.images import voc_palette
 from semples_plugin.evaluation.sweep import CamEvaluation
+from semples_plugin.viz.overlays import draw_grid, overlay_cam, overlay_mask, write_picture
 
 THRESHOLDS = np.linspace(0, 1, 11)
 

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 
 from semples_plugin import BackgroundPrompts, FrozenClip
-from semples_plugin.cams.curves import draw_curve
-from semples_plugin.cams.drawing import CLASSES, ERRORS, draw_grid, fitted, outline_labels, overlay_errors
-from semples_plugin.cams.prompt_views import VOCABULARY, nearest_words, where_clip_sees
-from semples_plugin.cams.report import prompt_panels, write_report
-from semples_plugin.cams.show import class_colours, describe_image, draw_image, gain_of, ranked
-from semples_plugin.cams.tables import format_classes, format_percent
 from semples_plugin.cli import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage
 from semples_plugin.evaluation.folders import evaluate_folder, image_iou
 from semples_plugin.prompt_quality import ClassQuality, Nearness
+from semples_plugin.viz.curves import draw_curve
+from semples_plugin.viz.examples import class_colours, describe_image, draw_image, gain_of, ranked
+from semples_plugin.viz.overlays import CLASSES, ERRORS, draw_grid, fitted, outline_labels, overlay_errors
+from semples_plugin.viz.prompt_maps import VOCABULARY, nearest_words, where_clip_sees
+from semples_plugin.viz.report import prompt_panels, write_report
+from semples_plugin.viz.tables import format_classes, format_percent
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from conftest import build_frozen
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, training_log
-from semples_plugin.training_log import TrainingLog, draw_pairs
+from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
+from semples_plugin.viz import training_log
+from semples_plugin.viz.training_log import TrainingLog, draw_pairs
 
 
 class Writer:

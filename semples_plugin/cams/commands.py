@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semples_plugin.cams.prompt_views import NearWords
-    from semples_plugin.cams.report import PromptPictures
     from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.evaluation.folders import FolderEvaluation
     from semples_plugin.prompts import BackgroundPrompts
+    from semples_plugin.viz.prompt_maps import NearWords
+    from semples_plugin.viz.report import PromptPictures
 
 CLIP = ("ViT-B-32-quickgelu", "openai")
 _TOLD = 10  # images that a command names one by one
@@ -21,10 +21,10 @@ _TOLD = 10  # images that a command names one by one
 
 def evaluate(options: argparse.Namespace) -> int:
     """`semples eval`."""
-    from semples_plugin.cams.curves import write_curve
-    from semples_plugin.cams.tables import describe_gain, describe_judgement, format_classes
     from semples_plugin.evaluation.comparison import compare
     from semples_plugin.evaluation.folders import write_evaluation
+    from semples_plugin.viz.curves import write_curve
+    from semples_plugin.viz.tables import describe_gain, describe_judgement, format_classes
 
     evaluations, titles, code = _judge(options, "; eval.json lists all")
     content: dict[str, Any] = {title: one.to_dict() for title, one in zip(titles, evaluations, strict=True)}
@@ -51,11 +51,11 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """`semples show`."""
-    from semples_plugin.cams.drawing import check_picture_name, write_picture
-    from semples_plugin.cams.show import describe_image, draw_images, ranked
     from semples_plugin.data.cam_files import list_cams
     from semples_plugin.data.image_names import image_name
     from semples_plugin.data.images import check_photographs
+    from semples_plugin.viz.examples import describe_image, draw_images, ranked
+    from semples_plugin.viz.overlays import check_picture_name, write_picture
 
     options.names = [image_name(name) for name in options.names or ()]
     # What would fail at the end fails before the work.
@@ -79,10 +79,10 @@ def show(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """`semples report`."""
-    from semples_plugin.cams.report import prompt_panels, write_report
     from semples_plugin.data.cam_files import list_cams
     from semples_plugin.data.images import check_photographs
     from semples_plugin.utils.checks import first_difference
+    from semples_plugin.viz.report import prompt_panels, write_report
 
     if options.images:  # as above
         check_photographs(options.images, list_cams(options.cams[0], masks=True))
@@ -96,7 +96,7 @@ def report(options: argparse.Namespace) -> int:
                 f"{options.prompts} is of the classes {', '.join(prompts[0].class_names or ())}; the CAMs were judged "
                 f"with {', '.join(evaluations[0].class_names)}: give --classes, or leave --prompts out"
             )
-        from semples_plugin.cams.prompt_views import nearest_words
+        from semples_plugin.viz.prompt_maps import nearest_words
 
         words = nearest_words(*prompts, _vocabulary(options, prompts[1]))
         panels = prompt_panels(*prompts, evaluations[-1], options.images) if options.images else []
@@ -158,7 +158,7 @@ def _titles(folders: Sequence[str]) -> list[str]:
 
 def _tell(what: str, names: Sequence[str]) -> None:
     if names:
-        from semples_plugin.cams.tables import few
+        from semples_plugin.viz.tables import few
 
         print(f"{what}: {len(names)}: {few(names)}", file=sys.stderr)
 
@@ -200,8 +200,8 @@ def pseudo_masks(options: argparse.Namespace) -> int:
 
 def prompt_words(options: argparse.Namespace) -> None:
     """`semples prompts words`."""
-    from semples_plugin.cams.prompt_views import nearest_words
-    from semples_plugin.cams.tables import format_words
+    from semples_plugin.viz.prompt_maps import nearest_words
+    from semples_plugin.viz.tables import format_words
 
     prompts, clip = _load_prompts(options)
     print(format_words(nearest_words(prompts, clip, _vocabulary(options, clip), options.count)))
@@ -209,9 +209,9 @@ def prompt_words(options: argparse.Namespace) -> None:
 
 def prompt_show(options: argparse.Namespace) -> None:
     """`semples prompts show`."""
-    from semples_plugin.cams.drawing import check_picture_name, draw_grid, write_picture
-    from semples_plugin.cams.prompt_views import draw_prompt
     from semples_plugin.data.images import read_photograph
+    from semples_plugin.viz.overlays import check_picture_name, draw_grid, write_picture
+    from semples_plugin.viz.prompt_maps import draw_prompt
 
     check_picture_name(options.out)
     prompts, clip = _load_prompts(options)
@@ -230,7 +230,7 @@ def _vocabulary(options: argparse.Namespace, clip: FrozenClip) -> Sequence[str]:
         return [line.strip() for line in read_lines(options.vocabulary) if line.strip()]
     if clip.name == TINY_CLIP:  # it knows no other words
         return (*OBJECTS, *CONTEXTS)
-    from semples_plugin.cams.prompt_views import VOCABULARY
+    from semples_plugin.viz.prompt_maps import VOCABULARY
 
     return VOCABULARY
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from semples_plugin.cams.drawing import write_picture
-from semples_plugin.cams.prompt_views import nearest_words
-from semples_plugin.cams.report import prompt_panels, write_report
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.data.cam_files import Cams, write_cams
 from semples_plugin.data.images import write_mask
@@ -19,6 +16,9 @@ from semples_plugin.evaluation.folders import evaluate_folder
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.checks import check_integers
+from semples_plugin.viz.overlays import write_picture
+from semples_plugin.viz.prompt_maps import nearest_words
+from semples_plugin.viz.report import prompt_panels, write_report
 
 
 def write_scenes(folder: Path, scenes: Scenes) -> None:

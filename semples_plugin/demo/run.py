@@ -26,7 +26,6 @@ from semples_plugin import (
     SemPLeSRegularizer,
     learn_background_prompts,
 )
-from semples_plugin.cams.drawing import draw_grid, overlay_cam, overlay_mask, write_picture
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.generator import CamNet
@@ -35,6 +34,7 @@ from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.checks import check_device, check_integers
 from semples_plugin.version import __version__
+from semples_plugin.viz.overlays import draw_grid, overlay_cam, overlay_mask, write_picture
 
 CamsOf = Callable[[slice], Tensor]
 THRESHOLDS = np.linspace(0.02, 0.98, 49)

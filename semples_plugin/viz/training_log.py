@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from semples_plugin.cams.drawing import Picture, draw_grid, overlay_cam
-from semples_plugin.cams.prompt_views import stretched, where_clip_sees
 from semples_plugin.masks import ClassMasks
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.viz.overlays import Picture, draw_grid, overlay_cam
+from semples_plugin.viz.prompt_maps import stretched, where_clip_sees
 
 
 class Writer(Protocol):

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semples_plugin.cams.drawing import Picture, overlay_cam
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.prompt_quality import ClassQuality
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.utils.checks import class_positions
+from semples_plugin.viz.overlays import Picture, overlay_cam
 
 VOCABULARY = (
     "sky", "clouds", "sunset", "sea", "ocean", "lake", "river", "waves", "beach", "sand", "desert", "snow", "ice",

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from semples_plugin.cams.drawing import (
+from semples_plugin.data.cam_files import list_cams, read_cams
+from semples_plugin.data.images import find_mask, find_photograph, read_mask, read_photograph
+from semples_plugin.data.pseudo_masks import Recipe, to_labels
+from semples_plugin.evaluation.folders import FolderEvaluation, image_iou
+from semples_plugin.viz.overlays import (
     CLASSES,
     ERRORS,
     Colour,
@@ -20,10 +24,6 @@ from semples_plugin.cams.drawing import (
     overlay_errors,
     overlay_mask,
 )
-from semples_plugin.data.cam_files import list_cams, read_cams
-from semples_plugin.data.images import find_mask, find_photograph, read_mask, read_photograph
-from semples_plugin.data.pseudo_masks import Recipe, to_labels
-from semples_plugin.evaluation.folders import FolderEvaluation, image_iou
 
 OUTLINES = "CAMs: the highest of all classes, red is 1; outlines are what is predicted, in the colour of its class"
 

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semples_plugin.cams.curves import colours, draw_curve
-from semples_plugin.cams.drawing import ERRORS, Colour, Picture, encode, fitted
-from semples_plugin.cams.show import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
-from semples_plugin.cams.tables import (
+from semples_plugin.data.images import find_photograph, read_photograph
+from semples_plugin.evaluation.comparison import Comparison, compare
+from semples_plugin.evaluation.folders import FolderEvaluation
+from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.version import __version__
+from semples_plugin.viz.curves import colours, draw_curve
+from semples_plugin.viz.examples import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
+from semples_plugin.viz.overlays import ERRORS, Colour, Picture, encode, fitted
+from semples_plugin.viz.tables import (
     COLUMNS,
     UNSEEN,
     counted,
@@ -27,16 +32,11 @@ from semples_plugin.cams.tables import (
     few,
     format_percent,
 )
-from semples_plugin.data.images import find_photograph, read_photograph
-from semples_plugin.evaluation.comparison import Comparison, compare
-from semples_plugin.evaluation.folders import FolderEvaluation
-from semples_plugin.utils.atomic_files import replacing
-from semples_plugin.version import __version__
 
 if TYPE_CHECKING:  # they import torch, which a report without prompts doesn't need
-    from semples_plugin.cams.prompt_views import NearWords
     from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.prompts import BackgroundPrompts
+    from semples_plugin.viz.prompt_maps import NearWords
 
 _SIDE = 260  # pixels of a picture in the page
 
@@ -107,7 +107,7 @@ def prompt_panels(
 
     A photograph that can't be read is told by a warning, and the next one is taken.
     """
-    from semples_plugin.cams.prompt_views import draw_prompt
+    from semples_plugin.viz.prompt_maps import draw_prompt
 
     panels = []
     for k, name in enumerate(evaluation.class_names, 1):

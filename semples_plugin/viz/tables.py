@@ -12,7 +12,7 @@ from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.prompt_quality import SEPARATED, describe_quality
 
 if TYPE_CHECKING:  # it imports torch
-    from semples_plugin.cams.prompt_views import NearWords
+    from semples_plugin.viz.prompt_maps import NearWords
 
 
 UNSEEN = "not learned, as no image showed this class"

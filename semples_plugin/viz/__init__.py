@@ -1,0 +1,1 @@
+"""What people look at: overlays, curves, tables, the report, the training log."""
