@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.adapters import options
+from semples_plugin.adapters import host_options
 from semples_plugin.adapters.base import CamAdapter, evaluating, without_ddp
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.checks import first_difference
@@ -42,7 +42,7 @@ class ClimsAdapter(CamAdapter):
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     """The options of `run_sample.py` ("voc") and `run_sample_coco.py` ("coco")."""
-    add = options.add_arguments(parser, preset).add_argument
+    add = host_options.add_arguments(parser, preset).add_argument
     add(
         "--semples-terms", choices=("refine", "all"), default="refine",
         help="refine: L_refine beside CLIMS's own terms in (c), the paper's Table 4 as we read it; all: L_match too, "
@@ -84,7 +84,7 @@ class Training:
         if args.semples is None:
             return
         if not self.learns_prompts:
-            options.check_averaged(model)
+            host_options.check_averaged(model)
         if args.semples == "match" and args.semples_terms == "refine":
             raise ValueError(
                 "stage (a) is CLIMS's own training, which matches segments and labels already: run it without "
@@ -99,13 +99,13 @@ class Training:
         if args.semples == "refine" and args.semples_terms == "refine":
             args.semples_foreground_weight = args.semples_background_weight = 0.0
         if args.semples_classes and not _all_zero(args.hyper):
-            _warn_of_other_classes(options.preset_of(args).class_names)
+            _warn_of_other_classes(host_options.preset_of(args).class_names)
         device = next(model.parameters()).device
         scale = args.semples_scale
         if scale is None:
             scale = float(args.hyper.split(",")[0]) or 1.0
-        self.log = options.LossLog()
-        self.adapter = ClimsAdapter(options.build_regularizer(args, network.n_classes, device), scale=scale)
+        self.log = host_options.LossLog()
+        self.adapter = ClimsAdapter(host_options.build_regularizer(args, network.n_classes, device), scale=scale)
 
     @property
     def learns_prompts(self) -> bool:
@@ -134,7 +134,7 @@ class Training:
                     images = pack["img"].to(device)
                     yield images, network(images), pack["label"], *([pack["name"]] if "name" in pack else [])
 
-            learning = {"origin": network, **options.learning_options(self.args)}
+            learning = {"origin": network, **host_options.learning_options(self.args)}
             self.adapter.learn_prompts(walk(), self.args.semples_prompts, **learning)
         if is_first():
             print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")

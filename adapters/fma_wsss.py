@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from semples_plugin.adapters.base import CamAdapter
-from semples_plugin.adapters.options import refuse_hosts_own
+from semples_plugin.adapters.host_options import refuse_hosts_own
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import STAGES, load_preset
 from semples_plugin.prompt_learning import check_learning, check_writable, learn_background_prompts

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
-from semples_plugin.adapters.options import refuse_hosts_own
+from semples_plugin.adapters.host_options import refuse_hosts_own
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.masks import ClassMasks, check_kind

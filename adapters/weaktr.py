@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from semples_plugin.adapters import options
+from semples_plugin.adapters import host_options
 from semples_plugin.adapters.base import CamAdapter, evaluating
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset
@@ -102,7 +102,7 @@ class WeakTrAdapter(CamAdapter):
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     """The options of WeakTr's `main.py`."""
-    add = options.add_arguments(parser, preset).add_argument
+    add = host_options.add_arguments(parser, preset).add_argument
     add("--semples-reach", choices=REACH, default=REACH[0], help="what SemPLeS trains of WeakTr")
     add("--semples-mask-eps", type=float, help="of the masks' min-max normalisation (default: the preset's)")
     add("--semples-alone", action="store_true", help="leave WeakTr's own losses out, as the authors' release does")
@@ -123,18 +123,18 @@ class Training:
             return
         _check(args)
         if not self.learns_prompts:
-            options.check_averaged(model)
+            host_options.check_averaged(model)
         if args.semples_start:
             checkpoint = _read_checkpoint(args.semples_start)
             getattr(model, "module", model).load_state_dict(checkpoint.get("model", checkpoint))
-        preset = options.preset_of(args)
+        preset = host_options.preset_of(args)
         device = next(model.parameters()).device
         eps = preset.stage_eps(args.semples) if args.semples_mask_eps is None else args.semples_mask_eps
-        regularizer = options.build_regularizer(args, args.nb_classes, device)
+        regularizer = host_options.build_regularizer(args, args.nb_classes, device)
         if not self.learns_prompts:
             _tell_departures(args, preset)
         self.adapter = WeakTrAdapter(regularizer, eps=eps, align_corners=preset.align_corners)
-        self.fine, self.log = FineCam(model, args.semples_reach), options.LossLog()
+        self.fine, self.log = FineCam(model, args.semples_reach), host_options.LossLog()
 
     @property
     def learns_prompts(self) -> bool:
@@ -166,7 +166,7 @@ class Training:
                 yield images, self.fine(), labels.to(device)
 
         with self.fine, evaluating(self.model) as device:
-            learning = {"origin": self.model, **options.learning_options(self.args)}
+            learning = {"origin": self.model, **host_options.learning_options(self.args)}
             self.adapter.learn_prompts(walk(), self.args.semples_prompts, **learning)
         print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")
 

@@ -225,7 +225,7 @@ def _labels(options: argparse.Namespace) -> None:
 
 
 def _patch(options: argparse.Namespace) -> None:
-    from semples_plugin.patching import patch
+    from semples_plugin.adapters.patching import patch
 
     print(patch(options.host, options.path, options.action))
 

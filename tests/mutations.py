@@ -22,7 +22,7 @@ TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer",
 OWN = {  # modules whose tests are called otherwise
     "clip/frozen": "clip", "clip/loading": "clip_loading", "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "evaluation/sweep": "cams", "data/cam_files": "cam_files",
     "evaluation/folders": "cam_folders", "viz/tables": "cam_folders", "data/images": "cam_files",
-    "adapters/options": "adapters", "adapters/mmseg_stages": "preset_consumers",
+    "adapters/host_options": "adapters", "adapters/mmseg_stages": "preset_consumers",
 }  # fmt: skip
 
 MUTATIONS = [
@@ -88,14 +88,14 @@ MUTATIONS = [
     ("names of classes bring torch", "data/image_labels", "from semples_plugin.data.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
     ("CAMs of another class list pass unnoticed", "evaluation/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
     ("a gain of 0.02 points is praised", "viz/tables", "abs(gain) < MIN_GAIN", "abs(gain) < 0"),
-    ("files left half patched", "patching", "if not _put_back(file, old)]", "if False]"),
+    ("files left half patched", "adapters/patching", "if not _put_back(file, old)]", "if False]"),
     ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
     ("a folder without weights filled at random", "clip/loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),
     ("doctor takes CLIP as it is", "doctor", "print(f\"CLIP      {_describe(FrozenClip.load(clip, pretrained))}\")", "print(clip)"),
     ("the preset's schedule of (b) dropped in mmseg", "adapters/mmseg_stages", "return {**preset.learning_options(), **self.learning}", "return self.learning"),
     ("(b) makes its masks with the eps of (a)", "presets", 'return self.prompt_mask_eps if stage == "prompts" else self.mask_eps', "return self.mask_eps"),
     ("corners never aligned", "presets", '"align_corners": self.align_corners,', '"align_corners": False,'),
-    ("processes that nobody averages accepted", "adapters/options", "if world_size() > 1 and not isinstance(model, DistributedDataParallel):", "if False:"),
+    ("processes that nobody averages accepted", "adapters/host_options", "if world_size() > 1 and not isinstance(model, DistributedDataParallel):", "if False:"),
     ("a batch taken for another one", "prompt_learning", "return _digest(images, masks.maps,", "return _digest(images[:, :, ::2, ::2], masks.maps,"),
     ("flipped bits are read", "prompt_learning", "if digest != _digest(found) or not", "if not"),
     ("another image tower's features", "prompt_learning", "[prompts.signature, _image_signature(regularizer.clip)]", "[prompts.signature]"),

@@ -11,7 +11,7 @@ import torch
 from host_heads import ClimsHead, FmaHead, WeakTrHead
 
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, SemPLeSRegularizer
-from semples_plugin.adapters import clims, fma_wsss, options, weaktr
+from semples_plugin.adapters import clims, fma_wsss, host_options, weaktr
 from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.demo.data import OBJECTS, make_scenes
@@ -456,12 +456,12 @@ def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
 )
 def test_labels_of_another_width_are_named(columns, hint):
     with pytest.raises(ValueError, match=f"the labels have {columns} columns.*{hint}"):
-        options.build_regularizer(parse(clims.add_arguments, "--semples", "match"), columns, "cpu")
+        host_options.build_regularizer(parse(clims.add_arguments, "--semples", "match"), columns, "cpu")
 
 
 def test_the_command_line_replaces_the_presets_settings(tmp_path):
     given = ["--semples-refine-weight", "0.3", "--semples-prompt-lr", "0.1", "--semples-prompt-epochs", "7"]
-    preset = options.preset_of(parse(clims.add_arguments, *given))
+    preset = host_options.preset_of(parse(clims.add_arguments, *given))
     assert (preset.weights.refine, preset.weights.background, preset.prompt_lr, preset.prompt_epochs) == (
         0.3, 2.4, 0.1, 7,
     )  # fmt: skip
@@ -473,12 +473,12 @@ def test_the_command_line_replaces_the_presets_settings(tmp_path):
 def test_any_other_field_is_set_by_its_name(capsys):
     given = ["--semples-set", "prompt_batch_size=7", "template=an image of {}.", "weights={'refine': 0.3, 'text': 0.4}"]
     more = ["--semples-set", "suffix_ids=(13,)", "align_corners=True", "--semples-text-weight", "0.5"]
-    preset = options.preset_of(parse(clims.add_arguments, *given, *more))
+    preset = host_options.preset_of(parse(clims.add_arguments, *given, *more))
     assert (preset.prompt_batch_size, preset.template, preset.suffix_ids) == (7, "an image of {}.", (13,))
     assert (preset.weights.refine, preset.weights.text, preset.align_corners) == (0.3, 0.5, True)
     for wrong, words in {"mask_esp=1": "did you mean mask_eps", "lr=1": "that of stage .b. is prompt_lr"}.items():
         with pytest.raises(ValueError, match=words):
-            options.preset_of(parse(clims.add_arguments, "--semples-set", wrong))
+            host_options.preset_of(parse(clims.add_arguments, "--semples-set", wrong))
     with pytest.raises(SystemExit):
         parse(clims.add_arguments, "--semples-set", "mask_eps")
     assert "expected FIELD=VALUE, got 'mask_eps'" in capsys.readouterr().err
@@ -501,7 +501,7 @@ class TestSeveralProcesses:
     @pytest.fixture(autouse=True)
     def _two(self, monkeypatch, tmp_path):
         """As far as the adapters can tell."""
-        monkeypatch.setattr(options, "world_size", lambda: 2)
+        monkeypatch.setattr(host_options, "world_size", lambda: 2)
         torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
         yield
         torch.distributed.destroy_process_group()

@@ -21,8 +21,8 @@ import pytest
 import torch
 from conftest import save_clip
 
-from semples_plugin import BackgroundPrompts, patching
-from semples_plugin.adapters import weaktr
+from semples_plugin import BackgroundPrompts
+from semples_plugin.adapters import patching, weaktr
 from semples_plugin.data.cam_files import list_cams, read_cams
 from semples_plugin.data.convert import convert_folder
 from semples_plugin.data.image_labels import load_image_labels

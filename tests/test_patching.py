@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from semples_plugin import patching
+from semples_plugin.adapters import patching
 from semples_plugin.cli import main
 
 

@@ -13,10 +13,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from semples_plugin.adapters.options import STAGES
+import semples_plugin
+from semples_plugin.adapters.host_options import STAGES
 from semples_plugin.utils.atomic_files import replacing
 
-PATCHES = Path(__file__).parent / "patches"
+PATCHES = Path(semples_plugin.__file__).parent / "patches"
 COMMITS = {
     "clims": "f9546d32ad9b4545577eebdc9e4d879aff3366d7",
     "weaktr": "3457ad3d052a2f65320671cd9fc801b5c9dcb5c6",
