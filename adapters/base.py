@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from semples_plugin.masks import ClassMasks, check_kind
-from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts, name_origin
+from semples_plugin.prompt_learning.learn import PromptHistory, learn_background_prompts, name_origin
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
 
 

@@ -29,7 +29,7 @@ from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import refuse_hosts_own
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import STAGES, load_preset
-from semples_plugin.prompt_learning import check_learning, check_writable, learn_background_prompts
+from semples_plugin.prompt_learning.learn import check_learning, check_writable, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.checks import check_known, warn_once

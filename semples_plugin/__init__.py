@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.masks import ClassMasks
     from semples_plugin.presets import Preset, load_preset
-    from semples_plugin.prompt_learning import PromptHistory, learn_background_prompts
+    from semples_plugin.prompt_learning.learn import PromptHistory, learn_background_prompts
     from semples_plugin.prompts import BackgroundPrompts
     from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
 
@@ -27,9 +27,9 @@ _MODULES = {
     "FrozenClip": "clip.frozen",
     "LossWeights": "regularizer",
     "Preset": "presets",
-    "PromptHistory": "prompt_learning",
+    "PromptHistory": "prompt_learning.learn",
     "SemPLeSRegularizer": "regularizer",
-    "learn_background_prompts": "prompt_learning",
+    "learn_background_prompts": "prompt_learning.learn",
     "load_preset": "presets",
     "wrap": "adapters.base",
 }

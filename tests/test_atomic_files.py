@@ -12,7 +12,7 @@ import torch
 from semples_plugin import BackgroundPrompts
 from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.images import write_mask
-from semples_plugin.prompt_learning import _WorkDir
+from semples_plugin.prompt_learning.learn import _WorkDir
 from semples_plugin.utils import atomic_files
 from semples_plugin.utils.atomic_files import claim_folder, replacing
 from semples_plugin.viz.overlays import write_picture

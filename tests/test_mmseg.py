@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     import semples_plugin.adapters.mmseg
     from semples_plugin.adapters import mmseg_data
 
-from semples_plugin import BackgroundPrompts, FrozenClip, prompt_learning
+from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.data.cam_files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
@@ -252,13 +252,13 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(prompt_learning, "measure", interrupt)  # after the walk
+        patch.setattr(learn, "measure", interrupt)  # after the walk
         train(config(world, tmp_path, iterations=9, **changes))
     (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
     del features["digest"]
     features["backgrounds"] *= -1  # so that it shows whether they are taken
-    torch.save({**features, "digest": prompt_learning._digest(features)}, unfinished / "features.pt")
+    torch.save({**features, "digest": learn._digest(features)}, unfinished / "features.pt")
     left = tmp_path / "left"
     shutil.copytree(unfinished, left)
     with warnings.catch_warnings():

@@ -1,0 +1,1 @@
+"""Stage (b): background prompts learn from background features that are encoded once."""
