@@ -31,6 +31,7 @@ from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.data.cam_files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
+from semples_plugin.prompt_learning import learn
 
 CONFIG = Path(__file__).parent.parent / "examples/mmseg/tiny_demo.py"
 Config.pretty_text = property(lambda self: "")  # mmengine prints it, and yapf takes minutes over long temporary paths
