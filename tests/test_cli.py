@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semples_plugin.cli import build_parser, main
+from semples_plugin.cli.main import build_parser, main
 
 
 def test_help_names_every_command(capsys):
@@ -44,7 +44,8 @@ def test_every_help_says_defaults_once_and_exit_codes():
 
 def test_help_needs_none_of_the_large_packages():
     code = (
-        "import sys\nfrom semples_plugin.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+        "import sys\nfrom semples_plugin.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "argparse" in loaded and not {"torch", "numpy", "cv2", "matplotlib", "PIL", "tqdm"} & set(loaded)
@@ -94,8 +95,8 @@ def test_a_closed_pipe_or_stream_loses_words_and_nothing_else(tmp_path):
 def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path):
     code = """if 1:
         import os
-        from semples_plugin.cli import _lasting_streams
-        with _lasting_streams(), open("file", "w") as file:
+        from semples_plugin.cli.streams import lasting_streams
+        with lasting_streams(), open("file", "w") as file:
             os.write(1, b"words of a library")
             os.write(2, b"more of them")
     """
@@ -136,7 +137,7 @@ def interrupted_work(_) -> None:
      (failed_import, 1, "initialization failed")],
 )  # fmt: skip
 def test_an_interrupt_is_one_wherever_it_comes(run, status, said, monkeypatch, capsys):
-    monkeypatch.setattr("semples_plugin.cli._doctor", run)
+    monkeypatch.setattr("semples_plugin.cli.doctor.run", run)
     assert main(["doctor"]) == status and capsys.readouterr().err == f"semples doctor: {said}\n"
 
 
@@ -148,5 +149,5 @@ def test_warnings_of_ours_are_told_and_libraries_deprecations_are_not(capsys, mo
         warnings.warn("look here", UserWarning, stacklevel=1)
         warnings.warn("'oneOf' deprecated", Deprecation, stacklevel=1)
 
-    monkeypatch.setattr("semples_plugin.doctor.print_report", run)
+    monkeypatch.setattr("semples_plugin.cli.doctor.print_report", run)
     assert main(["doctor"]) == 0 and capsys.readouterr().err == "semples doctor: look here\n"

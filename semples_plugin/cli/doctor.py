@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from semples_plugin.clip.frozen import FrozenClip
-from semples_plugin.clip.loading import LOCAL_DIR, check_download, check_source, find_cached, where_to_get
 from semples_plugin.utils.extras import how_to_install
+
+if TYPE_CHECKING:
+    from semples_plugin.clip.frozen import FrozenClip
 
 _NEEDED = ("semples-plugin", "torch", "torchvision", "open_clip_torch", "numpy", "opencv-python", "safetensors", "tqdm")
 _OPTIONAL = {
@@ -19,6 +20,24 @@ _OPTIONAL = {
     "pydensecrf2": f"the CRF of semples pseudo-masks: {how_to_install('crf')}",
 }
 _SAME = {"opencv-python": "opencv-python-headless", "mmengine": "onedl-mmengine"}
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser's commands."""
+    parser = commands.add_parser(
+        "doctor",
+        help="what is installed, which devices there are, whether CLIP's weights are at hand",
+        description="Prints the versions, devices and CLIP that training will meet, and what to do about what is "
+        "missing; weights that are there are loaded and tried. The exit status is 1 where training could not begin.",
+    )
+    parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, local-dir:PATH, or demo")
+    parser.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`semples doctor`."""
+    return print_report(options.clip, options.pretrained)
 
 
 def print_report(clip: str, pretrained: str) -> int:
@@ -33,9 +52,12 @@ def print_report(clip: str, pretrained: str) -> int:
 
 def _print_clip(clip: str, pretrained: str) -> bool:
     """What CLIP is, once it is loaded, or where its weights come from; returns whether training can't begin."""
+    from semples_plugin.clip.frozen import FrozenClip
+    from semples_plugin.clip.loading import DEMO, LOCAL_DIR, check_download, check_source, find_cached, where_to_get
+
     try:
         check_source(clip, pretrained)
-        if not clip.startswith(LOCAL_DIR) and not Path(pretrained).is_file():
+        if clip != DEMO and not clip.startswith(LOCAL_DIR) and not Path(pretrained).is_file():
             cached = find_cached(clip, pretrained)
             if cached is None:
                 check_download(clip, pretrained)
@@ -52,6 +74,8 @@ def _print_clip(clip: str, pretrained: str) -> bool:
 
 def _describe(clip: FrozenClip) -> str:
     """Size, precision, text width and activation of a CLIP that encodes an image, a text and a prompt."""
+    import torch
+
     images, vectors = torch.zeros(1, 3, *clip.image_size), torch.zeros(1, 1, clip.text_width)
     features = clip.encode_images(images), clip.encode_texts(["a photo of a cat."]), clip.encode_prompts(vectors)
     if not torch.cat(features).isfinite().all():
@@ -73,6 +97,8 @@ def _print_version(name: str, use: str) -> str | None:
 
 
 def _print_devices() -> None:
+    import torch
+
     print(f"device    cpu, {torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

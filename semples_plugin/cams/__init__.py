@@ -1,1 +1,0 @@
-"""The judging wing: CAMs against masks, and pictures of them."""
