@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
 
 def print_report(clip: str, pretrained: str) -> int:
     """Prints the report; returns 0 when training can begin, 1 when something that it needs is missing."""
+    import platform
+
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     missing = [name for name in _NEEDED if _print_version(name, "required: pip install " + name) is None]
     for name, use in _OPTIONAL.items():
@@ -85,6 +85,8 @@ def _describe(clip: FrozenClip) -> str:
 
 
 def _print_version(name: str, use: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     for distribution in filter(None, (name, _SAME.get(name))):
         try:
             found = version(distribution)

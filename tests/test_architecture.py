@@ -1,0 +1,79 @@
+"""The house: which room may look into which, and that nobody goes round in circles."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import semples_plugin
+
+ROOT = Path(semples_plugin.__file__).parent
+METHOD = "the method"  # the files at the root: who has read them has read the paper
+MAY_IMPORT = {
+    "utils": set(),
+    "data": {"utils"},
+    "clip": {"utils"},
+    METHOD: {"utils", "clip", "data"},
+    "prompt_learning": {"utils", "clip", METHOD},
+    "evaluation": {"utils", "data"},
+    "viz": {"utils", "clip", METHOD, "data", "evaluation"},
+    "adapters": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
+    "bench": {"utils", "clip", METHOD},
+    "demo": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
+    "cli": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz", "adapters", "bench", "demo"},
+}
+FRONT_DOORS = {"__init__", "__main__", "version"}  # they lead everywhere, or hold a number
+
+
+def name_of(path: Path) -> str:
+    """`semples_plugin/utils/text.py` is utils.text; a package is its folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported_by(path: Path) -> set[str]:
+    """Modules of ours that a file imports, wherever it does; for type checkers alone doesn't count."""
+    tree, found = ast.parse(path.read_text()), set()
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(child) for block in typing for child in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        if id(node) not in skipped:
+            found |= {name.removeprefix("semples_plugin.") for name in names if name.startswith("semples_plugin.")}
+    return found & set(FILES)
+
+
+FILES = {name_of(path): path for path in ROOT.rglob("*.py") if "patches" not in path.parts}
+FILES |= {name_of(path): path for path in (ROOT / "adapters").glob("*.py")}  # a link, which rglob doesn't follow
+GRAPH = {name: imported_by(path) for name, path in FILES.items()}
+
+
+def room(name: str) -> str:
+    return name.split(".")[0] if "." in name else METHOD
+
+
+def test_every_room_is_known():
+    assert {room(name) for name in FILES} == set(MAY_IMPORT)
+    assert len(FILES) > 70 and "adapters.mmseg" in FILES
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - FRONT_DOORS))
+def test_arrows_point_one_way(name):
+    wrong = {other for other in GRAPH[name] - FRONT_DOORS if room(other) not in MAY_IMPORT[room(name)] | {room(name)}}
+    assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+def test_no_circles():
+    assert list(TopologicalSorter({name: GRAPH[name] - {name} for name in GRAPH}).static_order())
+
+
+def test_the_root_is_the_paper():
+    assert {name for name in FILES if "." not in name} - FRONT_DOORS == {
+        "functional", "masks", "regularizer", "prompts", "prompt_quality", "presets"
+    }  # fmt: skip
