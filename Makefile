@@ -7,7 +7,7 @@ demo: .venv/ready
 	.venv/bin/semples demo
 
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready
 	.venv/bin/ruff check .

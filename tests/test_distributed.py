@@ -191,7 +191,7 @@ def _learn_with_hosts(rank, parts, out) -> None:
     host.args, host.adapter = SimpleNamespace(semples_prompts=f"{out}/clims.safetensors"), clims.ClimsAdapter(build())
     packs = [{"img": image, "label": label, "name": name} for image, label, name in loader]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clims.options, "learning_options", lambda args: options)
+        patch.setattr(clims.host_options, "learning_options", lambda args: options)
         host.learn_prompts(model, packs)
 
 
