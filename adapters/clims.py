@@ -36,7 +36,7 @@ class ClimsAdapter(CamAdapter):
         super().__init__(regularizer, "sigmoid", scale=scale)
 
     def images(self, images: Tensor) -> Tensor:
-        """Images whose padding takes no part; no pixel of a photograph is 0 in all three normalised channels."""
+        """Images whose padding takes no part; no pixel of an image is 0 in all three normalised channels."""
         return self.regularizer.paint(images, (images == 0).all(dim=1))
 
 

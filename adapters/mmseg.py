@@ -252,7 +252,7 @@ class CamSegmentor(BaseSegmentor):
         return scores
 
     def _original(self, cams: Tensor, inputs: Tensor, meta: Mapping[str, Any]) -> Tensor:
-        """CAMs `[1, K, H, W]` of the photograph as it was read: without padding, flip and resizing."""
+        """CAMs `[1, K, H, W]` of the image as it was read: without padding, flip and resizing."""
         height, width = inputs.shape[2:]
         cams = F.interpolate(cams, (height, width), mode="bilinear", align_corners=False)
         left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))

@@ -119,7 +119,9 @@ class SemPLeSStages(Hook):
         if self._prompts is not None:
             regularizer.prompts = BackgroundPrompts.from_state(self._prompts)
         if regularizer.prompts is None:
-            self._new_prompts(regularizer).claim(regularizer.clip, regularizer.class_names)  # as (b) will, hours later
+            self._new_prompts(regularizer).check_belongs_to(
+                regularizer.clip, regularizer.class_names
+            )  # as (b) will, hours later
             self._tell_prompts(runner)
         self._tell_departures(runner)
         if self.match == 0 and regularizer.prompts is None:

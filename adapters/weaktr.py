@@ -185,7 +185,7 @@ def _check(args: argparse.Namespace) -> None:
     paints = {"--aa=": args.aa, "--color-jitter 0": args.color_jitter, "--reprob 0": args.reprob}
     if args.semples == "prompts" and any(paints.values()):
         needed = " ".join(option for option, value in paints.items() if value)
-        raise ValueError(f"stage (b) describes photographs, and augmentations would paint over them: give {needed}")
+        raise ValueError(f"stage (b) describes images, and augmentations would paint over them: give {needed}")
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from semples_plugin import FrozenClip
-from semples_plugin.demo.generator import CamNet
+from semples_plugin.demo.network import CamNet
 
 
 class ClimsHead(CamNet):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import semples_plugin as sp
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.generator import CamNet
+from semples_plugin.demo.network import CamNet
 from semples_plugin.demo.run import judge, normalize_images
 
 # Yours: images, multi-hot labels [N, K], a model that returns CAMs [N, K, h, w], and its classification training.

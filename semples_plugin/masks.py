@@ -1,6 +1,6 @@
 """`ClassMasks`: the soft masks of a batch, one for each (image, present class) pair, with gradients.
 
-CAM generators speak many dialects: dense maps for all classes or maps of the present classes alone, sigmoids,
+CAM networks speak many dialects: dense maps for all classes or maps of the present classes alone, sigmoids,
 ReLU maps, signed Grad-CAMs of 5e-4. They all become one thing here: P maps in [0, 1], each knowing its image
 and its class. From there on nothing loops over pairs.
 """
@@ -173,7 +173,7 @@ class ClassMasks:
         return replace(self, maps=maps[:, 0])
 
     def detach(self) -> ClassMasks:
-        """The same masks, cut off from the generator's graph."""
+        """The same masks, cut off from the CAM network's graph."""
         return replace(self, maps=self.maps.detach())
 
     def _as_float32(self) -> Tensor:

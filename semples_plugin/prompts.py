@@ -104,7 +104,7 @@ class BackgroundPrompts(nn.Module):
         names = check_names(class_names)
         std = clip.token_std if std is None else std
         prompts = cls(len(names), length, clip.text_width, std=std, **options)
-        prompts.claim(clip, names)
+        prompts.check_belongs_to(clip, names)
         return prompts.to(clip.device)
 
     @classmethod
@@ -167,7 +167,7 @@ class BackgroundPrompts(nn.Module):
         vectors = self.vectors if classes is None else self.vectors[classes]
         return clip.encode_prompts(vectors, self.template, self.suffix_ids)
 
-    def claim(self, clip: FrozenClip, class_names: Sequence[str]) -> None:
+    def check_belongs_to(self, clip: FrozenClip, class_names: Sequence[str]) -> None:
         """Ties the prompts to a CLIP and a class list, or checks that they belong to these.
 
         Raises:

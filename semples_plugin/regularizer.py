@@ -183,7 +183,7 @@ class SemPLeSRegularizer:
                     f"prompts: expected BackgroundPrompts, got {type(prompts).__name__}; a file is read by "
                     "BackgroundPrompts.load(path)"
                 )
-            prompts.claim(self.clip, self.class_names)
+            prompts.check_belongs_to(self.clip, self.class_names)
             prompts.to(self.clip.device)
         self._prompts, self._kept = prompts, None
 
@@ -493,7 +493,7 @@ class SemPLeSRegularizer:
             )
         if not (math.isfinite(of["lowest"]) and math.isfinite(of["highest"])):
             raise ValueError("images: NaN or infinite values")
-        # Photographs in [0, 1] come close to black and white in every channel; normalised ones don't end there.
+        # Images in [0, 1] come close to black and white in every channel; normalised ones don't end there.
         ends = of["black"] < 0.1 and of["white"] > 0.8
         looks_raw = self.input_mean != (0, 0, 0) and ends and of["lowest"] >= 0 and of["highest"] <= 1
         if looks_raw or of["darkest"] < -_PIXEL_SLACK or of["brightest"] > 1 + _PIXEL_SLACK:

@@ -92,7 +92,7 @@ MUTATIONS = [
     ("files left half patched", "adapters/patching", "if not _put_back(file, old)]", "if False]"),
     ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
     ("a folder without weights filled at random", "clip/loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),
-    ("doctor takes CLIP as it is", "doctor", "print(f\"CLIP      {_describe(FrozenClip.load(clip, pretrained))}\")", "print(clip)"),
+    ("doctor takes CLIP as it is", "cli/doctor", "print(f\"CLIP      {_describe(FrozenClip.load(clip, pretrained))}\")", "print(clip)"),
     ("the preset's schedule of (b) dropped in mmseg", "adapters/mmseg_stages", "return {**preset.learning_options(), **self.learning}", "return self.learning"),
     ("(b) makes its masks with the eps of (a)", "presets", 'return self.prompt_mask_eps if stage == "prompts" else self.mask_eps', "return self.mask_eps"),
     ("corners never aligned", "presets", '"align_corners": self.align_corners,', '"align_corners": False,'),

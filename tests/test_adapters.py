@@ -100,7 +100,7 @@ def test_wrap_serves_a_model_of_ones_own(clip, batch, tmp_path):
     assert sum(history.pairs) == labels.sum() and [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.safetensors"]
-    BackgroundPrompts.load(tmp_path / "prompts.safetensors").claim(clip, OBJECTS)
+    BackgroundPrompts.load(tmp_path / "prompts.safetensors").check_belongs_to(clip, OBJECTS)
     with pytest.raises(ValueError, match="expected one of logits, sigmoid, relu, min-max"):
         wrap(model, semples.regularizer, "softmax")
 

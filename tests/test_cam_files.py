@@ -11,7 +11,7 @@ from PIL import Image
 from semples_plugin.data import cam_files, convert, images
 from semples_plugin.data.cam_files import Cams, list_cams, read_cams, read_image_list, resized, write_cams
 from semples_plugin.data.convert import convert_folder
-from semples_plugin.data.images import photograph_size, read_photograph
+from semples_plugin.data.images import image_size, read_image
 from semples_plugin.utils import atomic_files, safe_pickle
 
 CLASSES = (2, 7, 11)
@@ -93,7 +93,7 @@ def test_raw_cams_are_converted_with_the_photographs_sizes(tmp_path):
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "x.jpg"), np.zeros((30, 41, 3), np.uint8))
     failed = convert_folder(tmp_path / "fma", tmp_path / "out", "weaktr", images=tmp_path / "images", progress=False)
-    assert "there is no photograph" in failed["y"] and list(failed) == ["y"]
+    assert "there is no image" in failed["y"] and list(failed) == ["y"]
     expected = Cams(maps((14, 14)), CLASSES, "fma").scores(30, 41)
     assert np.array_equal(read_cams(tmp_path / "out" / "x.npy").maps, expected)
     with pytest.raises(ValueError, match="give --images FOLDER"):
@@ -196,7 +196,7 @@ def test_damage_of_any_kind_is_told_in_a_sentence(tmp_path, host):
         HOSTS[host][0](path, maps((5, 6)))
     else:
         Image.fromarray(random.integers(0, 255, (9, 10), dtype=np.uint8)).save(path)
-    whole, read = path.read_bytes(), read_cams if host != "jpg" else read_photograph
+    whole, read = path.read_bytes(), read_cams if host != "jpg" else read_image
     told = 0
     for _ in range(300):
         damaged = bytearray(whole)
@@ -250,14 +250,14 @@ def test_a_picture_is_opened_as_what_it_should_be(tmp_path, monkeypatch):
     for name in ("x.png", "y.png"):
         with pytest.raises(ValueError, match=rf"{name} is damaged, or no mask in PNG: cannot identify"):
             read_cams(tmp_path / name)
-    for read in (read_photograph, photograph_size):
-        with pytest.raises(ValueError, match=r"x\.png is damaged, or no photograph: cannot identify"):
+    for read in (read_image, image_size):
+        with pytest.raises(ValueError, match=r"x\.png is damaged, or no image: cannot identify"):
             read(tmp_path / "x.png")
     for form in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"):
         Image.new("RGB", (4, 3)).save(tmp_path / "z.jpg", format=form)
-        assert read_photograph(tmp_path / "z.jpg").shape == (3, 4, 3) and photograph_size(tmp_path / "z.jpg") == (3, 4)
+        assert read_image(tmp_path / "z.jpg").shape == (3, 4, 3) and image_size(tmp_path / "z.jpg") == (3, 4)
     monkeypatch.setattr(images, "_MAX_PIXELS", 11)
-    for read in (read_photograph, photograph_size):
+    for read in (read_image, image_size):
         with pytest.raises(ValueError, match=r"z\.jpg has 4 x 3 pixels, more than .*: scale it down"):
             read(tmp_path / "z.jpg")
 

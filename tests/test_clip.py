@@ -129,7 +129,7 @@ def test_word_tokenizers_work_where_they_can_tell_words_apart(words):
 def test_the_signature_tells_clips_apart_and_not_precisions():
     reference = build_frozen(seed=1).signature()
     half = FrozenClip(build_clip(seed=1).bfloat16(), open_clip.get_tokenizer("ViT-B-32")).signature()
-    # Even with every weight in bfloat16; `BackgroundPrompts.claim` asks for 0.98.
+    # Even with every weight in bfloat16; `BackgroundPrompts.check_belongs_to` asks for 0.98.
     assert reference @ half > 0.99 and reference @ build_frozen(seed=2).signature() < 0.9
 
 

@@ -102,7 +102,7 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
     assert 100 * judged.miou == pytest.approx(rows["full"]["miou"], abs=0.5)  # other thresholds
     assert json.loads((tmp_path / "results.json").read_text())["seeds"] == results["seeds"]
     prompts = BackgroundPrompts.load(tmp_path / "prompts-3.safetensors")
-    prompts.claim(FrozenClip.load("demo"), OBJECTS)
+    prompts.check_belongs_to(FrozenClip.load("demo"), OBJECTS)
     again = run.run_demo([3], tmp_path / "again", recipe=SMALL, progress=False)
     assert again["seeds"]["3"]["rows"]["full"] == rows["full"]
 

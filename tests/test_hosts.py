@@ -1,7 +1,7 @@
 """Patches, adapters and all stages on the hosts' real code, where it is at hand. These environment variables say so:
 
 SEMPLES_CLIMS, SEMPLES_WEAKTR, SEMPLES_FMA: checkouts at the pinned commits, which stay as they are.
-SEMPLES_VOC: photographs in VOC's layout, with `cls_labels.npy` (integer keys) and `cls_labels_by_name.npy`.
+SEMPLES_VOC: images in VOC's layout, with `cls_labels.npy` (integer keys) and `cls_labels_by_name.npy`.
 SEMPLES_CLIMS_START, SEMPLES_WEAKTR_START, SEMPLES_FMA_START: what a host's script is started with, "python" by default;
     a start-up script can stand in for CUDA, the ImageNet weights and the old packages that a host wants.
 """
@@ -94,7 +94,7 @@ def test_weaktrs_training_pass_gives_its_own_logits_and_gradients(real_weaktr, r
 
 
 class Host:
-    """A copy of a host's checkout with eight photographs and a small CLIP, and its own script to run there."""
+    """A copy of a host's checkout with eight images and a small CLIP, and its own script to run there."""
 
     def __init__(self, host: str, folder: Path) -> None:
         self.host, self.path, self.voc = host, folder / host, Path(need("voc"))

@@ -20,7 +20,7 @@ from semples_plugin.data.image_names import (
     name_of_key,
     read_image_paths,
 )
-from semples_plugin.data.images import find_mask, find_photograph, write_mask
+from semples_plugin.data.images import find_image, find_mask, write_mask
 from semples_plugin.data.make_labels import make_labels
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.evaluation.folders import evaluate_folder
@@ -124,9 +124,9 @@ def test_files_with_and_without_cocos_prefix_are_found_and_keep_their_stems(tmp_
     found = evaluate_folder("cams", "masks", ["a"], image_list="list.txt", progress=False)
     assert list(found.counts) == ["000000000009", "000000000042"] and found.miou == 1
     assert not found.missing and not found.extra and not found.failed
-    assert find_photograph("images", "000000000009").name == f"{prefixed}.jpg"
-    assert find_photograph("images", "000000000042").name == "000000000042.png"
-    assert find_mask("masks", "7").name == "7.png" and find_photograph("images", "7").name == "7.jpg"
+    assert find_image("images", "000000000009").name == f"{prefixed}.jpg"
+    assert find_image("images", "000000000042").name == "000000000042.png"
+    assert find_mask("masks", "7").name == "7.png" and find_image("images", "7").name == "7.jpg"
     for _ in range(2):  # the second call goes on where the first ended
         convert_folder("cams", "fma", "fma", image_list="list.txt", progress=False)
         write_pseudo_masks("cams", "pseudo", Recipe((0.5,)), images="images", image_list="list.txt", progress=False)

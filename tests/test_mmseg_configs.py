@@ -1,4 +1,4 @@
-"""The configs of `examples/mmseg` train and judge photographs that lie as they say, at a fraction of the size."""
+"""The configs of `examples/mmseg` train and judge images that lie as they say, at a fraction of the size."""
 
 import importlib.util
 import warnings
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # mmengine's and mmcv's own
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory) -> Path:
-    """Copies of the configs for small crops of two photographs, which lie beside them in both data sets' layouts."""
+    """Copies of the configs for small crops of two images, which lie beside them in both data sets' layouts."""
     folder = tmp_path_factory.mktemp("configs")
     generator = np.random.default_rng(0)
-    for root, photographs, masks, lists, classes in (
+    for root, images, masks, lists, classes in (
         ("VOC2012", ["JPEGImages/{}"], ["SegmentationClassAug", "SegmentationClass", "PseudoMasks"],
          ["ImageSets/Segmentation/train_aug", "ImageSets/Segmentation/train", "ImageSets/Segmentation/val"], 20),
         ("COCO2014", ["train2014/COCO_train2014_{}", "val2014/COCO_val2014_{}"], ["masks"],
@@ -40,7 +40,7 @@ def configs(tmp_path_factory) -> Path:
         for name in NAMES:
             mask = np.zeros((80, 120), np.uint8)
             mask[10:60, 10:60], mask[60:70, 50:] = 1, 3
-            for place in photographs:
+            for place in images:
                 path = folder / root / f"{place.format(name)}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(generator.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(path)

@@ -39,7 +39,7 @@ def test_mmsegs_inference_segments_a_photograph_of_ones_own(whole, world, tmp_pa
     monkeypatch.chdir(tmp_path)
     config(world, tmp_path)  # writes the config beside the data
     (file,) = world.glob("tiny_*.py")
-    shutil.copy(world / "test/images/0003.png", "photograph.jpg")
+    shutil.copy(world / "test/images/0003.png", "image.jpg")
     recipe = readme("inference_model").replace("CONFIG", str(file))
     exec(recipe.replace("CHECKPOINT", str(whole[0] / "iter_12.pth")), {})
     assert (tmp_path / "segmented.png").stat().st_size > 1000
@@ -105,7 +105,7 @@ def test_cam_files_from_a_test_run_are_judged_as_the_metric_judges(whole, world,
     assert judged.settings[judged.chosen] == metrics["cam/threshold"]
     found = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "more")})
     found.load_from, found.experiment_name = str(whole[0] / "iter_12.pth"), f"{tmp_path} more"
-    found.test_dataloader.dataset.pipeline.pop(1)  # photographs without masks
+    found.test_dataloader.dataset.pipeline.pop(1)  # images without masks
     assert Runner.from_cfg(found).test() == {}
     for path in (tmp_path / "cams").iterdir():
         assert path.read_bytes() == (tmp_path / "more" / path.name).read_bytes()

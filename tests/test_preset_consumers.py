@@ -130,7 +130,7 @@ def of_train_voc(batch, folder, output, monkeypatch):
             return self.layer(images)
 
     monkeypatch.setattr(train_voc, "ResNetCam", Net)
-    monkeypatch.setattr(train_voc, "Photographs", lambda *_: list(zip(*batch, strict=True)))
+    monkeypatch.setattr(train_voc, "Images", lambda *_: list(zip(*batch, strict=True)))
     options = ["--data=.", "--labels=.", "--baseline-epochs=1", f"--out={folder}"]
     monkeypatch.setattr("sys.argv", ["train_voc.py", *options])
     train_voc.main()

@@ -30,13 +30,13 @@ def test_starts_are_seeded_and_as_large_as_asked():
 
 def test_a_file_brings_everything_back(tmp_path, clip):
     prompts = make(seed=7, std=1.0)
-    prompts.claim(clip, NAMES)
+    prompts.check_belongs_to(clip, NAMES)
     prompts.save(tmp_path / "deep" / "prompts.safetensors")
     loaded = BackgroundPrompts.load(tmp_path / "deep" / "prompts.safetensors")
     assert torch.equal(loaded.vectors, prompts.vectors)
     assert loaded.class_names == NAMES and loaded.clip_name == "CLIP 0" and loaded.seed == 7
     assert loaded.template == "a photo of {}." and loaded.suffix_ids is None
-    loaded.claim(clip, ["Train", "boat", "tvmonitor"])
+    loaded.check_belongs_to(clip, ["Train", "boat", "tvmonitor"])
     assert stat.S_IMODE((tmp_path / "deep" / "prompts.safetensors").stat().st_mode) == 0o666 & ~_umask()
 
 
@@ -48,24 +48,24 @@ def _umask() -> int:
 
 def test_what_does_not_belong_is_refused_with_both_sides_named(tmp_path, clip):
     prompts = make()
-    prompts.claim(clip, NAMES)
+    prompts.check_belongs_to(clip, NAMES)
     with pytest.raises(ValueError, match="class 1 is 'boat' there and 'ship' here"):
-        prompts.claim(clip, ["train", "ship", "tv monitor"])
+        prompts.check_belongs_to(clip, ["train", "ship", "tv monitor"])
     signs = make()
-    signs.claim(clip, ["ER+", "ER-", "C++"])
-    signs.claim(clip, ["er+", "ER -", "c++"])
+    signs.check_belongs_to(clip, ["ER+", "ER-", "C++"])
+    signs.check_belongs_to(clip, ["er+", "ER -", "c++"])
     with pytest.raises(ValueError, match="class 0 is 'ER\\+' there and 'ER-' here"):
-        signs.claim(clip, ["ER-", "ER+", "C++"])
+        signs.check_belongs_to(clip, ["ER-", "ER+", "C++"])
     with pytest.raises(ValueError, match="class 2 is 'C\\+\\+' there and 'C#' here"):
-        signs.claim(clip, ["ER+", "ER-", "C#"])
+        signs.check_belongs_to(clip, ["ER+", "ER-", "C#"])
     with pytest.raises(ValueError, match="for 3 classes, the class list has 2"):
-        prompts.claim(clip, NAMES[:2])
+        prompts.check_belongs_to(clip, NAMES[:2])
     with pytest.raises(ValueError, match="learned with CLIP 0, this is CLIP 1"):
-        prompts.claim(build_frozen(seed=1), NAMES)
+        prompts.check_belongs_to(build_frozen(seed=1), NAMES)
     with pytest.raises(ValueError, match="text width 32"):
-        BackgroundPrompts(3, 4, 32).claim(clip, NAMES)
+        BackgroundPrompts(3, 4, 32).check_belongs_to(clip, NAMES)
     with pytest.raises(ValueError, match="90 names"):
-        BackgroundPrompts(90, 4, 64).claim(clip, NAMES)
+        BackgroundPrompts(90, 4, 64).check_belongs_to(clip, NAMES)
 
 
 def test_the_releases_file_is_read_as_data(tmp_path, clip):
@@ -161,7 +161,7 @@ def _full_disk(_):
 
 def test_prompts_that_do_not_fit_into_the_context_are_refused_at_once(clip):
     with pytest.raises(ValueError, match=r"prompts of 73 vectors don't fit into"):
-        BackgroundPrompts(3, 73, clip.text_width).claim(clip, ["a", "b", "c"])
+        BackgroundPrompts(3, 73, clip.text_width).check_belongs_to(clip, ["a", "b", "c"])
 
 
 def test_bad_arguments():
@@ -204,14 +204,14 @@ def test_a_state_dict_carries_all_that_the_vectors_belong_to(tmp_path, clip):
     host.load_state_dict(torch.nn.ModuleDict({"prompts": prompts}).state_dict())
     assert same(host["prompts"], prompts)
     with pytest.raises(ValueError, match="class 0 is 'train' there and 'ship' here"):
-        plain.claim(clip, ["ship", "boat", "tv monitor"])
+        plain.check_belongs_to(clip, ["ship", "boat", "tv monitor"])
     prompts.save(tmp_path / "p.safetensors")
     assert same(BackgroundPrompts.load(tmp_path / "p.safetensors"), prompts)
 
 
 def test_older_state_dicts_of_vectors_alone_count_as_learned(clip):
     prompts, vectors = make(template="a picture of {}.", seed=5), torch.randn(3, 4, 64)
-    prompts.claim(clip, NAMES)
+    prompts.check_belongs_to(clip, NAMES)
     prompts.load_state_dict({"vectors": vectors})
     assert prompts.learned and torch.equal(prompts.vectors, vectors)
     assert (prompts.template, prompts.seed, prompts.class_names) == ("a picture of {}.", 5, NAMES)
@@ -246,7 +246,7 @@ def test_a_file_of_an_older_version_loads(tmp_path, clip):
     metadata = {key: json.dumps(value) for key, value in about.items()}
     save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
     prompts = BackgroundPrompts.load(tmp_path / "old.safetensors")
-    prompts.claim(clip, NAMES)
+    prompts.check_belongs_to(clip, NAMES)
     assert torch.equal(prompts.vectors, tensors["prompts"]) and prompts.learned and prompts.seed == 7
     assert prompts.quality[0] == ClassQuality("train", None, Nearness(0.4, None, None, 0.1, None))
     assert [one.seen for one in prompts.quality] == [True, False, True]
@@ -265,7 +265,7 @@ def test_prompts_for_a_clip_belong_to_it(clip):
         BackgroundPrompts.for_clip(clip, NAMES, 4, std=0.5, seed=3).vectors, make(seed=3, std=0.5).vectors
     )
     with pytest.raises(ValueError, match="learned with CLIP 0, this is CLIP 1"):
-        prompts.claim(build_frozen(seed=1), NAMES)
+        prompts.check_belongs_to(build_frozen(seed=1), NAMES)
     with pytest.raises(ValueError, match="don't fit into"):
         BackgroundPrompts.for_clip(clip, NAMES, 73)
     with pytest.raises(TypeError, match="list of strings"):

@@ -76,7 +76,7 @@ def test_fma_wsss_needs_the_photographs(world, capsys):
     for images, error, words in (
         (None, ValueError, "give --images FOLDER"),
         (world / "nowhere", FileNotFoundError, "there is no folder"),
-        (world / "cams", FileNotFoundError, r"holds none of the 3 photographs, such as 0\.jpg"),
+        (world / "cams", FileNotFoundError, r"holds none of the 3 images, such as 0\.jpg"),
     ):
         with pytest.raises(error, match=words):
             write_pseudo_masks(world / "fma", world / "a", Recipe(power=2), images=images, progress=False)
@@ -137,19 +137,19 @@ def test_bad_recipes_and_folders_are_named(world):
         write_pseudo_masks(world / "cams", world / "cams", Recipe((0.5,)), progress=False)
     with pytest.raises(ValueError, match=r"holds 1 files, such as x\.png, that this command didn't make"):
         write_pseudo_masks(world / "cams", world / "full", Recipe((0.5,)), progress=False)
-    with pytest.raises(ValueError, match="a CRF looks at the photographs"):
+    with pytest.raises(ValueError, match="a CRF looks at the images"):
         write_pseudo_masks(world / "cams", world / "x", Recipe((0.5,), crf=5), progress=False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pydensecrf") is None, reason="needs semples-plugin[crf]")
 def test_the_crf_moves_a_boundary_to_the_edge_in_the_photograph(world):
-    photograph = np.zeros((40, 40, 3), np.uint8)
-    photograph[:, 20:] = 255
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[:, 20:] = 255
     labels = np.zeros((40, 40), np.uint8)
     labels[:, 16:] = 7  # four columns too many
-    refined = refine_labels(labels, photograph, 10)
+    refined = refine_labels(labels, image, 10)
     assert (refined[:, 20:] == 7).all() and (refined[:, :20] == 0).mean() > 0.95
-    assert (refine_labels(labels * 0, photograph, 10) == 0).all()
+    assert (refine_labels(labels * 0, image, 10) == 0).all()
     failed = write_pseudo_masks(
         world / "cams", world / "crf", Recipe((0.3, 0.6), crf=2), images=world / "images", workers=1, progress=False
     )

@@ -33,7 +33,7 @@ def prompts(clip):
     """Prompts that were given, as one word each, the contexts that the objects keep company with."""
     given = BackgroundPrompts(len(OBJECTS), 1, clip.text_width)
     given.vectors.data[:, 0] = clip.model.token_embedding(clip.tokenizer(list(CONTEXTS)))[:, 1].detach()
-    given.claim(clip, OBJECTS)
+    given.check_belongs_to(clip, OBJECTS)
     before, after = Nearness(0.2, 0.2, 0.5, 0.2, "sea"), Nearness(0.9, 0.31, 0.875, 0.1, "sea")
     given.learned, given.quality = True, tuple(ClassQuality(name, before, after) for name in OBJECTS)
     return given
@@ -145,12 +145,12 @@ def test_a_damaged_photograph_costs_its_row(world, tmp_path, clip, prompts, caps
     (tmp_path / "images" / f"{first}.png").write_bytes(b"no picture")
     command = ["show", str(world / "before"), "--masks", str(world / "masks"), "--images", str(tmp_path / "images"),
                "--out", str(tmp_path / "a.png"), "--quiet", "--names"]  # fmt: skip
-    assert main([*command, first, last]) == 0 and "is damaged, or no photograph" in capsys.readouterr().err
+    assert main([*command, first, last]) == 0 and "is damaged, or no image" in capsys.readouterr().err
     assert main([*command, last]) == 0
     assert main([*command, first]) == 1 and "no image to draw" in capsys.readouterr().err
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"no picture")
-    with pytest.warns(UserWarning, match="no photograph"):
+    with pytest.warns(UserWarning, match="no image"):
         assert prompt_panels(prompts, clip, evaluations[0], tmp_path / "images") == []
 
 

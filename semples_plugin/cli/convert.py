@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     parser.add_argument("cams", help="folder of CAM files; what they hold says whose they are")
     parser.add_argument("out", help="folder for the converted ones")
     parser.add_argument("--to", choices=("clims", "weaktr", "fma"), required=True, help="the format to write")
-    parser.add_argument("--images", help="folder of the photographs, for their size; needed from fma to the others")
+    parser.add_argument("--images", help="folder of the images, for their size; needed from fma to the others")
     parser.add_argument("--list", help="text file of image names, to convert these alone")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)

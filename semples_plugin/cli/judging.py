@@ -89,9 +89,9 @@ def _titles(folders: Sequence[str]) -> list[str]:
 
 def _tell(what: str, names: Sequence[str]) -> None:
     if names:
-        from semples_plugin.viz.tables import few
+        from semples_plugin.viz.tables import shorten
 
-        print(f"{what}: {len(names)}: {few(names)}", file=sys.stderr)
+        print(f"{what}: {len(names)}: {shorten(names)}", file=sys.stderr)
 
 
 def tell_each(what: str, failed: Mapping[str, str], where: str = "") -> None:

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     words.add_argument("--count", type=whole_number, default=5, help="words per class")
     show = add_command(actions, "show", "draw where CLIP sees a class's prompt, its label, and texts of your own")
     show.add_argument("--class", dest="class_name", required=True, help="class name")
-    show.add_argument("--images", nargs="+", required=True, help="photographs")
+    show.add_argument("--images", nargs="+", required=True, help="images")
     show.add_argument("--beside", nargs="+", default=[], metavar="TEXT", help="hand-written background prompts")
     show.add_argument("--out", default="prompt.png", help="picture to write")
     for parser in (words, show):
@@ -48,13 +48,13 @@ def name_words(options: argparse.Namespace) -> None:
 
 def draw(options: argparse.Namespace) -> None:
     """`semples prompts show`."""
-    from semples_plugin.data.images import read_photograph
+    from semples_plugin.data.images import read_image
     from semples_plugin.viz.overlays import check_picture_name, draw_grid, write_picture
     from semples_plugin.viz.prompt_maps import draw_prompt
 
     check_picture_name(options.out)
     prompts, clip = load_prompts(options)
-    rows = [draw_prompt(prompts, clip, options.class_name, read_photograph(path), options.beside)
+    rows = [draw_prompt(prompts, clip, options.class_name, read_image(path), options.beside)
             for path in options.images]  # fmt: skip
     write_picture(options.out, draw_grid([[p for _, p in row] for row in rows], [c for c, _ in rows[0]]))
     print(f"wrote {options.out}")
@@ -86,7 +86,7 @@ def load_prompts(options: argparse.Namespace) -> tuple[BackgroundPrompts, Frozen
         raise ValueError(f"{options.prompts} doesn't say its classes, as the release's files don't: give --classes")
     name, pretrained = _named_clip(prompts.clip_name)
     clip = FrozenClip.load(options.clip or name, options.pretrained or pretrained, device=options.device)
-    prompts.claim(clip, prompts.class_names or read_class_names(options.classes))
+    prompts.check_belongs_to(clip, prompts.class_names or read_class_names(options.classes))
     return prompts.to(clip.device), clip
 
 

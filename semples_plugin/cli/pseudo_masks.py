@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         help="N iterations of a dense CRF on the labels, with IRNet's settings (10 is usual); needs --images and "
         + how_to_install("crf"),
     )  # fmt: skip
-    parser.add_argument("--images", help="folder of the photographs, for the CRF and for FMA-WSSS's CAMs")
+    parser.add_argument("--images", help="folder of the images, for the CRF and for FMA-WSSS's CAMs")
     parser.add_argument("--list", help="text file of image names, to make masks of these alone")
     parser.add_argument(
         "--workers", type=whole_number, default=os.cpu_count(), help="processes (default: one per core)"

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "Everything is inside of the file, so that it can be mailed.",
     )  # fmt: skip
     add_judging(parser)
-    parser.add_argument("--images", help="folder of the photographs; without it the page has no pictures")
+    parser.add_argument("--images", help="folder of the images; without it the page has no pictures")
     parser.add_argument("--shown", type=whole_number, default=4, help="best and worst images each")
     parser.add_argument("--prompts", help="prompts file: adds near words, and where CLIP sees each class's prompt")
     add_clip(parser)
@@ -33,12 +33,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """`semples report`."""
     from semples_plugin.data.cam_files import list_cams
-    from semples_plugin.data.images import check_photographs
+    from semples_plugin.data.images import check_images
     from semples_plugin.utils.checks import first_difference
     from semples_plugin.viz.report import prompt_panels, write_report
 
     if options.images:  # as above
-        check_photographs(options.images, list_cams(options.cams[0], masks=True))
+        check_images(options.images, list_cams(options.cams[0], masks=True))
     words: list[NearWords] = []
     panels: list[PromptPictures] = []
     prompts = load_prompts(options) if options.prompts else None

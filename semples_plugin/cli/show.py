@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         "Missed objects, backgrounds taken for an object and wrong classes get a colour each.",
     )  # fmt: skip
     add_judging(parser)
-    parser.add_argument("--images", required=True, help="folder of the photographs")
+    parser.add_argument("--images", required=True, help="folder of the images")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--names", nargs="+", help="images to draw (default: the three best and the three worst)")
     chosen.add_argument("--best", type=whole_number, metavar="N", help="the N best, or most gained")
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """`semples show`."""
     from semples_plugin.data.cam_files import list_cams
     from semples_plugin.data.image_names import image_name
-    from semples_plugin.data.images import check_photographs
+    from semples_plugin.data.images import check_images
     from semples_plugin.viz.examples import describe_image, draw_images, ranked
     from semples_plugin.viz.overlays import check_picture_name, write_picture
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         names = names[: options.best] if options.best else names[: -options.worst - 1 : -1]
     elif len(names) > 6:
         names = [*names[:3], *names[-3:]]
-    check_photographs(options.images, names)
+    check_images(options.images, names)
     write_picture(options.out, draw_images(evaluations, names, options.images, titles))
     print("\n".join(describe_image(evaluations, name) for name in names))
     print(f"wrote {options.out}")

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from semples_plugin.data.cam_files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
 from semples_plugin.data.image_names import image_name
-from semples_plugin.data.images import check_photographs, find_photograph, photograph_size
+from semples_plugin.data.images import check_images, find_image, image_size
 from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
 
 
@@ -32,7 +32,7 @@ def convert_folder(
         folder: of CAM files of any host.
         out: folder for the converted ones, and nothing else.
         to: "clims", "weaktr" or "fma", see `semples_plugin.data.cam_files`.
-        images: folder of the photographs, for their size; needed from `fma` to the others.
+        images: folder of the images, for their size; needed from `fma` to the others.
         image_list: text file of image names, to convert these alone.
         progress: show a progress bar.
 
@@ -40,8 +40,8 @@ def convert_folder(
         Image name to what was wrong, of the files that could not be converted.
 
     Raises:
-        FileNotFoundError: where there are no CAMs, or no photographs.
-        ValueError: for an unknown format, where photographs are needed, or where `out` is `folder` or holds files
+        FileNotFoundError: where there are no CAMs, or no images.
+        ValueError: for an unknown format, where images are needed, or where `out` is `folder` or holds files
             that were not made of these CAMs as they are now.
     """
     if to not in FORMATS:
@@ -50,7 +50,7 @@ def convert_folder(
     if out.resolve() == Path(folder).resolve():
         raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
     if images is not None:
-        check_photographs(images, found)
+        check_images(images, found)
     elif to != "fma" and all(path.suffix == FORMATS["fma"] for path in found.values()):
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     sources = {path.stem: path for path in list_cams(folder).values()}
@@ -62,7 +62,7 @@ def convert_folder(
         try:
             there, size = read_cams(path), None
             if source.suffix == FORMATS["fma"] != path.suffix and images is not None:
-                size = photograph_size(find_photograph(images, image_name(path)))
+                size = image_size(find_image(images, image_name(path)))
         except (OSError, ValueError):
             return False
         return there.format == to and (size is None or there.size in (None, size))
@@ -78,7 +78,7 @@ def convert_folder(
             if cams.format == "fma" and to != "fma":
                 if images is None:
                     raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
-                scores = cams.scores(*photograph_size(find_photograph(images, name)))
+                scores = cams.scores(*image_size(find_image(images, name)))
                 cams = replace(cams, planes=scores)
             write_cams(target, replace(cams, format=to), source_time)
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Reading photographs and masks, and writing masks."""
+"""Reading images and masks, and writing masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IGNORED = 255
 
 _NOTE = "semples"  # keyword in a PNG
 _MASKS = ("PNG",)  # Pillow knows many more formats, and starts Ghostscript for one of them
-_PHOTOGRAPHS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+_IMAGES = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 _MAX_PIXELS = 8192 * 8192  # of a picture, which can be a thousand times as large as its file
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
 
@@ -84,18 +84,18 @@ def read_note(path: str | Path) -> str:
         return ""
 
 
-def read_photograph(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path) -> NDArray[np.uint8]:
     """RGB `[H, W, 3]` of a picture of the usual formats, of 8192 x 8192 pixels at most.
 
     Raises:
         FileNotFoundError: where there is none.
         ValueError: where it can't be read.
     """
-    return _read(path, "photograph", _PHOTOGRAPHS, "RGB")
+    return _read(path, "image", _IMAGES, "RGB")
 
 
-def find_photograph(folder: str | Path, name: str) -> Path:
-    """The photograph of that name; the path of a JPEG where there is none, for an error to name."""
+def find_image(folder: str | Path, name: str) -> Path:
+    """The image of that name; the path of a JPEG where there is none, for an error to name."""
     return _find(folder, name, _SUFFIXES)
 
 
@@ -104,18 +104,18 @@ def find_mask(folder: str | Path, name: str) -> Path:
     return _find(folder, name, (".png",))
 
 
-def check_photographs(folder: str | Path, names: Iterable[str]) -> None:
-    """A `FileNotFoundError` where there is no such folder, or none of the photographs in it."""
+def check_images(folder: str | Path, names: Iterable[str]) -> None:
+    """A `FileNotFoundError` where there is no such folder, or none of the images in it."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     names = list(names)
-    if not any(find_photograph(folder, name).exists() for name in names):
-        raise FileNotFoundError(f"{folder} holds none of the {len(names)} photographs, such as {names[0]}.jpg")
+    if not any(find_image(folder, name).exists() for name in names):
+        raise FileNotFoundError(f"{folder} holds none of the {len(names)} images, such as {names[0]}.jpg")
 
 
-def photograph_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width, without decoding it."""
-    with _opened(path, "photograph", _PHOTOGRAPHS) as image:
+    with _opened(path, "image", _IMAGES) as image:
         return image.height, image.width
 
 

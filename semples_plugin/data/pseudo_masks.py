@@ -17,11 +17,11 @@ from semples_plugin.data.cam_files import FORMATS, Cams, chosen_cams, list_cams,
 from semples_plugin.data.image_names import image_name
 from semples_plugin.data.images import (
     IGNORED,
-    check_photographs,
-    find_photograph,
-    photograph_size,
+    check_images,
+    find_image,
+    image_size,
+    read_image,
     read_note,
-    read_photograph,
     write_mask,
 )
 from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
@@ -69,14 +69,14 @@ def write_pseudo_masks(
 ) -> dict[str, str]:
     """Writes a mask for every CAM file; an interrupted call goes on where it was.
 
-    A mask gets the time of the CAM file that it is made from, and holds the recipe, and where the photographs were that
+    A mask gets the time of the CAM file that it is made from, and holds the recipe, and where the images were that
     a CRF looked at, as a text of PNG's.
 
     Args:
         folder: of CAM files of any host.
         out: folder for PNGs with VOC's palette, and nothing else: 0 background, k + 1 class k, 255 ignored.
         recipe: thresholds and CRF.
-        images: folder of the photographs; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
+        images: folder of the images; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
         image_list: text file of image names, to make masks of these alone.
         workers: processes; more than one want a script that guards its start with `if __name__ == "__main__"`.
         progress: show a progress bar.
@@ -85,37 +85,37 @@ def write_pseudo_masks(
         Image name to what was wrong, of the images without a mask.
 
     Raises:
-        FileNotFoundError: where there are no CAMs or photographs.
+        FileNotFoundError: where there are no CAMs or images.
         ImportError: where the CRF is asked for and `pydensecrf2` is missing.
-        ValueError: where photographs are needed, or `out` is the CAMs' folder or holds files that were not made with
+        ValueError: where images are needed, or `out` is the CAMs' folder or holds files that were not made with
             this recipe, of these CAMs as they are now.
     """
     found, out = chosen_cams(folder, image_list), Path(out)
     if out.resolve() == Path(folder).resolve():
         raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
     if images is not None:
-        check_photographs(images, found)
+        check_images(images, found)
     elif recipe.crf:
-        raise ValueError("a CRF looks at the photographs: give --images FOLDER")
+        raise ValueError("a CRF looks at the images: give --images FOLDER")
     elif all(path.suffix == FORMATS["fma"] for path in found.values()):
         raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
     if recipe.crf:
         _import_crf()
     sources = {path.stem: path for path in list_cams(folder).values()}
-    # What changes a mask: photographs do so by their edges, which the CRF sees, or by their size, which the mask has.
+    # What changes a mask: images do so by their edges, which the CRF sees, or by their size, which the mask has.
     note = json.dumps({**asdict(recipe), "images": str(Path(images).resolve()) if recipe.crf and images else None})
 
     def is_own(path: Path) -> bool:
         source = sources.get(path.stem)
         if source is None or not is_made_of(path, source) or read_note(path) != note:
             return False
-        return images is None or _size(find_photograph(images, image_name(path))) in (None, _size(path))
+        return images is None or _size(find_image(images, image_name(path))) in (None, _size(path))
 
     claim_folder(out, is_own)
     targets = {name: out / f"{path.stem}.png" for name, path in found.items()}
     todo = [name for name in found if not targets[name].exists()]
-    photographs = {name: find_photograph(images, name) for name in todo} if images is not None else {}
-    tasks = [(found[name], targets[name], photographs.get(name), recipe, note) for name in todo]
+    image_paths = {name: find_image(images, name) for name in todo} if images is not None else {}
+    tasks = [(found[name], targets[name], image_paths.get(name), recipe, note) for name in todo]
     failed: dict[str, str] = {}
     bar = tqdm(
         total=len(found), initial=len(found) - len(todo), desc="pseudo masks", unit="image", disable=not progress
@@ -154,15 +154,15 @@ def to_labels(scores: NDArray[np.float32], class_index: Sequence[int], recipe: R
     return labels
 
 
-def refine_labels(labels: NDArray[np.uint8], photograph: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
-    """Labels after a dense CRF that believes each with 0.7 and moves boundaries to the photograph's edges.
+def refine_labels(labels: NDArray[np.uint8], image: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
+    """Labels after a dense CRF that believes each with 0.7 and moves boundaries to the image's edges.
 
     Kernels and confidence are those that IRNet and its descendants use: 3 pixels for smoothness; 50 pixels and 5 grey
     levels, weighted 10, for appearance.
 
     Args:
         labels: `[H, W]`, 0 background.
-        photograph: RGB `[H, W, 3]`.
+        image: RGB `[H, W, 3]`.
         iterations: of mean-field inference.
     """
     crf = _import_crf()
@@ -175,7 +175,7 @@ def refine_labels(labels: NDArray[np.uint8], photograph: NDArray[np.uint8], iter
     field = crf.DenseCRF2D(width, height, len(values))
     field.setUnaryEnergy(unary)
     field.addPairwiseGaussian(sxy=3, compat=3)
-    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.require(photograph, requirements=["C", "W"]), compat=10)
+    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.require(image, requirements=["C", "W"]), compat=10)
     marginals = np.asarray(field.inference(iterations)).reshape(len(values), height, width)
     return values[marginals.argmax(0)]
 
@@ -195,14 +195,14 @@ def _write_one(task: tuple[Path, Path, Path | None, Recipe, str]) -> tuple[str, 
 def _size(picture: Path) -> tuple[int, int] | None:
     """None where there is no such picture that can be read."""
     try:
-        return photograph_size(picture)
+        return image_size(picture)
     except (OSError, ValueError):
         return None
 
 
 def _labels_of(cams: Cams, image: Path | None, recipe: Recipe, path: Path) -> NDArray[np.uint8]:
     if image is not None:
-        size = photograph_size(image)
+        size = image_size(image)
     elif cams.format == "fma" or cams.size is None:
         raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
     else:
@@ -212,9 +212,9 @@ def _labels_of(cams: Cams, image: Path | None, recipe: Recipe, path: Path) -> ND
     scores = np.stack(cams.scores(*size))
     if not recipe.crf or image is None:
         return to_labels(scores, cams.class_index, recipe)
-    photograph = read_photograph(image)
+    pixels = read_image(image)
     single = [recipe] if recipe.power is not None else [replace(recipe, thresholds=(t,)) for t in recipe.thresholds]
-    each = [refine_labels(to_labels(scores, cams.class_index, one), photograph, recipe.crf) for one in single]
+    each = [refine_labels(to_labels(scores, cams.class_index, one), pixels, recipe.crf) for one in single]
     # Where a low and a high background score disagree, nobody knows.
     return np.where(each[0] == each[-1], each[0], IGNORED).astype(np.uint8)
 

@@ -28,7 +28,7 @@ from semples_plugin import (
 )
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
-from semples_plugin.demo.generator import CamNet
+from semples_plugin.demo.network import CamNet
 from semples_plugin.evaluation.sweep import CamEvaluation
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing

@@ -86,13 +86,13 @@ def learn_background_prompts(
 ) -> PromptHistory:
     """Learns `regularizer.prompts`, in place, by equation (2), with AdamW and a cosine schedule to 0.
 
-    The generator is fixed in this stage, so each background is encoded once, in one walk over `batches`; the
-    epochs then run over the kept features, shuffled by `seed`. Neither generator nor CLIP is touched. Foregrounds are
+    The CAM network is fixed in this stage, so each background is encoded once, in one walk over `batches`; the
+    epochs then run over the kept features, shuffled by `seed`. Neither CAM network nor CLIP is touched. Foregrounds are
     encoded beside them, to judge at the end whether the prompts describe backgrounds or the objects themselves.
 
     Args:
         regularizer: with the prompts to learn.
-        batches: walked once, of (images, masks) as the regularizer takes them; put the generator into eval mode
+        batches: walked once, of (images, masks) as the regularizer takes them; put the CAM network into eval mode
             and make the masks under `torch.no_grad()`. Several views of an image are several batches. A host that
             can't be walked gives what it kept, `(*regularizer.pair_features(images, masks), masks.class_index)`:
             (v_f `[P, D]`, v_b `[P, D]`, classes `[P]`), or (v_b, classes), with which separation isn't measured.
@@ -108,7 +108,7 @@ def learn_background_prompts(
             call goes on there when it is made again with the same arguments, to the same prompts, and says so: batches
             that come again unchanged are not encoded again, and after the walk nothing is. Where only the schedule, the
             weights or the start of the prompts differ, the features are used again and the epochs begin anew. Removed
-            when it is done. After the walk nobody looks at the masks: delete it if the generator has changed.
+            when it is done. After the walk nobody looks at the masks: delete it if the CAM network has changed.
         save_to: file for the prompts. Its folder is made and tried before the walk. Where the file can't be written
             all the same, the learned prompts stay in memory, and `work_dir` on disk: save them, or call again.
         origin: what the masks come from: the model, told by its weights, or the name of its checkpoint; features of
@@ -526,7 +526,7 @@ def _learning(prompts: BackgroundPrompts) -> Iterator[None]:
     wanted, start = prompts.vectors.requires_grad, copy.deepcopy(prompts.state_dict())
     prompts.vectors.requires_grad_(True)
     try:
-        # The caller may stand under no_grad, where its generator makes the masks, or under its autocast.
+        # The caller may stand under no_grad, where its batches make the masks, or under its autocast.
         with torch.enable_grad(), torch.autocast(prompts.vectors.device.type, enabled=False):
             yield
     except BaseException:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from semples_plugin.data.cam_files import list_cams, read_cams
-from semples_plugin.data.images import find_mask, find_photograph, read_mask, read_photograph
+from semples_plugin.data.images import find_image, find_mask, read_image, read_mask
 from semples_plugin.data.pseudo_masks import Recipe, to_labels
 from semples_plugin.evaluation.folders import FolderEvaluation, image_iou
 from semples_plugin.viz.overlays import (
@@ -37,7 +37,7 @@ def draw_images(
     Args:
         evaluations: of the same masks; one, or more to compare.
         names: of the images, one row each.
-        images: folder of the photographs.
+        images: folder of the images.
         titles: of the evaluations.
 
     Raises:
@@ -63,15 +63,15 @@ def draw_images(
 
 
 def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
-    """One row of `draw_images`, in the size of the photograph."""
-    photograph = read_photograph(find_photograph(images, name))
+    """One row of `draw_images`, in the size of the image."""
+    image = read_image(find_image(images, name))
     mask = read_mask(find_mask(evaluations[0].masks, name))
-    if photograph.shape[:2] != mask.shape:
-        raise ValueError(f"{name}: the photograph has {photograph.shape[:2]} pixels, its mask {mask.shape}")
+    if image.shape[:2] != mask.shape:
+        raise ValueError(f"{name}: the image has {image.shape[:2]} pixels, its mask {mask.shape}")
     palette = np.zeros((256, 3), np.uint8)
     for class_name, colour in class_colours(evaluations, name).items():
         palette[evaluations[0].class_names.index(class_name) + 1] = colour
-    row = [photograph, overlay_mask(photograph, np.where(mask == 255, 0, mask), palette=palette)]
+    row = [image, overlay_mask(image, np.where(mask == 255, 0, mask), palette=palette)]
     for evaluation in evaluations:
         cams = read_cams(list_cams(evaluation.folder, masks=True)[name])
         scores = cams.scores(*mask.shape)
@@ -80,8 +80,8 @@ def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str |
         heat, labels = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.uint8)
         if len(scores):
             heat, labels = np.max(scores, axis=0), to_labels(np.stack(scores), cams.class_index, recipe)
-        heat_map = outline_labels(overlay_cam(photograph, heat), labels, palette)
-        row += [heat_map, overlay_errors(photograph, labels, mask)]
+        heat_map = outline_labels(overlay_cam(image, heat), labels, palette)
+        row += [heat_map, overlay_errors(image, labels, mask)]
     return row
 
 

@@ -80,7 +80,7 @@ def nearest_words(
     if not words:
         raise ValueError("the vocabulary has no words")
     names = prompts.class_names
-    prompts.claim(clip, names)
+    prompts.check_belongs_to(clip, names)
     features = prompts.to(clip.device).encode(clip)
     labels = clip.encode_texts([template.format(name) for name in names])
     near = features @ clip.encode_texts([template.format(word) for word in words]).T
@@ -99,32 +99,32 @@ def nearest_words(
 
 @torch.no_grad()
 def where_clip_sees(
-    clip: FrozenClip, texts: Tensor, photograph: NDArray[np.uint8], grid: int = 10, width: float = 0.12
+    clip: FrozenClip, texts: Tensor, image: NDArray[np.uint8], grid: int = 10, width: float = 0.12
 ) -> NDArray[np.float32]:
-    """How similar each place of a photograph is to texts: cosines `[Q, grid, grid]`.
+    """How similar each place of an image is to texts: cosines `[Q, grid, grid]`.
 
-    CLIP looks at the photograph through a soft round window at each place, everything else being its mean colour: the
+    CLIP looks at the image through a soft round window at each place, everything else being its mean colour: the
     view M X that training shows it (the paper's Figure 5 looks at patches).
 
     Args:
         clip: the CLIP.
         texts: features `[Q, D]` of prompts or words, unit length.
-        photograph: RGB `[H, W, 3]`; squeezed to CLIP's square, as in training.
+        image: RGB `[H, W, 3]`; squeezed to CLIP's square, as in training.
         grid: places per side.
         width: standard deviation of a window, as a fraction of the side.
     """
     height, wide = clip.image_size
-    pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     pixels = torch.nn.functional.interpolate(pixels, (height, wide), mode="bilinear", antialias=True)
     mean, std = torch.tensor([clip.image_mean, clip.image_std]).view(2, 1, 3, 1, 1)
-    image = ((pixels - mean) / std).to(clip.device)
+    pixels = ((pixels - mean) / std).to(clip.device)
     places = (torch.arange(grid) + 0.5) / grid
     rows, columns = (((torch.arange(n) + 0.5) / n)[None] - places[:, None] for n in (height, wide))
     windows = torch.exp(-(rows[:, None, :, None] ** 2 + columns[None, :, None, :] ** 2) / (2 * width**2))
     found = []
-    for part in windows.flatten(0, 1).to(image).split(32):
-        zeros = torch.zeros(len(part), dtype=torch.int64, device=image.device)
-        views = masked_views(image, ClassMasks(part, zeros, zeros), torch.zeros(3))[: len(part)]
+    for part in windows.flatten(0, 1).to(pixels).split(32):
+        zeros = torch.zeros(len(part), dtype=torch.int64, device=pixels.device)
+        views = masked_views(pixels, ClassMasks(part, zeros, zeros), torch.zeros(3))[: len(part)]
         found.append(clip.encode_images(views) @ texts.T)
     cosines: NDArray[np.float32] = torch.cat(found).T.reshape(-1, grid, grid).float().cpu().numpy()
     return cosines
@@ -135,11 +135,11 @@ def draw_prompt(
     prompts: BackgroundPrompts,
     clip: FrozenClip,
     class_name: str,
-    photograph: Picture,
+    image: Picture,
     beside: Sequence[str] = (),
     template: str = "a photo of {}.",
 ) -> list[tuple[str, Picture]]:
-    """A photograph, and where CLIP sees a class's learned prompt, its label and hand-written texts; with captions.
+    """An image, and where CLIP sees a class's learned prompt, its label and hand-written texts; with captions.
 
     Each map is stretched to its own range; compare places within a map, not colours between maps.
 
@@ -152,9 +152,9 @@ def draw_prompt(
         raise ValueError(f"the prompts have no class {class_name!r}; they have {', '.join(names):.300}")
     k, class_name = torch.tensor([position], device=clip.device), names[position]
     texts = [prompts.encode(clip, k), clip.encode_texts([template.format(text) for text in (class_name, *beside)])]
-    maps = stretched(where_clip_sees(clip, torch.cat(texts), photograph))
+    maps = stretched(where_clip_sees(clip, torch.cat(texts), image))
     captions = ["learned prompt", f'"{class_name}"', *(f'"{text}"' for text in beside)]
-    return [("image", photograph), *((c, overlay_cam(photograph, m)) for c, m in zip(captions, maps, strict=True))]
+    return [("image", image), *((c, overlay_cam(image, m)) for c, m in zip(captions, maps, strict=True))]
 
 
 def stretched(maps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semples_plugin.data.images import find_photograph, read_photograph
+from semples_plugin.data.images import find_image, read_image
 from semples_plugin.evaluation.comparison import Comparison, compare
 from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.utils.atomic_files import replacing
@@ -29,8 +29,8 @@ from semples_plugin.viz.tables import (
     describe_images,
     describe_setting,
     describe_words,
-    few,
     format_percent,
+    shorten,
 )
 
 if TYPE_CHECKING:  # they import torch, which a report without prompts doesn't need
@@ -66,7 +66,7 @@ def write_report(
         path: of the HTML file.
         evaluations: of the same images; where there are several, the one to beat comes first.
         titles: what to call them.
-        images: folder of the photographs; without it there are no images on the page.
+        images: folder of the images; without it there are no images on the page.
         shown: how many of the best and how many of the worst images.
         words: near words of the learned prompts.
         prompts: heat maps of them.
@@ -105,7 +105,7 @@ def prompt_panels(
 ) -> list[PromptPictures]:
     """For each class that is in a mask, where CLIP sees its prompt in the image that shows most of it.
 
-    A photograph that can't be read is told by a warning, and the next one is taken.
+    An image that can't be read is told by a warning, and the next one is taken.
     """
     from semples_plugin.viz.prompt_maps import draw_prompt
 
@@ -114,11 +114,11 @@ def prompt_panels(
         shown = {image: int(c.in_mask[c.classes == k].sum()) for image, c in evaluation.counts.items()}
         for image in sorted((image for image in shown if shown[image]), key=lambda image: -shown[image]):
             try:
-                photograph = read_photograph(find_photograph(images, image))
+                pixels = read_image(find_image(images, image))
             except (OSError, ValueError) as error:
                 warnings.warn(str(error), stacklevel=2)
                 continue
-            panels.append(PromptPictures(name, tuple(draw_prompt(prompts, clip, name, photograph))))
+            panels.append(PromptPictures(name, tuple(draw_prompt(prompts, clip, name, pixels))))
             break
     return panels
 
@@ -157,7 +157,7 @@ def _head(
             ("not in every folder", one.left_out),
         ):
             if names:
-                text = f"{title}: {counted(len(names), 'image')} left out, {what}: {few(names)}."
+                text = f"{title}: {counted(len(names), 'image')} left out, {what}: {shorten(names)}."
                 warning += f'<p class="warn">{escape(text)}</p>'
     return f'<h1>{escape(heading)}</h1>\n<p class="facts">{facts}</p>\n<div class="tiles">{cards}</div>\n{warning}'
 

@@ -31,7 +31,7 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def few(names: Iterable[str]) -> str:
+def shorten(names: Iterable[str]) -> str:
     """The first five."""
     names = list(names)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
