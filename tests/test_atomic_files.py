@@ -12,7 +12,7 @@ import torch
 from semples_plugin import BackgroundPrompts
 from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.images import write_mask
-from semples_plugin.prompt_learning.learn import _WorkDir
+from semples_plugin.prompt_learning.work_dir import WorkDir
 from semples_plugin.utils import atomic_files
 from semples_plugin.utils.atomic_files import claim_folder, replacing
 from semples_plugin.viz.overlays import write_picture
@@ -31,7 +31,7 @@ WRITERS = {
     "mask.png": lambda path: write_mask(path, NOISE[:, :, 0]),
     "picture.png": lambda path: write_picture(path, NOISE),
     "prompts.safetensors": lambda path: BackgroundPrompts(2, 30, 64).save(path),
-    "state.pt": lambda path: _WorkDir(path.parent, {}, None).write_state({"vectors": torch.randn(1000)}),
+    "state.pt": lambda path: WorkDir(path.parent, {}, None).write_state({"vectors": torch.randn(1000)}),
     **{
         f"{form}{suffix}": lambda path, form=form: write_cams(path, Cams(MAPS, (0, 1), form))
         for form, suffix in FORMATS.items()

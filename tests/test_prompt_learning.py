@@ -22,7 +22,7 @@ from semples_plugin import (
     SemPLeSRegularizer,
     learn_background_prompts,
 )
-from semples_plugin.prompt_learning import learn
+from semples_plugin.prompt_learning import work_dir
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
 from semples_plugin.prompts import same_clip
 from semples_plugin.utils import atomic_files
@@ -309,7 +309,7 @@ class Killed(Batches):
 def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
     work, left = tmp_path / "work", tmp_path / "left"
     with monkeypatch.context() as patch:
-        patch.setattr(learn, "_SAVE_EVERY", 0)
+        patch.setattr(work_dir, "SAVE_EVERY", 0)
         learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
     cut = left / ".new-0123abcd.pt"
     cut.write_bytes(b"cut")  # by a kill while a file was written
@@ -359,7 +359,7 @@ def test_a_flipped_bit_is_damage(tmp_path, name):
         (tmp_path / "features.pt").rename(tmp_path / name)
         about = {key: features[key] for key in ("format", "made_with", "signatures")}
         content = {**about, **content}
-        torch.save({**content, "digest": learn._digest(content)}, tmp_path / name)
+        torch.save({**content, "digest": work_dir.digest(content)}, tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     tensor = features["backgrounds"].numpy().tobytes()
     if name == "state.pt":
@@ -378,7 +378,7 @@ def test_features_that_are_no_numbers_are_damage_and_so_is_a_folder(tmp_path, na
     content.pop("digest")
     content["backgrounds"][3, 7] = torch.nan
     content["batches"] = {"a": (content["backgrounds"], content["backgrounds"])}
-    torch.save({**content, "digest": learn._digest(content)}, tmp_path / name)
+    torch.save({**content, "digest": work_dir.digest(content)}, tmp_path / name)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"{name} is damaged.*delete it"):
             learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
@@ -408,11 +408,11 @@ def test_features_of_another_image_tower_are_refused(tmp_path):
 
 
 def test_an_image_tower_is_known_in_another_precision():
-    signatures = [learn._image_signature(build_frozen(seed=seed)) for seed in (0, 1)]
+    signatures = [work_dir.image_signature(build_frozen(seed=seed)) for seed in (0, 1)]
     half = build_frozen()
     half.model.bfloat16()
     half = FrozenClip(half.model, half.tokenizer)
-    assert same_clip(signatures[0], learn._image_signature(half)) and not same_clip(*signatures)
+    assert same_clip(signatures[0], work_dir.image_signature(half)) and not same_clip(*signatures)
 
 
 def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
@@ -440,13 +440,13 @@ def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
 @pytest.mark.parametrize("place", ["image", "mask"])
 def test_a_batch_with_other_pixels_is_another_batch(place):
     images, masks = (torch.rand(6, 3, 64, 64), replace(next(iter(Batches()))[1], maps=torch.rand(6, 64, 64)))
-    digest = learn._digest_batch(images, masks)
-    assert digest == learn._digest_batch(images.clone(), replace(masks, maps=masks.maps.detach().clone()))
+    digest = work_dir.digest_batch(images, masks)
+    assert digest == work_dir.digest_batch(images.clone(), replace(masks, maps=masks.maps.detach().clone()))
     if place == "image":
         images[5, 2, 31, 30] += 1e-3
     else:
         masks.maps.data[5, 31, 30] += 1e-3
-    assert digest != learn._digest_batch(images, masks)
+    assert digest != work_dir.digest_batch(images, masks)
 
 
 @pytest.mark.parametrize("after", [1, 7])
@@ -515,9 +515,10 @@ def test_prompts_that_drift_onto_their_object_are_named(monkeypatch):
     regularizer = make(weights=LossWeights(text=0))
     labels = regularizer.label_features
     monkeypatch.setattr(regularizer, "pair_features", lambda images, masks: [labels[masks.class_index]] * 2)
-    with pytest.warns(UserWarning, match="after 8 of 30 epochs the prompts of train.*raise LossWeights.text"):
+    with pytest.warns(UserWarning, match="after 8 of 30 epochs the prompts of train.*raise LossWeights.text") as warned:
         history = learn_background_prompts(regularizer, Batches(), **{**OPTIONS, "epochs": 30})
     assert "train" in history.drifted
+    assert len(warned) == 2 and {warning.filename for warning in warned} == {__file__}  # the caller's line, not ours
 
 
 def test_a_caller_under_no_grad_learns_all_the_same():

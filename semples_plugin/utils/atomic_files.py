@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,28 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(name: str, path: str | Path) -> None:
+    """Makes the folder of a file that is to be written later, and tries to write into it.
+
+    Args:
+        name: of the argument or option that gives the path, for the error.
+        path: of the file, which may exist.
+
+    Raises:
+        OSError: where `path` is a folder, or nothing can be written beside it.
+    """
+    path = Path(path).resolve()  # a link's file is written where it points to
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: expected a file's path, {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # a folder's permissions don't bind the superuser
+            pass
+    except OSError as error:
+        message = f"{name}: nothing can be written into {path.parent} ({reason(error)}); give another path"
+        raise type(error)(error.errno, message) from error
+
+
 def read_lines(path: str | Path) -> list[str]:
     """The lines of a text file in UTF-8, with or without a byte order mark.
 
@@ -96,10 +119,10 @@ def claim_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
             f"{folder} holds {len(others)} files, such as {others[0]}, that this command didn't make, or made with "
             "other settings, of other CAMs or of these before they changed: choose another folder, or empty this one"
         )
-    remove_left(folder)
+    remove_leftovers(folder)
 
 
-def remove_left(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that killed runs left in a folder, but none that another run may be writing."""
     for left in folder.glob(f"{_NEW}*"):
         with contextlib.suppress(FileNotFoundError):  # it took its name meanwhile
