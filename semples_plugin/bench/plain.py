@@ -1,6 +1,6 @@
 """Straightforward steps, with the encoder passes that the authors' public code makes; each waste can be left out.
 
-They are written from a count of those passes, in batches of all pairs, and compute the same losses as the library.
+They were written from a count of those passes, in batches of all pairs, and compute the same losses as the library.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PlainSteps:
             return self._refinement(images, masks)
 
     def prompts(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
-        """L_prompt of a batch, whose background features are at hand unless that is among the waste."""
+        """L_prompt of a batch from its background features, unless encoding these again is among the waste."""
         with self._towers():
             return self._prompt_loss(images, masks, features)
 
@@ -104,8 +104,8 @@ class PlainSteps:
 
     @contextmanager
     def _towers(self) -> Iterator[None]:
-        """The library's towers, with torch's and open_clip's own parts where those are among the waste."""
-        lean = fast_towers.attend, fast_towers.embed
+        """The library's towers, with attention and patches of torch and open_clip where those are among the waste."""
+        own = fast_towers.attend, fast_towers.embed
         if "attention" in self.waste:
             fast_towers.attend = lambda attn, q, kv, mask: attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
         if "patches" in self.waste:
@@ -113,7 +113,7 @@ class PlainSteps:
         try:
             yield
         finally:
-            fast_towers.attend, fast_towers.embed = lean
+            fast_towers.attend, fast_towers.embed = own
 
     def _thaw(self) -> None:
         self.model.requires_grad_("weight gradients" in self.waste)  # each time: the library freezes it again
