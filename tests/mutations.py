@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "presets", "class_names",
+TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
-    "prompt_learning/learn": "prompt_learning", "prompt_learning/epochs": "prompt_learning", "prompt_learning/walk": "prompt_learning", "prompt_learning/work_dir": "prompt_learning",
+    "prompt_learning/learn": "prompt_learning", "prompt_learning/epochs": "prompt_learning", "prompt_learning/walk": "prompt_learning", "prompt_learning/work_dir": "work_dir",
     "clip/frozen": "clip", "clip/loading": "clip_loading", "utils/chunked": "regularizer", "prompt_quality": "prompt_learning", "utils/checks": "regularizer", "evaluation/sweep": "cams", "data/cam_files": "cam_files",
     "evaluation/folders": "cam_folders", "viz/tables": "cam_folders", "data/images": "cam_files",
     "adapters/host_options": "adapters", "adapters/mmseg_stages": "preset_consumers",
