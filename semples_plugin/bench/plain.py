@@ -1,6 +1,6 @@
 """Straightforward steps, with the encoder passes that the authors' public code makes; each waste can be left out.
 
-They were written from a count of those passes, in batches of all pairs, and compute the same losses as the library.
+They were written from a count of those passes, encode all pairs in one batch, and compute the library's losses.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class PlainSteps:
 
     def _images(self, views: Tensor) -> Tensor:
         if not self.waste & {"weight gradients", "last block"}:
-            return self.regularizer.clip.encode_images(views)  # which would freeze the weights again
+            return self.regularizer.clip.encode_images(views)
+        # `encode_images` would freeze the weights again, and skip the last block's other tokens.
         dtype = next(self.model.visual.parameters()).dtype
         return F.normalize(self.model.visual(views.to(dtype)).float(), dim=-1)
 
@@ -135,7 +136,8 @@ class PlainSteps:
         (ids,) = self.regularizer.clip.tokenizer(["a photo of " + "x " * prompts.vectors.shape[1] + "."])
         ids = ids.to(self.label_ids).expand(prompts.num_classes, -1)
         embedded = model.token_embedding(ids)
-        start, end = 4, 4 + prompts.vectors.shape[1]
+        start = 4  # after the start of text and "a photo of"
+        end = start + prompts.vectors.shape[1]
         embedded = torch.cat([embedded[:, :start], prompts.vectors.to(embedded), embedded[:, end:]], dim=1)
         hidden = model.transformer(embedded + model.positional_embedding.to(embedded), attn_mask=model.attn_mask)
         pooled = model.ln_final(hidden)[torch.arange(len(ids)), ids.argmax(-1)]

@@ -41,8 +41,9 @@ def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Ten
     The step returns the loss to be differentiated, or None where there is none.
 
     Args:
-        spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step), `pairs`,
-            `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`, `device`, `precision`.
+        spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step),
+            `pairs`, `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`,
+            `device`, `precision`.
     """
     waste = spec["waste"]
     lean = waste is None or "activations" not in waste

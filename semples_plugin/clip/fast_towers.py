@@ -1,13 +1,13 @@
 """open_clip's transformers without the computations whose results are not used; other models run as they are.
 
-- A feature is read from one token: in the last block only that token's query, and what follows from it, is computed.
-  That saves a twelfth of the tower's time and memory for ViT-B.
-- torch's attention transposes batch and tokens, after which a CPU multiplies token by token: here the projections are
-  applied to the batch as it is.
-- Patches don't overlap, so that their embedding and its gradient are one matrix product each; a convolution's gradient
-  takes ten times as long.
-- QuickGELU, x sigmoid(1.702 x), keeps two tensors for its gradient; as silu(1.702 x) / 1.702 it keeps one, which saves
-  a quarter of the memory.
+- A feature is read from one token: in the last block only that token's query, and what follows from it, is
+  computed. That saves a twelfth of the tower's time and memory for ViT-B.
+- torch's attention transposes batch and tokens, after which a CPU multiplies token by token: here the
+  projections are applied to the batch as it is.
+- Patches don't overlap, so that their embedding and its gradient are one matrix product each; a convolution's
+  gradient takes ten times as long.
+- QuickGELU, x sigmoid(1.702 x), keeps two tensors for its gradient; as silu(1.702 x) / 1.702 it keeps one,
+  which saves a quarter of the memory.
 
 `semples bench` measures what each of them saves.
 """

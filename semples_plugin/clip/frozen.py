@@ -38,8 +38,9 @@ class FrozenClip:
     """CLIP's joint space: unit vectors for images, texts and prompts; gradients reach inputs, never CLIP.
 
     The model is set to eval mode and its parameters stop requiring gradients, in place. It computes in the
-    precision of its own weights: a surrounding autocast neither speeds it up nor changes its features. It is no
-    `nn.Module`, so a host model that holds one keeps its state dict, its parameters and its optimiser as they are.
+    precision of its own weights: a surrounding autocast neither speeds it up nor changes its features. It is
+    no `nn.Module`, so a host model that holds one keeps its state dict, its parameters and its optimiser as
+    they are.
 
     >>> clip = FrozenClip.load("demo")  # the embedded tiny CLIP
     >>> clip
@@ -54,8 +55,8 @@ class FrozenClip:
     (torch.Size([1, 3, 64, 64]), False)
 
     Args:
-        model: an `open_clip.CLIP` or `CustomTextCLIP` whose text tower takes token embeddings. Hugging Face text
-            towers and CoCa are refused.
+        model: an `open_clip.CLIP` or `CustomTextCLIP` whose text tower takes token embeddings. Hugging Face
+            text towers and CoCa are refused.
         tokenizer: maps a list of M strings to token ids `[M, context]`; nothing else is asked of it.
         name: what error messages and saved prompts call this model; made from its class where left out.
 
@@ -97,16 +98,17 @@ class FrozenClip:
         Args:
             name: an open_clip name ("ViT-B-32-quickgelu"), "local-dir:PATH", a folder with
                 `open_clip_config.json` and the weights, or "demo", the embedded tiny CLIP.
-            pretrained: an open_clip tag ("openai"), or the path of a weights file. OpenAI's own `ViT-B-32.pt` is
-                recognised and gets its QuickGELU; for other files the name decides, and a warning says so where
-                it matters. Not used with "local-dir:" and "demo".
+            pretrained: an open_clip tag ("openai"), or the path of a weights file. OpenAI's own `ViT-B-32.pt`
+                is recognised and gets its QuickGELU; for other files the name decides, and a warning says so
+                where it matters. Not used with "local-dir:" and "demo".
             device: where the model is put; see `to`.
             precision: "fp32", "bf16" or "fp16", of the weights and of the computation.
             cache_dir: where open_clip keeps its downloads.
 
         Raises:
-            ValueError: for an unknown name, tag or precision (the nearest known ones are named), weights that are
-                damaged or another model's, a device that isn't there, or a tower that can't take prompt vectors.
+            ValueError: for an unknown name, tag or precision (the nearest known ones are named), weights that
+                are damaged or another model's, a device that isn't there, or a tower that can't take prompt
+                vectors.
             FileNotFoundError: when the weights or the tokenizer are neither cached nor to be downloaded.
         """
         from semples_plugin.clip.loading import load_open_clip
@@ -184,13 +186,13 @@ class FrozenClip:
             suffix_ids: token ids in place of what follows "{}", for the release's prompts; as many as it has.
 
         Returns:
-            `[K, D]`, unit length; differentiable in the vectors. A causal tower gets no padding behind the end of
-            text, which its features don't depend on: 36 tokens instead of 77 for 30 vectors.
+            `[K, D]`, unit length; differentiable in the vectors. A causal tower gets no padding behind the
+            end of text, which its features don't depend on: 36 tokens instead of 77 for 30 vectors.
 
         Raises:
             TypeError: for what is no tensor of floating-point values.
-            ValueError: for vectors of another width, more of them than fit into the context, a template without
-                "{}", or another number of suffix ids.
+            ValueError: for vectors of another width, more of them than fit into the context, a template
+                without "{}", or another number of suffix ids.
         """
         check_tensor("prompts", prompts, shape="[K, L, W]")
         if prompts.shape[2] != self.text_width:
@@ -206,8 +208,8 @@ class FrozenClip:
     def signature(self) -> Tensor:
         """A unit vector `[D]` on the CPU that tells one CLIP from another, whatever its precision and device.
 
-        It is the direction from one text to another, so it depends on tokenizer, weights and activation alike. The
-        texts differ in length, so that they differ for a tokenizer that knows neither word.
+        It is the direction from one text to another, so it depends on tokenizer, weights and activation
+        alike. The texts differ in length, so that they differ for a tokenizer that knows neither word.
         """
         sentence, word = self.encode_texts(["a photo of a cat.", "street"]).double().cpu()
         return F.normalize(sentence - word, dim=0).float()

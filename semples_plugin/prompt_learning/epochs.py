@@ -41,7 +41,8 @@ class PromptHistory:
         background: per epoch, K mean similarities sim(u_b, v_b); NaN for a class that was never seen.
         label: per epoch, K similarities sim(u_b, u_f) at its end.
         unseen: names of the classes without a pair; their prompts are not learned.
-        drifted: names of the classes whose prompt ended up near its own label, see `learn_background_prompts`.
+        drifted: names of the classes whose prompt ended up near its own label, see
+            `learn_background_prompts`.
         quality: of each class, what its prompt was near to before it learned anything, and is at the end.
         verdict: one sentence on whether (b) went well, and what to do where it did not.
     """

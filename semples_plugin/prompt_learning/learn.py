@@ -51,9 +51,10 @@ def learn_background_prompts(
 ) -> PromptHistory:
     """Learns `regularizer.prompts`, in place, by equation (2), with AdamW and a cosine schedule to 0.
 
-    The CAM network is fixed in this stage, so each background is encoded once, in one walk over `batches`; the
-    epochs then run over these features, shuffled by `seed`. Neither CAM network nor CLIP is changed. Foregrounds are
-    encoded as well, to judge at the end whether the prompts describe backgrounds or the objects themselves.
+    The CAM network is fixed in this stage, so each background is encoded once, in one walk over `batches`;
+    the epochs then run over these features, shuffled by `seed`. Neither CAM network nor CLIP is changed.
+    Foregrounds are encoded as well, to judge at the end whether the prompts describe backgrounds or the
+    objects themselves.
 
     >>> from semples_plugin import FrozenClip
     >>> clip, names = FrozenClip.load("demo"), ["train", "boat"]  # the embedded tiny CLIP
@@ -70,45 +71,50 @@ def learn_background_prompts(
 
     Args:
         regularizer: with the prompts to learn.
-        batches: walked once, of (images, masks) as the regularizer takes them; put the CAM network into eval mode
-            and make the masks under `torch.no_grad()`. Several views of an image are several batches. A host whose
-            data can't be walked gives features that it kept,
-            `(*regularizer.pair_features(images, masks), masks.class_index)`: (v_f `[P, D]`, v_b `[P, D]`, classes
-            `[P]`), or (v_b, classes), with which separation isn't measured. Under torch.distributed every rank walks
-            its own part, and all ranks learn the same prompts from all parts. Samplers repeat some images to make the
-            parts equal: give (images, masks, names), a name or number for each of the N images, and each name counts
-            once.
+        batches: walked once, of (images, masks) as the regularizer takes them; put the CAM network into eval
+            mode and make the masks under `torch.no_grad()`. Several views of an image are several batches.
+            Under torch.distributed every rank walks its own part, and all ranks learn the same prompts from all
+            parts. Samplers repeat some images to make the parts equal: give (images, masks, names), a name or
+            number for each of the N images, and each name counts once. A host whose data can't be walked gives
+            features that it kept: (v_f `[P, D]`, v_b `[P, D]`, classes `[P]`), where
+            `v_f, v_b = regularizer.pair_features(images, masks)` and the classes are `masks.class_index`; or
+            (v_b, classes), with which separation isn't measured.
         epochs: passes over the features.
         lr: at the start. The paper's 5e-4 by default; the release uses 0.1 with its uniform start.
         batch_size: pairs per step.
         weight_decay: AdamW's.
         seed: of the order of pairs.
-        work_dir: a folder for features, every half minute of the walk, and the state, after every epoch. An interrupted
-            call is continued by a call with the same arguments, to the same prompts, with a warning: batches that
-            come again unchanged are not encoded again, and after the walk none is. Where only the schedule, the
-            weights or the start of the prompts differ, the features are used again and the epochs begin anew. Removed
-            at the end. After the walk the masks are not read any more: delete it if the CAM network has changed.
-        save_to: file for the prompts. Its folder is made and tried before the walk. Where writing the file fails at
-            the end, the learned prompts stay in memory, and `work_dir` on disk: save them, or call again.
-        origin: what the masks come from: the model, known by its weights, or the name of its checkpoint; features of
-            another origin are refused.
+        work_dir: a folder for features, every half minute of the walk, and the state, after every epoch. An
+            interrupted call is continued by a call with the same arguments, to the same prompts, with a
+            warning: batches that come again unchanged are not encoded again, and after the walk none is.
+            Where only the schedule, the weights or the start of the prompts differ, the features are used
+            again and the epochs begin anew. Removed at the end. After the walk the masks are not read any
+            more: delete it if the CAM network has changed.
+        save_to: file for the prompts. Its folder is made and tried before the walk. Where writing the file
+            fails at the end, the learned prompts stay in memory, and `work_dir` on disk: save them, or call
+            again.
+        origin: what the masks come from: the model, known by its weights, or the name of its checkpoint;
+            features of another origin are refused.
         progress: show progress bars.
 
     Returns:
         The history, per epoch and class, with a verdict.
 
     Warns:
-        UserWarning: of a run that is continued; of classes that were never seen; of prompts that drift onto their
-            object (they come nearest to their own label, and nearer than they began), a quarter of the way in; at the
-            end, of prompts that describe the object or learned nothing.
+        UserWarning: of a run that is continued; of classes that were never seen; of prompts that drift onto
+            their object (they come nearest to their own label, and nearer than they began), a quarter of the
+            way in; at the end, of prompts that describe the object or learned nothing.
 
-    An exception, Ctrl-C among them, leaves the prompts as they were before the call, unless they are learned already.
+    An exception, Ctrl-C among them, leaves the prompts as they were before the call, unless they are learned
+    already.
 
     Raises:
         TypeError: for arguments or batches of another type.
-        OSError: where nothing can be written into `work_dir` or beside `save_to`, before the walk; or on a full disk.
-        ValueError: when the batches hold no pair, or NaN; an argument is out of range; the prompts diverge; or
-            `work_dir` holds features of other images, masks or classes, of another version, or a damaged file.
+        OSError: where nothing can be written into `work_dir` or beside `save_to`, before the walk; or on a
+            full disk.
+        ValueError: when the batches hold no pair, or NaN; an argument is out of range; the prompts diverge;
+            or `work_dir` holds features of other images, masks or classes, of another version, or a damaged
+            file.
     """
     prompts = regularizer._need_prompts()
     check_learning(epochs, lr, batch_size, weight_decay, seed)

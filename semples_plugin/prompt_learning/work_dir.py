@@ -1,8 +1,10 @@
 """Interrupted runs of stage (b): what a run leaves in its folder, and what tells one run from another.
 
-Three kinds of files: `features.part-RANK-TIME.pt`, batches by their digests, while the walk goes on; `features.pt`,
-the features of all pairs, after the walk; `state.pt`, where the epochs stand, and the settings of their run. Each
-file holds a digest of its content, since torch reads a flipped bit as another number.
+- `features.part-RANK-TIME.pt`: batches by their digests, while the walk goes on
+- `features.pt`: the features of all pairs, after the walk
+- `state.pt`: where the epochs stand, and the settings of their run
+
+Each file holds a digest of its content, since torch reads a flipped bit as another number.
 """
 
 from __future__ import annotations

@@ -25,12 +25,13 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
 
     Args:
         path: of the file that is made or replaced.
-        source_time: where it is made from another file, that file's `st_mtime_ns` before it was read; the new file
-            gets it as its own time, for `is_made_of`.
+        source_time: where it is made from another file, that file's `st_mtime_ns` before it was read; the new
+            file gets it as its own time, for `is_made_of`.
 
     Raises:
-        OSError: as the block raises it, with the name of `path`, or in place of what numpy, torch and safetensors
-            raise where a disk is full; the temporary file is removed then, and an older `path` intact.
+        OSError: as the block raises it, with the name of `path`, or in place of what numpy, torch and
+            safetensors raise where a disk is full; the temporary file is removed then, and an older `path`
+            intact.
     """
     path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,9 +80,10 @@ def check_known(what: str, given: Iterable[str], known: Sequence[str]) -> None:
 def class_positions(names: Sequence[str]) -> Callable[[str], int | None]:
     """Where a class is in a list, by its name in any spelling.
 
-    Case, spaces, underscores, and hyphens and slashes within words are ignored: "TV monitor", "tv-monitor" and
-    "tvmonitor" are the same class. Where names of the list differ in nothing else ("co op", "coop"), only case is
-    ignored. Other signs always count, so that "c", "c++" and "c#", or "ER+" and "ER-", are different classes.
+    Case, spaces, underscores, and hyphens and slashes within words are ignored: "TV monitor", "tv-monitor"
+    and "tvmonitor" are the same class. Where names of the list differ in nothing else ("co op", "coop"), only
+    case is ignored. Other signs always count, so that "c", "c++" and "c#", or "ER+" and "ER-", are different
+    classes.
 
     Returns:
         A function from a name to its position; None for a name that isn't in the list, or fits several of it.

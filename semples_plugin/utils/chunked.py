@@ -16,13 +16,14 @@ Terms = Callable[[Tensor, slice], Tensor]
 def sum_in_parts(terms: Terms, x: Tensor, size: int) -> Tensor:
     """The sum of `terms(x[part], part)` over parts of at most `size` rows.
 
-    Each part's graph is freed before the next part: its gradient is computed at once, for the sum of the terms, which
-    is how losses are used. Where the backward pass turns out to weight the terms differently, or is differentiated
-    itself (`create_graph=True`, which needs the memory of all parts), the parts are computed again; `terms` must give
-    the same values then.
+    Each part's graph is freed before the next part: its gradient is computed at once, for the sum of the
+    terms, which is how losses are used. Where the backward pass turns out to weight the terms differently, or
+    is differentiated itself (`create_graph=True`, which needs the memory of all parts), the parts are
+    computed again; `terms` must give the same values then.
 
     Args:
-        terms: from rows of `x`, in float32 or better, and their slice to T scalars `[T]`, differentiable in the rows.
+        terms: from rows of `x`, in float32 or better, and their slice to T scalars `[T]`, differentiable in
+            the rows.
         x: `[P, ...]`.
         size: rows of a part.
 

@@ -30,8 +30,8 @@ def is_first() -> bool:
 def share_of_pairs(count: int, device: torch.device) -> Tensor | float:
     """The factor that makes a mean over this rank's pairs a part of the mean over all: R P_r / P.
 
-    DDP averages the ranks' gradients; with this factor the average is the gradient of one process that has the whole
-    batch, however the pairs are spread. Collective: every rank must call it in the same step.
+    DDP averages the ranks' gradients; with this factor the average is the gradient of one process that has
+    the whole batch, however the pairs are spread. Collective: every rank must call it in the same step.
 
     Args:
         count: number of pairs of this rank, P_r; may be 0.

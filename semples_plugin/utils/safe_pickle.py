@@ -1,7 +1,8 @@
 """Reads pickles, in which WSSS code bases keep labels, CAMs and prompts, as data and never as code.
 
-The unpickler makes stand-ins for arrays and tensors. A pickle can refer to the same array many times, and so describe
-far more data than the file holds: `_Converter` counts the bytes that it names before it makes the arrays.
+The unpickler makes stand-ins for arrays and tensors. A pickle can refer to the same array many times, and so
+describe far more data than the file holds: `_Converter` counts the bytes that it names before it makes the
+arrays.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def read_saved(path: str | Path) -> Any:
 
     Raises:
         OSError: where the file can't be read.
-        ValueError: where it is damaged, wasn't made by `torch.save`, holds more than data, or would fill the memory.
+        ValueError: where it is damaged, wasn't made by `torch.save`, holds more than data, or would fill the
+            memory.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -199,8 +201,8 @@ class _Record:
 class _Storage:
     """The numbers of tensors, as a pickle holds them: in the older format of `torch.save`.
 
-    That is a magic number, a version, the system's properties, a record and the keys, each a pickle of its own; then
-    a count in 8 bytes, and the numbers.
+    That is a magic number, a version, the system's properties, a record and the keys, each a pickle of its
+    own; then a count in 8 bytes, and the numbers.
     """
 
     def __init__(self, data: bytes | str) -> None:
@@ -272,7 +274,8 @@ class _DataUnpickler(pickle._Unpickler):
 
     Args:
         file: opened for reading bytes.
-        read_record: the bytes of a tensor by the name that `torch.save` gave them; None for a pickle without any.
+        read_record: the bytes of a tensor by the name that `torch.save` gave them; None for a pickle without
+            any.
     """
 
     stack: list[Any]
