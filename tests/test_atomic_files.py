@@ -77,9 +77,7 @@ def test_a_folder_is_claimed_without_harm_to_the_run_that_fills_it(tmp_path, mon
     claim_folder(tmp_path, lambda _: True)
     assert left.exists() and (tmp_path / "a.png").read_bytes() == b"a"
     # The run that left it was killed.
-    monkeypatch.setattr(
-        atomic_files, "time", SimpleNamespace(time=lambda: time.time() + 3700)
-    )  # of a run that was killed
+    monkeypatch.setattr(atomic_files, "time", SimpleNamespace(time=lambda: time.time() + 3700))
     with pytest.raises(ValueError, match="holds 2 files"):
         claim_folder(tmp_path, lambda _: False)
     assert left.exists()
