@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     lowered = [name.strip().lower() for name in names]
     if not lowered:
         raise ValueError("class_names: expected different names, got none")
-    repeated = [name for name in lowered if lowered.count(name) > 1]
+    repeated = [name for name, count in Counter(lowered).items() if count > 1]
     if repeated:
         raise ValueError(f"class_names: expected different names, got {repeated[0][:80]!r} twice")
     if "" in lowered:
