@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from semples_plugin.masks import ClassMasks, check_kind
-from semples_plugin.prompt_learning.learn import PromptHistory, learn_background_prompts, name_origin
+from semples_plugin.prompt_learning.epochs import PromptHistory
+from semples_plugin.prompt_learning.learn import learn_background_prompts
+from semples_plugin.prompt_learning.work_dir import name_origin
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
 
 

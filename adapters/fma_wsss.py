@@ -29,9 +29,10 @@ from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import refuse_hosts_own
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import STAGES, load_preset
-from semples_plugin.prompt_learning.learn import check_learning, check_writable, learn_background_prompts
+from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.utils.atomic_files import check_writable
 from semples_plugin.utils.checks import check_known, warn_once
 
 EPS = 1e-7  # raw Grad-CAMs reach 5e-4
@@ -160,6 +161,6 @@ class LossItem:
         if self.stage == "refine":
             regularizer.prompts = BackgroundPrompts.load(self.prompts)
         elif self.stage == "prompts":
-            check_writable(self.prompts)
+            check_writable("save_to", self.prompts)
             regularizer.prompts = self.preset.new_prompts(clip.text_width, seed=self.seed)
         return FmaAdapter(regularizer, eps=self.preset.stage_eps(self.stage), scale=self.scale)

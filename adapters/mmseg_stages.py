@@ -24,7 +24,8 @@ from torch import Tensor
 from semples_plugin.adapters.base import evaluating
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset, load_preset
-from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts, name_origin
+from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
+from semples_plugin.prompt_learning.work_dir import name_origin
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.checks import check_known, check_number

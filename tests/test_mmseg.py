@@ -31,7 +31,7 @@ from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.data.cam_files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
-from semples_plugin.prompt_learning import learn
+from semples_plugin.prompt_learning import epochs, work_dir
 
 CONFIG = Path(__file__).parent.parent / "examples/mmseg/tiny_demo.py"
 Config.pretty_text = property(lambda self: "")  # mmengine prints it, and yapf takes minutes over long temporary paths
@@ -253,13 +253,13 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(learn, "measure", interrupt)  # after the walk
+        patch.setattr(epochs, "measure", interrupt)  # after the walk
         train(config(world, tmp_path, iterations=9, **changes))
     (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
     del features["digest"]
     features["backgrounds"] *= -1  # so that it shows whether they are taken
-    torch.save({**features, "digest": learn._digest(features)}, unfinished / "features.pt")
+    torch.save({**features, "digest": work_dir.digest(features)}, unfinished / "features.pt")
     left = tmp_path / "left"
     shutil.copytree(unfinished, left)
     with warnings.catch_warnings():
