@@ -1,7 +1,7 @@
 # Each command makes its own virtual environment in .venv when there is none.
 PYTHON ?= python3
 
-.PHONY: demo test lint docs versions
+.PHONY: demo test lint docs versions wheel
 
 demo: .venv/ready
 	.venv/bin/semples demo
@@ -18,9 +18,14 @@ lint: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
-# On each Python and on the oldest packages that are allowed; takes an hour and 20 GB of uv's cache.
+# On each Python and on the oldest packages that are allowed; takes an hour and 20 GB of uv's cache;
+# `make versions ONLY=3.12-newest` tries one.
 versions: .venv/ready
-	.venv/bin/nox
+	.venv/bin/nox $(if $(ONLY),-s "versions($(ONLY))")
+
+wheel: .venv/ready
+	rm -rf build dist
+	.venv/bin/python -m build --wheel
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = (".jpg", ".png")
-LANGUAGES = {".py": "python", ".patch": "diff", ".toml": "toml", ".md": "markdown"}
+LANGUAGES = {".py": "python", ".patch": "diff", ".toml": "toml"}
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]+)?\)")
 SHOWN_HERE = re.compile(r"^\[[^]]+\]\(\.\./README\.md#([\w-]+)\) <!-- shown here -->$", re.MULTILINE)
 
@@ -28,10 +28,7 @@ def on_files(files: Files, config: Any) -> Files:
         if path.endswith(PICTURES):
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
         else:
-            text = (ROOT / path).read_text(encoding="utf-8")
-            language = LANGUAGES.get(Path(path).suffix, "text")
-            page = f"---\nsearch:\n  exclude: true\n---\n# {path}\n\n````{language}\n{text}````\n"
-            files.append(File.generated(config, f"{path}.md", content=page))
+            files.append(File.generated(config, f"{path}.md", content=_as_page(path)))
     return files
 
 
@@ -58,6 +55,13 @@ def _outside(file: File) -> list[str]:
     text = SHOWN_HERE.sub(lambda match: section_of_readme(match[1]), file.content_string)
     paths = [_in_repository(match[1], file) for match in LINK.finditer(text)]
     return [path for path in paths if not path.startswith("docs/")]
+
+
+def _as_page(path: str) -> str:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if not path.endswith(".md"):
+        text = f"# {path}\n\n````{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}````\n"
+    return f"---\nsearch:\n  exclude: true\n---\n{text}"
 
 
 def _in_repository(target: str, file: File) -> str:

@@ -60,6 +60,14 @@ def test_adapters_have_one_name():
 def test_the_change_log_begins_with_this_version():
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == semples_plugin.__version__
+    assert f"\nversion: {semples_plugin.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_workflows_and_contributors_call_targets_that_are_there():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    files = [*(ROOT / ".github/workflows").glob("*.yml"), ROOT / ".ci/run", ROOT / "CONTRIBUTING.md"]
+    called = {name for file in files for name in re.findall(r"\bmake ([a-z]+)\b", file.read_text())}
+    assert called == {"test", "lint", "docs", "versions", "wheel"} and called <= targets
 
 
 def test_every_requirement_names_the_oldest_version_that_was_tried():
