@@ -97,9 +97,7 @@ def _patch(host: str, checkout: Path, action: str) -> str:
     if action == "check":
         return f"{checkout} is not patched; the patch fits"
     _change(_patched(host, checkout))
-    return (
-        f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see {PATCHES}/README.md"
-    )
+    return f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see docs/hosts.md"
 
 
 def _configs(checkout: Path, action: str) -> str:
@@ -126,7 +124,7 @@ def _configs(checkout: Path, action: str) -> str:
             _change(dict.fromkeys(files, text.encode()))
         finally:
             _remove_empty_folders(files)
-        return f"wrote {', '.join(map(str, files))}, which build on configs/VOC/cls/cfg.py; see {PATCHES}/README.md"
+        return f"wrote {', '.join(map(str, files))}, which build on configs/VOC/cls/cfg.py; see docs/hosts.md"
     if not there:
         raise ValueError(f"{checkout} has no config of SemPLeS's; there is nothing to take out")
     gone = [file for file in there if file not in edited]

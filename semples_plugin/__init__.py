@@ -2,7 +2,7 @@
 
     from semples_plugin import ClassMasks, FrozenClip, SemPLeSRegularizer
 
-See the README for the three stages, and `semples demo` for all of them in some four minutes.
+See `docs/loop.md` for the three stages, and `semples demo` for all of them in some four minutes.
 """
 
 from __future__ import annotations

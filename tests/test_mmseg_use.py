@@ -28,9 +28,12 @@ from semples_plugin.evaluation.folders import evaluate_folder
 pytestmark = pytest.mark.filterwarnings("ignore")  # mmengine's and mmcv's own
 
 
-def readme(word: str) -> str:
-    """The README's block of Python that holds a word."""
-    blocks = re.findall(r"```python\n(.*?)```", (CONFIG.parent / "README.md").read_text(), re.DOTALL)
+GUIDE = CONFIG.parent.parent.parent / "docs/mmsegmentation.md"
+
+
+def guide(word: str) -> str:
+    """The guide's block of Python that holds a word."""
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     (found,) = (block for block in blocks if word in block)
     return found
 
@@ -40,7 +43,7 @@ def test_mmsegs_inference_segments_a_photograph_of_ones_own(whole, world, tmp_pa
     config(world, tmp_path)  # writes the config beside the data
     (file,) = world.glob("tiny_*.py")
     shutil.copy(world / "test/images/0003.png", "image.jpg")
-    recipe = readme("inference_model").replace("CONFIG", str(file))
+    recipe = guide("inference_model").replace("CONFIG", str(file))
     exec(recipe.replace("CHECKPOINT", str(whole[0] / "iter_12.pth")), {})
     assert (tmp_path / "segmented.png").stat().st_size > 1000
     model = init_model(config(world, tmp_path), str(whole[0] / "iter_12.pth"), device="cpu")
@@ -117,7 +120,7 @@ def test_cam_files_from_a_test_run_are_judged_as_the_metric_judges(whole, world,
 
 
 def test_a_cam_head_of_ones_own_is_a_subclass(world, tmp_path):  # noqa: F811
-    exec(readme("class TwoLayers"), {})
+    exec(guide("class TwoLayers"), {})
     changes = {"model.type": "TwoLayers", "custom_hooks.0.baseline": 1, "custom_hooks.0.match": 1}
     _, losses = train(config(world, tmp_path, iterations=3, **changes))
     assert ["loss_refine" in losses[i] for i in range(3)] == [False, False, True]
@@ -133,7 +136,7 @@ def test_a_cam_head_of_ones_own_is_a_subclass(world, tmp_path):  # noqa: F811
 
 
 def test_mmsegs_own_segmentors_learn_as_well(world, tmp_path):  # noqa: F811
-    exec(readme("class CamEncoderDecoder"), {})
+    exec(guide("class CamEncoderDecoder"), {})
     model = config(world, tmp_path).model
     head = {"type": "FCNHead", "in_channels": 32, "channels": 16, "num_convs": 1, "num_classes": 8, "in_index": 0,
             "loss_decode": {"type": "CrossEntropyLoss"}}  # fmt: skip
