@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from semples_plugin.adapters import mmseg_data, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import refuse_hosts_own
+from semples_plugin.adapters.mmseg_runner import warnings_in_log
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.masks import ClassMasks, check_kind
@@ -195,9 +196,10 @@ class CamSegmentor(BaseSegmentor):
         if self.adapter is not None and self.active:
             if self.regularizer.clip.device != inputs.device:
                 self.regularizer.to(inputs.device)
-            with mmseg_stages.warnings_in_log():
-                parts = self.regularizer(*self._images_and_masks(inputs, data_samples, cams, labels))
-            losses.update({name: self.adapter.scale * value for name, value in parts.items()})
+            with warnings_in_log():
+                images, masks = self._images_and_masks(inputs, data_samples, cams, labels)
+                objectives = self.regularizer(images, masks)
+            losses.update({name: self.adapter.scale * value for name, value in objectives.items()})
             losses.update(self.regularizer.figures)
         elif not losses:
             losses["loss_cls"] = 0.0 * cams.sum()

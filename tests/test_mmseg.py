@@ -1,6 +1,7 @@
 """mmsegmentation: the tiny config goes through the stages, resumes in each, and its metric is mmseg's own."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -596,9 +597,26 @@ def test_a_checkpoint_carries_the_prompts_whole(tmp_path):
              "class_names": OBJECTS, "clip_name": clip.name, "signature": clip.signature()}  # fmt: skip
     for state, seed in ((torch.load(tmp_path / "iter.pth", weights_only=True)["semples"]["prompts"], 7), (older, 0)):
         hook.after_load_checkpoint(SimpleNamespace(_resume=True), {"semples": {"start": None, "prompts": state}})
-        found = BackgroundPrompts.from_state(hook._prompts)
+        found = BackgroundPrompts.from_state(hook._resumed_prompts)
         assert torch.equal(found.vectors, prompts.vectors) and found.seed == seed and found.learned
         assert found.class_names == OBJECTS and torch.equal(found.signature, clip.signature())
+
+
+def test_a_walk_leaves_every_random_generator_as_it_was():
+    from semples_plugin.adapters.mmseg_runner import random_states_kept
+
+    def draw():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    with pytest.raises(KeyError), random_states_kept():
+        assert draw() == expected
+        raise KeyError
+    assert draw() == expected
 
 
 def test_the_module_can_be_imported_twice():
