@@ -377,7 +377,7 @@ def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
     for value in (9, 254, -1, 300):
         wrong = mask.astype(np.int64)
         wrong[0, 0] = value
-        with pytest.raises(ValueError, match=rf"the mask of .*0003\.png holds {value}, expected 0 to 8, which num_cl"):
+        with pytest.raises(ValueError, match=rf"the ground truth of .*0003\.png holds {value}, expected 0 to 8, which"):
             from_mask({**image, "gt_seg_map": wrong})
     (tmp_path / "spaces.txt").write_text("0003.png train boat\n0004.png bird\n")
     with pytest.raises(ValueError, match=r"names a class; expected .* with commas"):

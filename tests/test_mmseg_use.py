@@ -112,7 +112,7 @@ def test_cam_files_from_a_test_run_are_judged_as_the_metric_judges(whole, world,
     found = config(world, tmp_path)
     found.experiment_name = f"{tmp_path} none"
     found.test_dataloader.dataset.pipeline.pop(1)
-    with pytest.raises(ValueError, match="no masks: put LoadAnnotations into the pipeline, or give output_dir"):
+    with pytest.raises(ValueError, match="no ground truth: put LoadAnnotations into the pipeline, or give output_dir"):
         Runner.from_cfg(found).test()
 
 
