@@ -1,6 +1,6 @@
-"""The three stages of SemPLeS around a CAM model of one's own; `python examples/quickstart.py` runs in a minute.
+"""The three stages of SemPLeS around your own CAM model; `python examples/quickstart.py` runs in a minute.
 
-Replace what stands under "Yours", and load a CLIP that knows photographs:
+Replace what stands under "Yours", and load a CLIP that was trained on real images:
 sp.FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")."""
 
 import copy

@@ -1,6 +1,7 @@
-"""SemPLeS around any module that returns CAMs [N, K, h, w], by `wrap`; `python examples/wrap_your_model.py` runs.
+"""SemPLeS around any module that returns CAMs [N, K, h, w], by `wrap`: python examples/wrap_your_model.py
 
-Here a small network and the demo's scenes and tiny CLIP; with photographs, FrozenClip.load and load_preset("voc").
+It takes a small network, the demo's scenes and its tiny CLIP. With real images, use FrozenClip.load and
+load_preset("voc").
 """
 
 import copy

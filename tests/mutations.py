@@ -89,7 +89,7 @@ MUTATIONS = [
     ("names of classes bring torch", "data/image_labels", "from semples_plugin.data.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
     ("CAMs of another class list pass unnoticed", "evaluation/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
     ("a gain of 0.02 points is praised", "viz/tables", "abs(gain) < MIN_GAIN", "abs(gain) < 0"),
-    ("files left half patched", "adapters/patching", "if not _put_back(file, old)]", "if False]"),
+    ("files left half patched", "adapters/patching", "if not _put_back(file, *old)]", "if False]"),
     ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
     ("a folder without weights filled at random", "clip/loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),
     ("doctor takes CLIP as it is", "cli/doctor", "print(f\"CLIP      {_describe(FrozenClip.load(clip, pretrained))}\")", "print(clip)"),
