@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
-from semples_plugin.prompt_quality import ClassQuality, Nearness
+from semples_plugin.prompt_quality import ClassQuality, quality_from_similarities
 from semples_plugin.utils.atomic_files import replacing
-from semples_plugin.utils.checks import check_names, first_difference
+from semples_plugin.utils.checks import CheckSchedule, check_names, first_difference
 from semples_plugin.utils.safe_pickle import read_saved
+from semples_plugin.utils.tensor_version import version_of
 from semples_plugin.utils.text import reason, shown
 from semples_plugin.version import __version__
 
@@ -133,7 +134,7 @@ class BackgroundPrompts(nn.Module):
         if names is not None and len(names) != self.num_classes:
             raise ValueError(f"expected {self.num_classes} class names, got {len(names)}")
         quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
-        quality = quality or _older_quality(names or (), state.get("similarities", {}))
+        quality = quality or quality_from_similarities(names or (), state.get("similarities", {}))
         # From here on nothing raises.
         self.quality, self.class_names = quality, None if names is None else tuple(names)
         self.suffix_ids = None if suffix is None else tuple(suffix)
@@ -251,12 +252,43 @@ class BackgroundPrompts(nn.Module):
             raise ValueError(f"{path} is damaged: {error!r:.100}; learn the prompts again") from error
 
 
-def _older_quality(names: Sequence[str], similarities: Mapping[str, list[Any]]) -> tuple[ClassQuality, ...]:
-    """Of a file from before foregrounds were measured: similarities to backgrounds and labels, after learning."""
-    if not similarities:  # of prompts that were saved before they were learned
-        return ()
-    found = zip(names, similarities.get("background", ()), similarities.get("label", ()), strict=True)
-    return tuple(ClassQuality(name, None, Nearness(near, None, None, label, None)) for name, near, label in found)
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """u_b of prompts that are fixed, and what tells whether they were changed since.
+
+    Attributes:
+        features: u_b, `[K, D]`, unit length, without gradients.
+        source: the parameter that was encoded.
+        version: how often it had been changed in place, by autograd's count.
+        vectors: a copy of its values.
+        surroundings: template and suffix that it was encoded in.
+    """
+
+    features: Tensor
+    source: Tensor
+    version: int | None
+    vectors: Tensor
+    surroundings: tuple[str, tuple[int, ...] | None]
+
+    @classmethod
+    def of(cls, prompts: BackgroundPrompts, clip: FrozenClip) -> EncodedPrompts:
+        """Encodes all classes."""
+        vectors = prompts.vectors
+        with torch.no_grad():
+            features = prompts.encode(clip)
+        surroundings = prompts.template, prompts.suffix_ids
+        return cls(features, vectors, version_of(vectors), vectors.detach().clone(), surroundings)
+
+    def is_current(self, prompts: BackgroundPrompts, checks: CheckSchedule) -> bool:
+        """Whether `prompts` are those that were encoded, and unchanged; `checks` says when to compare values."""
+        vectors = prompts.vectors
+        if self.source is not vectors or self.version != version_of(vectors):
+            return False
+        if self.surroundings != (prompts.template, prompts.suffix_ids) or self.vectors.device != vectors.device:
+            return False
+        # Autograd doesn't count changes of `vectors.data`: values are compared, which waits for the device.
+        compares_values = torch.compiler.is_compiling() or checks.is_due(vectors.device, self.version)
+        return not (compares_values and not torch.equal(self.vectors, vectors.detach()))
 
 
 def same_clip(a: Tensor | None, b: Tensor | None) -> bool:

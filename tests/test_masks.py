@@ -161,7 +161,13 @@ def test_one_pair_and_some_pairs():
         assert len(part) == 1 and part.num_images == 3 and torch.equal(part.maps, masks.maps[2:])
     with pytest.raises(IndexError, match="there is no pair 3, the masks are of 3 pairs"):
         masks[3]
+
+
+def test_what_masks_are_can_be_read_in_a_line():
+    masks = ClassMasks.from_dense(dense(), LABELS)
     assert repr(masks) == "ClassMasks(3 pairs, 3 images, 3 classes; maps 4 x 5, float32, on cpu, with gradients)"
+    pair = ClassMasks.from_pairs(torch.zeros(1, 2, 7).half(), torch.tensor([0]), torch.tensor([5]))
+    assert repr(pair) == "ClassMasks(1 pair; maps 2 x 7, float16, on cpu)"
 
 
 def test_a_kind_has_the_defaults_of_its_method():
