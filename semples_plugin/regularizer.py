@@ -55,6 +55,9 @@ class LossWeights:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"LossWeights.{field.name}: expected a finite number of at least 0, got {value}")
 
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
+
 
 class SemPLeSRegularizer(PairEncoder):
     """Losses that make masks match their class (1), prompts describe backgrounds (2), masks avoid these (3).
@@ -131,12 +134,11 @@ class SemPLeSRegularizer(PairEncoder):
         self.prompts = prompts
 
     def __repr__(self) -> str:
-        weights = ", ".join(f"{field.name} {getattr(self.weights, field.name):g}" for field in fields(self.weights))
         prompts = "no prompts"
         if self._prompts is not None:
             learned = "learned" if self._prompts.learned else "not learned"
             prompts = f"prompts of length {self._prompts.vectors.shape[1]}, {learned}"
-        return f"SemPLeSRegularizer({self.clip}; {len(self.class_names)} classes; weights: {weights}; {prompts})"
+        return f"SemPLeSRegularizer({self.clip}; {len(self.class_names)} classes; weights: {self.weights}; {prompts})"
 
     @property
     def prompts(self) -> BackgroundPrompts | None:

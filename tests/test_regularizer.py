@@ -612,12 +612,18 @@ def test_values_are_checked_again_where_something_changed(monkeypatch, clip):
 
 
 def test_what_they_are_can_be_read(clip):
+    weights = "foreground 1, background 2.4, refine 0.7, image 1, text 0.3"
+    assert str(WEIGHTS) == weights
+    assert repr(WEIGHTS) == "LossWeights(foreground=1.0, background=2.4, refine=0.7, image=1.0, text=0.3)"
     regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS)
-    assert "3 classes" in repr(regularizer) and "refine 0.7" in repr(regularizer) and "no prompts" in repr(regularizer)
-    regularizer.prompts = BackgroundPrompts(3, 4, clip.text_width)
-    assert "prompts of length 4, not learned" in repr(regularizer) and clip.name in repr(regularizer)
-    words = f"BackgroundPrompts(3 classes, 4 vectors of {clip.text_width}, not learned, for {clip.name})"
-    assert repr(regularizer.prompts) == words
+    start = f"SemPLeSRegularizer({clip}; 3 classes; weights: {weights}; "
+    assert repr(regularizer) == start + "no prompts)"
+    prompts = regularizer.prompts = BackgroundPrompts(3, 4, clip.text_width)
+    assert repr(regularizer) == start + "prompts of length 4, not learned)"
+    assert repr(prompts) == "BackgroundPrompts(3 classes, 4 vectors of 64, not learned, for CLIP 0)"
+    prompts.learned = True
+    assert repr(regularizer) == start + "prompts of length 4, learned)"
+    assert repr(prompts) == "BackgroundPrompts(3 classes, 4 vectors of 64, learned, for CLIP 0)"
 
 
 def test_statistics_that_are_no_triples_are_named(clip):
