@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin import functional
+from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.masks import ClassMasks
-from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.utils.checks import check_tensor, warn_once
+
+if TYPE_CHECKING:
+    from semples_plugin.prompts import BackgroundPrompts
 
 _MASK_SLACK = 1e-3  # rounding of half-precision masks
 _PIXEL_SLACK = 1.5  # random erasing fills boxes with noise of several standard deviations; 0 to 255 is far beyond
@@ -31,6 +34,15 @@ CLAMPED_PROMPTS = {
     "prompt_background": "backgrounds lie so far from their prompt that E[-log sim(u_b, v_b)] gives it no gradient",
 }
 """What it means where many similarities of `prompt_losses` are clamped."""
+
+
+def check_clip(clip: Any) -> FrozenClip:
+    """Returns `clip` if it is a `FrozenClip`; a `TypeError` says how to make one."""
+    if not isinstance(clip, FrozenClip):
+        raise TypeError(
+            f"clip: expected a FrozenClip, got {type(clip).__name__}; wrap it: FrozenClip(model, tokenizer)"
+        )
+    return clip
 
 
 class BatchRange(NamedTuple):

@@ -16,7 +16,14 @@ from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor
 
 from semples_plugin.clip.frozen import FrozenClip
-from semples_plugin.diagnostics import BatchRange, check_batch, check_images_range, check_masks_range, check_pairs
+from semples_plugin.diagnostics import (
+    BatchRange,
+    check_batch,
+    check_clip,
+    check_images_range,
+    check_masks_range,
+    check_pairs,
+)
 from semples_plugin.masks import ClassMasks, masked_views
 from semples_plugin.utils.checks import CheckSchedule, check_names, check_triple
 from semples_plugin.utils.tensor_version import version_of
@@ -48,10 +55,7 @@ class PairEncoder:
         align_corners: bool,
         check_every: int,
     ) -> None:
-        if not isinstance(clip, FrozenClip):
-            raise TypeError(
-                f"clip: expected a FrozenClip, got {type(clip).__name__}; wrap it: FrozenClip(model, tokenizer)"
-            )
+        check_clip(clip)
         if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(f'template: expected one "{{}}" where the class name goes, got {template!r}')
         # One of them without the other would mix two normalisations, as the default is ImageNet's.

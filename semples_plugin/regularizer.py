@@ -41,6 +41,14 @@ class LossWeights:
         refine: lambda, of L_refine (3).
         image: of L_prompt^I in (2).
         text: lambda_T, of L_prompt^T in (2).
+
+    Raises:
+        ValueError: for a weight that is negative, NaN or infinite.
+
+    >>> print(LossWeights(refine=0.2))
+    foreground 1, background 2.4, refine 0.2, image 1, text 0.02
+    >>> LossWeights(background=0)  # without the term on backgrounds, whose views are not encoded then
+    LossWeights(foreground=1.0, background=0, refine=0.05, image=1.0, text=0.02)
     """
 
     foreground: float = 1.0
@@ -89,6 +97,17 @@ class SemPLeSRegularizer(PairEncoder):
         preset: that it was built from by `Preset.build_regularizer`, with what was replaced in it; else None.
         figures: detached scalars of the last call, to look at: mean similarities, the share of pairs whose
             similarity is clamped, so that they get no gradient from that term, and the masks' mean area.
+
+    Raises:
+        TypeError: for an argument of another type.
+        ValueError: for one that doesn't fit, such as prompts of other classes.
+
+    >>> clip = FrozenClip.load("demo")  # the embedded tiny CLIP
+    >>> regularizer = SemPLeSRegularizer(clip, ["train", "boat"], weights=LossWeights(refine=0.2))
+    >>> regularizer.prompts = BackgroundPrompts.for_clip(clip, ["train", "boat"], length=4)
+    >>> regularizer
+    SemPLeSRegularizer(FrozenClip(...); 2 classes; weights: foreground 1, background 2.4, refine 0.2, image 1,
+    text 0.02; prompts of length 4, not learned)
     """
 
     def __init__(
@@ -177,6 +196,21 @@ class SemPLeSRegularizer(PairEncoder):
             prompts, `loss_refine`. Gradients reach the masks alone. A batch without a pair gives zeros that hang
             on the graph of the masks. Under torch.distributed each rank's losses are its part of the mean over all
             ranks' pairs, so that DDP's average is the gradient of the whole batch; all ranks must call together.
+
+        Raises:
+            TypeError, ValueError: for a batch that doesn't fit, such as images normalised otherwise.
+
+        >>> regularizer = SemPLeSRegularizer(FrozenClip.load("demo"), ["train", "boat"])
+        >>> images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+        >>> cams = torch.zeros(2, 2, 8, 8, requires_grad=True)  # a model's, here
+        >>> masks = ClassMasks.from_dense(cams, labels=torch.tensor([[1, 0], [1, 1]])).sigmoid()
+        >>> losses = regularizer(images, masks)
+        >>> list(losses)
+        ['loss_match_foreground', 'loss_match_background']
+        >>> sum(losses.values()).backward()
+        >>> (cams.grad != 0).any((2, 3))  # the first image doesn't show the second class
+        tensor([[ True, False],
+                [ True,  True]])
         """
         weights = self._term_weights()
         if not weights:
@@ -201,6 +235,24 @@ class SemPLeSRegularizer(PairEncoder):
         Gradients reach the prompts alone, however the masks were made. To learn prompts from a whole data set use
         `learn_background_prompts`, which encodes each background once; after an optimiser of your own say
         `prompts.learned = True`, so that refinement doesn't warn of prompts that were never learned.
+
+        Args:
+            images, masks: as for a call.
+
+        Raises:
+            ValueError: without prompts.
+
+        >>> clip = FrozenClip.load("demo")
+        >>> prompts = BackgroundPrompts.for_clip(clip, ["train", "boat"], length=4)
+        >>> regularizer = SemPLeSRegularizer(clip, ["train", "boat"], prompts=prompts)
+        >>> images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+        >>> masks = ClassMasks.from_dense(torch.zeros(1, 2, 8, 8), labels=torch.tensor([[1, 0]])).sigmoid()
+        >>> losses = regularizer.prompt_losses(images, masks)
+        >>> list(losses)
+        ['loss_prompt_image', 'loss_prompt_text']
+        >>> sum(losses.values()).backward()
+        >>> (prompts.vectors.grad != 0).any(2).any(1)  # no image shows the second class
+        tensor([ True, False])
         """
         self._check(images, masks)
         return self.prompt_losses_of(self.background_features(images, masks), masks.class_index)
@@ -334,8 +386,8 @@ class SemPLeSRegularizer(PairEncoder):
     def _need_prompts(self) -> BackgroundPrompts:
         if self._prompts is None:
             raise ValueError(
-                "the regularizer has no prompts: pass prompts=BackgroundPrompts("
-                f"{len(self.class_names)}, length=30, width={self.clip.text_width}) or BackgroundPrompts.load(path)"
+                "the regularizer has no prompts: pass prompts=BackgroundPrompts.for_clip(clip, class_names), to learn "
+                "them, or BackgroundPrompts.load(path)"
             )
         return self._prompts
 

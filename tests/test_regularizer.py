@@ -405,7 +405,7 @@ def test_bad_settings_are_named(clip):
         SemPLeSRegularizer(clip, NAMES, text_term="none")
     with pytest.raises(ValueError, match=r"LossWeights.refine.*-1"):
         LossWeights(refine=-1)
-    with pytest.raises(ValueError, match="no prompts: pass prompts=BackgroundPrompts"):
+    with pytest.raises(ValueError, match=r"no prompts: pass prompts=BackgroundPrompts\.for_clip\(clip, class_names\)"):
         SemPLeSRegularizer(clip, NAMES).prompt_losses(host_images(), bad()[1])
 
 
