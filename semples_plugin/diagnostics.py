@@ -49,7 +49,8 @@ class BatchRange(NamedTuple):
     """Extreme values of a batch, as Python numbers.
 
     Attributes:
-        darkest, brightest: of the pixels on the scale of [0, 1], that is with the host's normalisation undone.
+        darkest, brightest: of the pixels on the scale of [0, 1], that is with the host's normalisation
+            undone.
         lowest, highest: of the images as they came.
         highest_minimum: the highest of the three channels' minima.
         lowest_maximum: the lowest of the three channels' maxima.

@@ -2,8 +2,8 @@
 
 Every loss is an expectation over the (image, present class) pairs of a batch and is built from two terms:
 `attract`, -log sim, and `repel`, -log(1 - sim). Features are `[P, D]`, similarities `[P]`, losses scalars.
-Half-precision features are compared in float32, under any autocast: near 1, float16 cannot tell sim from 0.9999,
-and the logarithm of 1 - sim would be noise.
+Half-precision features are compared in float32, under any autocast: near 1, float16 cannot tell sim from
+0.9999, and the logarithm of 1 - sim would be noise.
 """
 
 from __future__ import annotations

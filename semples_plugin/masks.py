@@ -1,8 +1,8 @@
 """`ClassMasks`: the soft masks of a batch, one for each (image, present class) pair, with gradients.
 
 CAM networks return different things: dense maps for all classes or maps of the present classes alone, logits,
-sigmoids, ReLU maps, signed Grad-CAMs of 5e-4. All of them become P maps in [0, 1], each with the index of its image and
-of its class, so that nothing after this loops over pairs.
+sigmoids, ReLU maps, signed Grad-CAMs of 5e-4. All of them become P maps in [0, 1], each with the index of its
+image and of its class, so that nothing after this loops over pairs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class ClassMasks:
         labels = labels.detach().cpu()
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("labels: expected a multi-hot matrix of 0 and 1, got other values; pass hard image labels")
-        image_index, class_index = (index.to(cams.device, non_blocking=True) for index in labels.nonzero(as_tuple=True))
+        image_index, class_index = labels.nonzero(as_tuple=True)
+        image_index = image_index.to(cams.device, non_blocking=True)
+        class_index = class_index.to(cams.device, non_blocking=True)
         return cls(cams[image_index, class_index], image_index, class_index, *cams.shape[:2])
 
     @classmethod
@@ -91,14 +93,15 @@ class ClassMasks:
 
         Raises:
             TypeError: for maps that are no tensor, or of integers.
-            ValueError: unless there is one index for each map, from 0 (on a GPU the regularizer checks the latter).
+            ValueError: unless each map has one index of each kind, 0 or more (which, on a GPU, the regularizer
+                checks).
 
         >>> maps = torch.rand(3, 8, 8)
         >>> ClassMasks.from_pairs(maps, image_index=torch.tensor([0, 0, 1]), class_index=torch.tensor([4, 2, 4]))
         ClassMasks(3 pairs; maps 8 x 8, float32, on cpu)
         """
         check_tensor("maps", maps, shape="[P, h, w]")
-        indices = []
+        checked = []
         for name, index in (("image_index", image_index), ("class_index", class_index)):
             index = torch.as_tensor(index)
             if index.numel() == 0:
@@ -108,11 +111,12 @@ class ClassMasks:
                     f"{name}: expected {maps.shape[0]} integers, one for each map, "
                     f"got {index.dtype} of shape {list(index.shape)}"
                 )
-            # Indices on a device are checked with the other values there, by the regularizer.
+            # On a GPU the regularizer checks indices, together with all other values.
             if index.numel() and not waits(index.device) and int(index.min()) < 0:
                 raise ValueError(f"{name}: expected indices from 0, got {int(index.min())}")
-            indices.append(index.long().to(maps.device, non_blocking=True))
-        return cls(maps, indices[0], indices[1])
+            checked.append(index.long().to(maps.device, non_blocking=True))
+        image_index, class_index = checked
+        return cls(maps, image_index, class_index)
 
     def __len__(self) -> int:
         return self.maps.shape[0]
@@ -164,8 +168,9 @@ class ClassMasks:
         """Min-max per pair, (c - min) / (max - min + eps), with gradients through min and max.
 
         Args:
-            eps: in the units of the maps. The release's 0.1 suits maps that reach 1 and more; raw CAMs of 5e-4
-                are flattened by it (a warning says so, once): give such a host an eps well below its maxima.
+            eps: in the units of the maps. The release's 0.1 suits maps that reach 1 and more; raw CAMs of
+                5e-4 are flattened by it (a warning says so, once): give such a host an eps well below its
+                maxima.
 
         Raises:
             ValueError: for an eps that isn't positive.
@@ -202,8 +207,8 @@ class ClassMasks:
         """Masks in [0, 1] from CAMs of a kind, one of `KINDS`, as `wrap` and the adapters name them.
 
         Args:
-            kind: "logits" per pixel take `sigmoid`; "sigmoid" are masks already; "relu", ReLU maps or signed ones,
-                take `max_normalized`; "min-max", non-negative maps, take `normalized`.
+            kind: "logits" per pixel take `sigmoid`; "sigmoid" are masks already; "relu", ReLU maps or signed
+                ones, take `max_normalized`; "min-max", non-negative maps, take `normalized`.
             eps: of the last two, in the units of the maps; None for their own default.
 
         Raises:
@@ -230,7 +235,7 @@ class ClassMasks:
         if len(self) == 0:  # interpolate refuses an empty batch; an expanded sum keeps the graph
             return replace(self, maps=self.maps.sum() * self.maps.new_zeros(0, height, width))
         maps = self._as_float32()[:, None]
-        # Where masks shrink every pixel takes part, as in the images; antialiasing knows no aligned corners.
+        # Where masks shrink every pixel takes part, as in the images; torch antialiases without aligned corners only.
         shrinks = (maps.shape[2] > height or maps.shape[3] > width) and not align_corners
         maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=align_corners, antialias=shrinks)
         return replace(self, maps=maps[:, 0])

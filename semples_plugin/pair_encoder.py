@@ -1,7 +1,8 @@
 """`PairEncoder`: CLIP's features of the (image, present class) pairs of a batch: v_f, v_b and u_f.
 
-Images come as the host normalised them. They are brought to CLIP's resolution and statistics, each pair is seen twice,
-as M X and as (1 - M) X, and both views are encoded in one batch. The losses on these features are in `regularizer`.
+Images come as the host normalised them. They are brought to CLIP's resolution and statistics, each pair is
+seen twice, as M X and as (1 - M) X, and both views are encoded in one batch. The losses on these features are
+in `regularizer`.
 """
 
 from __future__ import annotations
@@ -121,16 +122,16 @@ class PairEncoder:
     def views(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """The foreground views, then the background views: `[2 P, 3, S, S]`, CLIP-normalised, S CLIP's resolution.
 
-        Images (with antialiasing) and masks are resampled bilinearly to CLIP's square; other aspect ratios are
-        squeezed, so that masks and images stay aligned and no object is cut off.
+        Images (with antialiasing) and masks are resampled bilinearly to CLIP's square; other aspect ratios
+        are squeezed, so that masks and images stay aligned and no object is cut off.
         """
         return self._views(self._prepare(images), masks)
 
     def paint(self, images: Tensor, places: Tensor) -> Tensor:
         """Images `[N, 3, H, W]` in the host's statistics, with `places` `[N, H, W]` (bool) in the fill's colour.
 
-        There foreground and background views are the same, whatever the mask: no gradient, and nothing for prompts
-        to learn from.
+        There foreground and background views are the same, whatever the mask: no gradient, and nothing for
+        prompts to learn from.
         """
         host_mean, host_std, clip_mean, clip_std, fill = self._statistics(images)
         colour = (fill * clip_std + clip_mean - host_mean) / host_std
@@ -194,8 +195,9 @@ class PairEncoder:
         if torch.compiler.is_compiling():
             return False
         check_batch(images, masks, len(self.class_names), self.clip.device)
-        # What is checked anew where it changes.
-        kind = images.dtype, images.shape[1:], masks.maps.dtype, masks.maps.shape[1:], self.input_mean, self.input_std
+        # Where any of this changes, the schedule begins anew.
+        shapes = images.dtype, images.shape[1:], masks.maps.dtype, masks.maps.shape[1:]
+        kind = *shapes, self.input_mean, self.input_std
         if len(masks) == 0 or not self._value_checks.is_due(images.device, kind):
             return False
         statistics = self._statistics(images)

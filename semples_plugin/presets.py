@@ -35,8 +35,8 @@ _FIELD_TYPES: dict[str, type] = {"str": str, "float": Real, "int": Integral, "bo
 class Preset:
     """Everything that a data set's row of the paper, or of the release, fixes, and what is built from it.
 
-    Regularizer, prompts, the eps of the masks and the schedule of stage (b) come from the methods below; `with_`
-    replaces single values.
+    Regularizer, prompts, the eps of the masks and the schedule of stage (b) come from the methods below;
+    `with_` replaces single values.
 
     Attributes:
         name: of the preset.
@@ -48,17 +48,17 @@ class Preset:
         template: of the label texts.
         prompt_length: L.
         prompt_init: start of the prompts, see `BackgroundPrompts`.
-        prompt_std: of the normal start. The paper says "randomly initialized" alone; 0.02 is what CLIP's own word
-            vectors, and the context vectors of CoOp, are initialised with.
+        prompt_std: of the normal start. The paper says "randomly initialized" alone; 0.02 is what CLIP's own
+            word vectors, and the context vectors of CoOp, are initialised with.
         suffix_ids: see `BackgroundPrompts`.
         text_term: see `functional.prompt_loss`.
-        renormalize: whether host images are brought to CLIP's statistics (the release feeds them as they are).
-        epochs, batch_size, lr: of stages (a) and (c); AdamW, cosine to 0. Where a host trains by its own loop they are
-            the host's to set, and `departures` tells how far they are from these.
+        renormalize: whether host images are brought to CLIP's statistics (the release leaves them).
+        epochs, batch_size, lr: of stages (a) and (c); AdamW, cosine to 0. Where a host trains by its own loop
+            they are the host's to set, and `departures` tells how far they are from these.
         prompt_epochs, prompt_batch_size, prompt_lr: of stage (b).
         weight_decay: AdamW's, in all three stages.
-        mask_eps, prompt_mask_eps: eps of the masks' normalisation, whether by their maximum or by min and max, in (a)
-            and (c), and in (b); in the units of CAMs that reach 1. Sigmoid CAMs take none.
+        mask_eps, prompt_mask_eps: eps of the masks' normalisation, whether by their maximum or by min and
+            max, in (a) and (c), and in (b); in the units of CAMs that reach 1. Sigmoid CAMs take none.
         align_corners: of the masks' upsampling.
 
     >>> preset = load_preset("voc").with_(class_names=["train", "boat"], prompt_length=4)
@@ -166,8 +166,8 @@ class Preset:
 
         Args:
             clip: see `load_clip`.
-            statistics: mean and standard deviation that the host normalised its images with, on the scale of [0, 1]
-                pixels; (None, None): they are CLIP-normalised already.
+            statistics: mean and standard deviation that the host normalised its images with, on the scale of
+                [0, 1] pixels; (None, None): they are CLIP-normalised already.
             replaced: fields of the preset, as in `with_`, and further options of `SemPLeSRegularizer`.
 
         Raises:

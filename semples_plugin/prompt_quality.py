@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEPARATED = 0.5
-"""Share of a class's pairs that must have their background nearer to the prompt than their foreground. Prompts below it
-(37 % on photographs) made refinement harmful once it was strong, prompts above it (71 % to 96 % there, 61 % to 99 % in
-the demo's world) did not."""
+"""Share of a class's pairs that must have their background nearer to the prompt than their foreground. Prompts
+below it (37 % on real images) made refinement harmful once it was strong, prompts above it (71 % to 96 % on real
+images, 61 % to 99 % on the demo's) did not."""
 
 DRIFT = 0.05
 """Rise of sim(u_b, u_f) from which a prompt that is nearest to its own label counts as drawn to the object."""
 
 LEARNED = 0.02
-"""Rise of sim(u_b, v_b) below which a prompt has learned nothing; learning brings 0.2 on photographs, 0.25 and more in
-the demo's world."""
+"""Rise of sim(u_b, v_b) below which a prompt has learned nothing; learning brings 0.2 on real images, 0.25 and
+more on the demo's."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def quality_from_similarities(
 
     Args:
         class_names: K names.
-        similarities: "background" and "label", K cosines each, after learning; empty for prompts not yet learned.
+        similarities: "background" and "label", K cosines each, after learning; empty for prompts not yet
+            learned.
     """
     if not similarities:
         return ()
@@ -144,9 +145,8 @@ def measure(
     label_cosines = labels @ prompts.to(labels).T  # [labels, prompts]
     own_label = label_cosines.diagonal().tolist()
     nearest = [class_names[k] for k in label_cosines.argmax(dim=0).tolist()]
-    return [
-        Nearness(background[k], foreground[k], separation[k], own_label[k], nearest[k]) for k in range(len(prompts))
-    ]
+    columns = zip(background, foreground, separation, own_label, nearest, strict=True)
+    return [Nearness(*measured) for measured in columns]
 
 
 def went_well(quality: Sequence[ClassQuality]) -> bool:

@@ -32,8 +32,8 @@ _SAME_CLIP = 0.98  # cosine of two signatures; pure bfloat16 stays above 0.99, a
 class BackgroundPrompts(nn.Module):
     """K sequences of L context vectors, one per class, in the template "a photo of {}."; `for_clip` makes them.
 
-    `state_dict` carries the vectors and, as extra state, everything below; a state dict of `vectors` alone, as older
-    versions wrote it, loads as well and counts as learned.
+    `state_dict` carries the vectors and, as extra state, everything below; a state dict of `vectors` alone,
+    as older versions wrote it, loads as well and counts as learned.
 
     Args:
         num_classes: K.
@@ -49,9 +49,10 @@ class BackgroundPrompts(nn.Module):
         vectors: the parameter `[K, L, W]`, float32.
         class_names, clip_name, signature: what the prompts belong to, None until a regularizer takes them.
         seed: of the start, then of the learning.
-        learned: whether they describe backgrounds: `learn_background_prompts`, a file and a state dict say so. Whoever
-            learns them by an optimiser of their own says so by `prompts.learned = True`.
-        quality: of each class, what its prompt was near to before and after `learn_background_prompts`; empty before.
+        learned: whether they describe backgrounds: `learn_background_prompts`, a file and a state dict say
+            so. Whoever learns them by an optimiser of their own says so by `prompts.learned = True`.
+        quality: of each class, what its prompt was near to before and after `learn_background_prompts`; empty
+            before.
 
     >>> clip = FrozenClip.load("demo")
     >>> prompts = BackgroundPrompts.for_clip(clip, ["train", "boat"], length=4)
@@ -212,8 +213,8 @@ class BackgroundPrompts(nn.Module):
         >>> clip = FrozenClip.load("demo")
         >>> BackgroundPrompts.for_clip(clip, ["train", "boat"], length=4).check_belongs_to(clip, ["boat", "train"])
         Traceback (most recent call last):
-        ValueError: the prompts belong to other classes: class 0 is 'train' in the prompts and 'boat' in the class
-        list; use the class list that they were learned with, or learn them again
+        ValueError: the prompts belong to other classes: class 0 is 'train' in the prompts and 'boat' in the
+        class list; use the class list that they were learned with, or learn them again
         """
         if self.num_classes != len(class_names):
             hint = "; the release's COCO list has 90 names (preset release-coco)" if self.num_classes == 90 else ""
@@ -276,8 +277,8 @@ class BackgroundPrompts(nn.Module):
     def load(cls, path: str | Path) -> BackgroundPrompts:
         """Reads a file of `save`, or the release's `btp.pth` (as data: no code in it is run).
 
-        A `btp.pth` comes back with the release's suffix token; it doesn't say which CLIP and classes it is for
-        (ViT-B/32 and the list of its data set), so the regularizer can only check its sizes.
+        A `btp.pth` comes back with the release's suffix token; it doesn't say which CLIP and classes it is
+        for (ViT-B/32 and the list of its data set), so the regularizer can only check its sizes.
 
         Raises:
             FileNotFoundError: where there is no such file.

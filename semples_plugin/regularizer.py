@@ -1,7 +1,8 @@
 """`SemPLeSRegularizer`: the three objectives as one thing to add to a host's loss.
 
-`functional` holds the equations, `pair_encoder` the features that they compare, `diagnostics` checks and warnings.
-For a loss of your own on the masks, add its weight to `LossWeights` and `_term_weights`, and its formula to `_terms`.
+`functional` holds the equations, `pair_encoder` the features that they compare, `diagnostics` checks and
+warnings. For a loss of your own on the masks, add its weight to `LossWeights` and `_term_weights`, and its
+formula to `_terms`.
 """
 
 from __future__ import annotations
@@ -70,28 +71,29 @@ class LossWeights:
 class SemPLeSRegularizer(PairEncoder):
     """Losses that make masks match their class (1), prompts describe backgrounds (2), masks avoid these (3).
 
-    It holds no trainable state of the host's and is no `nn.Module`: a model that keeps one has the state dict,
-    parameters and DDP wrapping that it had before. CLIP stays on the device where it was put.
+    It holds no trainable state of the host's and is no `nn.Module`: a model that keeps one has the state
+    dict, parameters and DDP wrapping that it had before. CLIP stays on the device where it was put.
 
     Args:
         clip: the frozen CLIP.
-        class_names: K names, in the order of the label columns; they are put into `template`. A wrong order can't
-            be noticed here: print `dict(zip(class_names, labels[0]))` beside an image once.
+        class_names: K names, in the order of the label columns; they are put into `template`. A wrong order
+            can't be noticed here: print `dict(zip(class_names, labels[0]))` beside an image once.
         weights: of the terms.
         prompts: background prompts; without them a call gives L_match alone.
         template: of the label texts u_f.
-        input_mean, input_std: statistics that the host normalised its images with, on the scale of [0, 1] pixels;
-            None: the images are CLIP-normalised already (or are to go in as they are, which the release does).
+        input_mean, input_std: statistics that the host normalised its images with, on the scale of [0, 1]
+            pixels; None: the images are CLIP-normalised already (or are to go in as they are, which the
+            release does).
         fill: what masked-out pixels become: "mean", CLIP's mean colour, zero in its normalised space, as the
             equations M X read; "black"; or an RGB triple in [0, 1].
         text_term: of (2), "paper" or "release", see `functional.prompt_loss`.
-        max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same losses and
-            gradients, and memory does not grow with them. Losses that are added with factors of their own, instead
-            of by `weights`, make it encode the parts again in the backward pass.
+        max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same
+            losses and gradients, and memory does not grow with them. Losses that are added with factors of
+            their own, instead of by `weights`, make it encode the parts again in the backward pass.
         align_corners: of the masks' resampling to CLIP's square; the release aligns them.
         check_every: steps between two checks of values, which wait for the device; the first three steps are
-            checked as well, and those where shapes, types or statistics change. 0: never after these. On a CPU
-            every step is checked.
+            checked as well, and those where shapes, types or statistics change. 0: never after these. On a
+            CPU every step is checked.
 
     Attributes:
         preset: that it was built from by `Preset.build_regularizer`, with what was replaced in it; else None.
@@ -193,9 +195,10 @@ class SemPLeSRegularizer(PairEncoder):
 
         Returns:
             Weighted scalars whose sum is L_total: `loss_match_foreground`, `loss_match_background` and, with
-            prompts, `loss_refine`. Gradients reach the masks alone. A batch without a pair gives zeros that hang
-            on the graph of the masks. Under torch.distributed each rank's losses are its part of the mean over all
-            ranks' pairs, so that DDP's average is the gradient of the whole batch; all ranks must call together.
+            prompts, `loss_refine`. Gradients reach the masks alone. A batch without a pair gives zeros that
+            hang on the graph of the masks. Under torch.distributed each rank's losses are its part of the
+            mean over all ranks' pairs, so that DDP's average is the gradient of the whole batch; all ranks
+            must call together.
 
         Raises:
             TypeError, ValueError: for a batch that doesn't fit, such as images normalised otherwise.
@@ -217,7 +220,7 @@ class SemPLeSRegularizer(PairEncoder):
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
         values_checked = self._check(images, masks)
         diagnostics.warn_of_idle_terms(masks, self._prompts if "loss_refine" in weights else None)
-        # All ranks ask, also one whose masks hang on no graph, as the others wait for it.
+        # All ranks ask, even one without a gradient, as each waits for the others.
         share = share_of_pairs(len(masks), masks.maps.device) if torch.is_grad_enabled() else 1.0
         if len(masks) == 0:
             self.figures = {}
@@ -232,8 +235,8 @@ class SemPLeSRegularizer(PairEncoder):
     def prompt_losses(self, images: Tensor, masks: ClassMasks) -> Named:
         """Equation (2), for stage (b): `loss_prompt_image` and `loss_prompt_text`, whose sum is L_prompt.
 
-        Gradients reach the prompts alone, however the masks were made. To learn prompts from a whole data set use
-        `learn_background_prompts`, which encodes each background once; after an optimiser of your own say
+        Gradients reach the prompts alone, however the masks were made. To learn prompts from a whole data set
+        use `learn_background_prompts`, which encodes each background once; after an optimiser of your own say
         `prompts.learned = True`, so that refinement doesn't warn of prompts that were never learned.
 
         Args:
@@ -258,7 +261,7 @@ class SemPLeSRegularizer(PairEncoder):
         return self.prompt_losses_of(self.background_features(images, masks), masks.class_index)
 
     def prompt_losses_of(self, backgrounds: Tensor, class_index: Tensor) -> Named:
-        """`prompt_losses` for background features v_b `[P, D]` of the classes `[P]` that are at hand already."""
+        """`prompt_losses` of background features v_b `[P, D]`, encoded before, and their classes `[P]`."""
         prompts = self._need_prompts()
         weights = _above_zero({"loss_prompt_image": self.weights.image, "loss_prompt_text": self.weights.text})
         if not weights:
@@ -282,7 +285,8 @@ class SemPLeSRegularizer(PairEncoder):
     def prompt_features(self) -> Tensor:
         """u_b `[K, D]`, without gradients; kept until the vectors change.
 
-        Every change is noticed on a CPU; elsewhere one by `prompts.vectors.data` at the next check, see `check_every`.
+        Every change is noticed on a CPU; elsewhere one by `prompts.vectors.data` at the next check, see
+        `check_every`.
         """
         prompts = self._need_prompts()
         if self._encoded_prompts is None or not self._encoded_prompts.is_current(prompts, self._prompt_checks):
@@ -296,8 +300,9 @@ class SemPLeSRegularizer(PairEncoder):
             images, masks: as for a call; every rank may ask for itself.
 
         Returns:
-            Medians over the pairs: `refine_to_match`, the norm of the weighted L_refine's gradient over that of the
-            weighted L_match's, and `refine_cosine`, the cosine between the two: below 0 they pull apart.
+            Medians over the pairs: `refine_to_match`, the norm of the weighted L_refine's gradient over that
+            of the weighted L_match's, and `refine_cosine`, the cosine between the two: below 0 they pull
+            apart.
         """
         weights = self._term_weights()
         match = {name: weight for name, weight in weights.items() if name.startswith("loss_match_")}

@@ -239,9 +239,16 @@ def test_a_state_dict_without_vectors_that_fit_changes_nothing(clip):
 
 
 def test_a_file_of_an_older_version_loads(tmp_path, clip):
-    about = {"class_names": NAMES, "clip_name": "CLIP 0", "length": 4, "template": "a photo of {}.", "suffix_ids": None,
-             "seed": 7, "learned": True, "similarities": {}}  # fmt: skip
-    about["similarities"] = {"background": [0.4, None, 0.3], "label": [0.1, 0.2, 0.3]}
+    about = {
+        "class_names": NAMES,
+        "clip_name": "CLIP 0",
+        "length": 4,
+        "template": "a photo of {}.",
+        "suffix_ids": None,
+        "seed": 7,
+        "learned": True,
+        "similarities": {"background": [0.4, None, 0.3], "label": [0.1, 0.2, 0.3]},
+    }
     tensors = {"prompts": torch.randn(3, 4, 64), "signature": clip.signature()}
     metadata = {key: json.dumps(value) for key, value in about.items()}
     save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
