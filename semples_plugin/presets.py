@@ -303,24 +303,10 @@ def load_preset(name: str) -> Preset:
 
 
 _PAPER = "SemPLeS (WACV 2025), section 4.2; weight decay is AdamW's default, eps and template are the release's"
-_VOC = Preset(
-    "voc",
-    VOC,
-    LossWeights(background=2.4, text=0.02, refine=0.05),
-    _PAPER,
-    lr=5e-4,
-    prompt_lr=5e-4,
-    aliases=VOC_ALIASES,
-)
-_COCO = Preset(
-    "coco",
-    COCO,
-    LossWeights(background=0.75, text=0.01, refine=0.2),
-    _PAPER,
-    lr=5e-6,
-    prompt_lr=5e-6,
-    aliases=COCO_ALIASES,
-)
+_VOC_WEIGHTS = LossWeights(background=2.4, text=0.02, refine=0.05)
+_COCO_WEIGHTS = LossWeights(background=0.75, text=0.01, refine=0.2)
+_VOC = Preset("voc", VOC, _VOC_WEIGHTS, _PAPER, lr=5e-4, prompt_lr=5e-4, aliases=VOC_ALIASES)
+_COCO = Preset("coco", COCO, _COCO_WEIGHTS, _PAPER, lr=5e-6, prompt_lr=5e-6, aliases=COCO_ALIASES)
 _RELEASE: dict[str, Any] = {
     "source": "the authors' public code, as described in its scripts: lr = base lr x batch x GPUs / 512",
     "weight_decay": 0.03,
