@@ -75,5 +75,12 @@ def test_no_circles():
 
 def test_the_root_is_the_paper():
     assert {name for name in FILES if "." not in name} - FRONT_DOORS == {
-        "functional", "masks", "regularizer", "prompts", "prompt_quality", "presets"
-    }  # fmt: skip
+        "functional",  # the equations
+        "masks",  # M
+        "pair_encoder",  # v_f, v_b and u_f
+        "regularizer",  # the objectives: where a loss of one's own goes
+        "diagnostics",  # what would only clutter the regularizer: checks of batches, figures, warnings
+        "prompts",  # p and u_b
+        "prompt_quality",  # whether they describe backgrounds
+        "presets",  # the paper's numbers
+    }
