@@ -348,7 +348,7 @@ def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, 
     said = capsys.readouterr().out
     assert re.search(r"before/cams: mIoU [\d.]+ % over 11 of 13 classes on 6 images of the folder; ", said)
     assert "6 images; 95 %" in said and "too few images to tell it from luck" in said
-    assert "before/cams: mIoU" in said and "chosen on the masks that it is reported on" in said
+    assert "before/cams: mIoU" in said and "chosen on the ground truth that it is reported on" in said
     assert "95 % bootstrap interval" in said and (tmp_path / "out" / "curve.png").read_bytes()[1:4] == b"PNG"
     found = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert found["before/cams"]["split"] == "all CAMs" and len(found["after/cams"]["curve"]) == 100
