@@ -203,21 +203,17 @@ def evaluate_folder(
     background = background or usual
     settings, thresholds = _settings(background, setting)
 
-    count = partial(_count_image, len(class_names), thresholds)
     tasks = [(cam_files[name], find_mask(ground_truth, name)) for name in names]
-    results = tqdm(in_parallel(count, tasks, workers), str(folder), len(names), unit="image", disable=not progress)
-    counts: dict[str, ImageCounts] = {}
-    failed: dict[str, str] = {}
-    for name, result in zip(names, results, strict=True):
-        if isinstance(result, ImageCounts):
-            counts[name] = result
-        else:
-            failed[name] = result
+    count = partial(_count_image, len(class_names), thresholds)
+    results = in_parallel(count, tasks, workers)
+    bar = tqdm(results, str(folder), len(names), unit="image", disable=not progress)
+    outcomes = dict(zip(names, bar, strict=True))
+    counts = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, ImageCounts)}
+    failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     if not counts:
         raise ValueError(f"none of the CAMs in {folder} could be judged; the first: {next(iter(failed.values()))}")
 
     sweep = sweep_of(counts.values(), len(class_names), thresholds)
-    in_list = set(requested)
     evaluation = FolderEvaluation(
         folder=str(folder),
         ground_truth=str(ground_truth),
@@ -230,7 +226,7 @@ def evaluate_folder(
         chosen_here=setting is None and background != "none",
         counts=counts,
         missing=tuple(name for name in requested if name not in cam_files),
-        extra=tuple(name for name in cam_files if name not in in_list),
+        extra=tuple(name for name in cam_files if name not in outcomes),
         failed=failed,
     )
     if evaluation.doubt:
