@@ -38,6 +38,7 @@ OWN = {  # modules whose tests are called otherwise
     "adapters/mmseg_stages": "preset_consumers",
     "pair_encoder": "regularizer",
     "diagnostics": "regularizer",
+    "evaluation/histogram": "cams",
 }
 
 MUTATIONS = [
@@ -73,8 +74,8 @@ MUTATIONS = [
     ("parts all weighed alike", "utils/chunked", "if not differentiable and bool((factors == factors[0]).all()):", "if not differentiable:"),
     ("ranks averaged whatever their pairs", "utils/distributed", "return world_size() * count / total.clamp(min=1.0)", "return 1.0"),
     ("a repeated image counted twice", "prompt_learning/walk", "first.setdefault(pair, i)", "first[i] = i"),
-    ("scores on a threshold counted above it", "evaluation/sweep", "values > cv2.LUT", "values >= cv2.LUT"),
-    ("the later of two equal CAMs wins", "evaluation/sweep", "(plane > highest)", "(plane >= highest)"),
+    ("scores on a threshold counted above it", "evaluation/histogram", "values > cv2.LUT", "values >= cv2.LUT"),
+    ("the later of two equal CAMs wins", "evaluation/histogram", "(plane > highest)", "(plane >= highest)"),
     ("files of older CAMs are kept", "utils/atomic_files", "return 0 <= source_time - target_time < resolution", "return source_time <= target_time"),
     ("a verdict on few images", "viz/tables", "comparison.images < MIN_IMAGES_FOR_BOOTSTRAP", "comparison.images < 1"),
     ("an old run's epochs go on with other features", "prompt_learning/learn", 'settings["features"] = digest(*features)', 'settings["features"] = ""'),
@@ -101,7 +102,7 @@ MUTATIONS = [
     ("torch's words for a full disk", "utils/atomic_files", "except (OSError, RuntimeError, SafetensorError)", "except OSError"),
     ("masks of other settings are kept", "data/pseudo_masks", " or read_note(path) != note", ""),
     ("names of classes bring torch", "data/image_labels", "from semples_plugin.data.class_names import CLASS_NAMES", "from semples_plugin.presets import PRESETS; CLASS_NAMES = {n: p.class_names for n, p in PRESETS.items()}"),
-    ("CAMs of another class list pass unnoticed", "evaluation/folders", "if 2 * right < winning:", "if 2 * right < 0 * winning:"),
+    ("CAMs of another class list pass unnoticed", "evaluation/folders", "if 2 * annotated < winning:", "if 2 * annotated < 0 * winning:"),
     ("a gain of 0.02 points is praised", "viz/tables", "abs(gain) < MIN_GAIN", "abs(gain) < 0"),
     ("files left half patched", "adapters/patching", "if not _put_back(file, *old)]", "if False]"),
     ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
@@ -118,8 +119,8 @@ MUTATIONS = [
     ("a share of classes", "prompt_quality", "sum(separation * weight for", "sum(separation for"),
     ("removes what is being written", "utils/atomic_files", "temporary.stat().st_ctime > _LEFT_AFTER", "temporary.stat().st_ctime > -1"),
     ("splits every line", "data/image_names", "all(map(_ENDINGS.search, parts))", "True"),
-    ("empty CAMs: those that never win", "evaluation/sweep", "not wins and bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "not wins"),
-    ("percent as thresholds", "evaluation/sweep", "found[0] >= 0 and found[-1] <= 1 and", ""),
+    ("empty CAMs: those that never win", "evaluation/sweep", "empty += bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "empty += 1"),
+    ("percent as thresholds", "evaluation/sweep", "scores[0] >= 0 and scores[-1] <= 1 and ", ""),
     ("one statistic without the other", "pair_encoder", "(input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD)", "(input_mean is None) != (input_std is None)"),
     ("parts have later settings", "regularizer", "snapshot = copy.copy(self)", "snapshot = self"),
     ("another model's features", "prompt_learning/work_dir", "return from_first(f\"weights {digest(*weights)}\")", "return \"weights\""),

@@ -372,7 +372,7 @@ def compare_with_fma(cams: Path, judged: FolderEvaluation, folder: Path) -> None
     host = Host("fma-wsss", folder / "other")
     names = ["background", *load_preset("voc").class_names]
     script = folder / "judge.py"
-    script.write_text(FMA_EVAL.format(names=names, cams=str(cams), masks=judged.masks))
+    script.write_text(FMA_EVAL.format(names=names, cams=str(cams), masks=judged.ground_truth))
     host.run(str(script))
     found = re.findall(r"FOUND (\S+) (\S+)", host.text)
     assert len(found) == 3

@@ -65,7 +65,7 @@ def draw_images(
 def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
     """One row of `draw_images`, in the size of the image."""
     image = read_image(find_image(images, name))
-    mask = read_mask(find_mask(evaluations[0].masks, name))
+    mask = read_mask(find_mask(evaluations[0].ground_truth, name))
     if image.shape[:2] != mask.shape:
         raise ValueError(f"{name}: the image has {image.shape[:2]} pixels, its mask {mask.shape}")
     palette = np.zeros((256, 3), np.uint8)
@@ -90,7 +90,7 @@ def class_colours(evaluations: Sequence[FolderEvaluation], name: str) -> dict[st
     found: set[int] = set()
     for one in evaluations:
         counts = one.counts[name]
-        found.update(counts.classes[(counts.in_mask > 0) | (counts.predicted[:, one.chosen] > 0)].tolist())
+        found.update(counts.classes[(counts.annotated > 0) | (counts.predicted[:, one.chosen] > 0)].tolist())
     names = [evaluations[0].class_names[k - 1] for k in sorted(found - {0})]
     return {class_name: CLASSES[i % len(CLASSES)] for i, class_name in enumerate(names)}
 
@@ -98,7 +98,7 @@ def class_colours(evaluations: Sequence[FolderEvaluation], name: str) -> dict[st
 def describe_image(evaluations: Sequence[FolderEvaluation], name: str) -> str:
     """An image's name, the classes in its mask, and its IoU in each evaluation."""
     counts = evaluations[0].counts[name]
-    shown = [k for k, pixels in zip(counts.classes, counts.in_mask, strict=True) if k and pixels]
+    shown = [k for k, pixels in zip(counts.classes, counts.annotated, strict=True) if k and pixels]
     classes = ", ".join(evaluations[0].class_names[k - 1] for k in shown) or "background alone"
     return f"{name} ({classes}): {describe_iou(evaluations, name)}"
 

@@ -111,7 +111,7 @@ def prompt_panels(
 
     panels = []
     for k, name in enumerate(evaluation.class_names, 1):
-        shown = {image: int(c.in_mask[c.classes == k].sum()) for image, c in evaluation.counts.items()}
+        shown = {image: int(c.annotated[c.classes == k].sum()) for image, c in evaluation.counts.items()}
         for image in sorted((image for image in shown if shown[image]), key=lambda image: -shown[image]):
             try:
                 pixels = read_image(find_image(images, image))
@@ -140,7 +140,7 @@ def _head(
     one = evaluations[-1]
     facts = (
         f"{escape(describe_images(one, one.split and Path(one.split).name))}; {len(one.class_names)} classes and "
-        f"background; masks: {escape(one.masks)}; CAMs: {', '.join(escape(e.folder) for e in evaluations)}."
+        f"background; masks: {escape(one.ground_truth)}; CAMs: {', '.join(escape(e.folder) for e in evaluations)}."
     )
     warning = ""
     if any(e.chosen_here for e in evaluations):
