@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -196,6 +197,21 @@ def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):
 def page_of(world, path, evaluations, titles):
     write_report(path / "r.html", evaluations, titles, images=world / "images", shown=1)
     return (path / "r.html").read_text()
+
+
+def test_names_are_text_wherever_they_stand(world, tmp_path):
+    hostile = """<script>alert('1')</script>" onerror="x"""
+    names = [hostile, *OBJECTS[1:]]
+    evaluation = evaluate_folder(world / "after", world / "masks", names, setting=0.5, progress=False)
+    write_report(tmp_path / "r.html", [evaluation], [hostile], images=world / "images", shown=8, heading=hostile)
+    tags, texts = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.handle_data = texts.append
+    parser.feed((tmp_path / "r.html").read_text())
+    assert "script" not in dict(tags) and not any("onerror" in attributes for _, attributes in tags)
+    # The page's title and heading, a tile, the table's head, note and row, captions, and the legends of some images.
+    assert "".join(texts).count(hostile) > 7 and hostile in [attributes.get("alt") for _, attributes in tags]
 
 
 def test_no_gain_is_neither_good_nor_bad(world, tmp_path):

@@ -43,7 +43,8 @@ def draw_curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str], f
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if form == "svg" else None
+    figure.savefig(buffer, format=form, metadata=metadata)
     return buffer.getvalue()
 
 
