@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import matplotlib
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ SCRIPT_G = "\u210a"  # STIX has it, DejaVu Sans hasn't
 
 @pytest.fixture
 def fonts_of_machine(monkeypatch, tmp_path):
-    """Puts fonts on the machine, as paths, in place of what is there."""
+    """Puts fonts on the machine, as paths, in place of what is there, and OpenCV's among them or not."""
 
-    def install(*paths):
+    def install(*paths, opencv=False):
         monkeypatch.setattr(fontManager, "ttflist", [SimpleNamespace(fname=str(path)) for path in paths])
+        monkeypatch.setattr(captions._OpenCvFont, "exists", lambda: opencv)
         captions._font_with.cache_clear()
 
     yield install
@@ -76,6 +78,17 @@ def test_fonts_of_the_machine_help_out(fonts_of_machine, tmp_path):
     assert not same(f"a{SCRIPT_G}b", r"a\u210ab") and not same(f"a{SCRIPT_G}b", "ab")
     assert (drawn(f"{SCRIPT_G}b") < 128).sum() > (drawn(SCRIPT_G) < 128).sum() > 20
     assert same("\u732b", r"\u732b")  # STIX lacks it, too
+
+
+@pytest.mark.skipif(not hasattr(cv2, "FontFace"), reason="OpenCV 5 has a font of its own")
+def test_opencvs_font_has_chinese(fonts_of_machine):
+    fonts_of_machine(opencv=True)
+    assert not same("猫", r"\u732b") and not same("猫", "?") and not same("猫", "犬")
+    assert np.array_equal(drawn("a猫b")[:, :15], drawn("ab")[:, :15])
+    canvas = np.full((2 * LINE_HEIGHT, 30, 3), 255, np.uint8)
+    assert draw_text(canvas, "猫犬日本語", 8, 0, (0, 0, 0)) == 8 + 5 * 11
+    assert (canvas[LINE_HEIGHT:] == 255).all() and (canvas[:, :8] == 255).all()  # no second line
+    assert same("ก\U0001f9ff", r"\u0e01\U0001f9ff")  # which it lacks
 
 
 def test_text_ends_at_the_border():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,19 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-_SIZE = 11  # pixels per em
-_BASELINE = 18  # pixels from the top of a line to where its letters stand
 LINE_HEIGHT = 26
 """Pixels of a line of text."""
+_BASELINE = 18  # pixels from the top of a line to where its letters stand
+_SIZE = 11  # pixels per em
+
+Line = NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
 
-def draw_text(canvas: NDArray[np.uint8], text: str, left: int, top: int, colour: tuple[int, int, int]) -> int:
+def draw_text(canvas: NDArray[np.uint8], text: str, left: int, top: int, colour: Colour) -> int:
     """Draws a line of text; what lies outside of the canvas is cut off.
 
-    A character that no font of this machine has is drawn as its escape, such as \\u732b.
+    A character that no font has is drawn as its escape, such as \\u0e01.
 
     Args:
         canvas: RGB `[H, W, 3]`, drawn into.
@@ -35,24 +39,11 @@ def draw_text(canvas: NDArray[np.uint8], text: str, left: int, top: int, colour:
     Returns:
         Where the text ends, in pixels from the left.
     """
-    from PIL import Image, ImageDraw
-
     line = canvas[top : top + LINE_HEIGHT]
-    image = Image.fromarray(np.ascontiguousarray(line))
-    pen = ImageDraw.Draw(image)
-    right = float(left)
-    for font, run in _runs(text):
-        pen.text((round(right), _BASELINE), run, fill=colour, font=font, anchor="ls")
-        right += font.getlength(run)
-    line[:] = np.asarray(image)
-    return round(right)
-
-
-def _runs(text: str) -> Iterator[tuple[FreeTypeFont, str]]:
-    """Stretches of the text, and the font of each."""
     drawable = "".join(map(_drawable, unicodedata.normalize("NFC", text)))
-    for path, characters in groupby(drawable, lambda character: _font_with(character) or _default_font()):
-        yield _load(path), "".join(characters)
+    for font, characters in groupby(drawable, _font_with):
+        left += (font or _default_font()).draw(line, "".join(characters), left, colour)
+    return left
 
 
 def _drawable(character: str) -> str:
@@ -64,24 +55,39 @@ def _drawable(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+class _Font(Protocol):
+    def has(self, character: str) -> bool:
+        """Whether it can draw the character."""
+
+    def draw(self, line: Line, text: str, left: int, colour: Colour) -> int:
+        """Draws into RGB `[LINE_HEIGHT, W, 3]`, and returns the width of the text."""
+
+
 @cache
-def _font_with(character: str) -> str | None:
-    """Path of the first font that has a character; None where there is none."""
-    paths = chain([_default_font()], _system_fonts())  # the latter only where the former lacks it
-    return next((path for path in paths if ord(character) in _code_points(path)), None)
+def _font_with(character: str) -> _Font | None:
+    """The first font that has a character; None where there is none."""
+    return next((font for font in _fonts() if font.has(character)), None)
 
 
-def _default_font() -> str:
-    """Path of DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more."""
-    return str(_matplotlib_data() / "fonts" / "ttf" / "DejaVuSans.ttf")
+def _fonts() -> Iterator[_Font]:
+    """All fonts; those that take long to look for come last."""
+    yield _default_font()
+    if _OpenCvFont.exists():
+        yield _OpenCvFont()
+    yield from map(_FileFont, _system_fonts())
 
 
-def _system_fonts() -> Iterator[str]:
+def _default_font() -> _FileFont:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more."""
+    return _FileFont(str(_matplotlib_data() / "fonts" / "ttf" / "DejaVuSans.ttf"))
+
+
+def _system_fonts() -> list[str]:
     """Paths of this machine's fonts, without matplotlib's: one of these has a box for every character."""
     from matplotlib.font_manager import fontManager
 
     shipped = _matplotlib_data()
-    yield from sorted({font.fname for font in fontManager.ttflist if shipped not in Path(font.fname).parents})
+    return sorted({font.fname for font in fontManager.ttflist if shipped not in Path(font.fname).parents})
 
 
 def _matplotlib_data() -> Path:
@@ -90,9 +96,28 @@ def _matplotlib_data() -> Path:
     return Path(matplotlib.get_data_path())
 
 
+@dataclass(frozen=True)
+class _FileFont:
+    """A font of a file, drawn by Pillow."""
+
+    path: str
+
+    def has(self, character: str) -> bool:
+        return ord(character) in _code_points(self.path)
+
+    def draw(self, line: Line, text: str, left: int, colour: Colour) -> int:
+        from PIL import Image, ImageDraw
+
+        font = _load(self.path)
+        image = Image.fromarray(np.ascontiguousarray(line))
+        ImageDraw.Draw(image).text((left, _BASELINE), text, fill=colour, font=font, anchor="ls")
+        line[:] = np.asarray(image)
+        return round(font.getlength(text))
+
+
 @cache
 def _code_points(path: str) -> frozenset[int]:
-    """Code points that a font can draw; none where it can't be read, or scaled, as some emojis can't."""
+    """What a font can draw; nothing where it can't be read, or not be scaled, as some emojis."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -107,3 +132,29 @@ def _load(path: str) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(path, _SIZE)
+
+
+@dataclass(frozen=True)
+class _OpenCvFont:
+    """The font within OpenCV 5, which has Chinese, Japanese and Korean; what it lacks it draws as question marks."""
+
+    @staticmethod
+    def exists() -> bool:
+        import cv2
+
+        return hasattr(cv2, "FontFace")
+
+    def has(self, character: str) -> bool:
+        drawn, unknown = np.zeros((2, LINE_HEIGHT, 2 * LINE_HEIGHT, 3), np.uint8)
+        self.draw(drawn, character, 0, (255, 255, 255))
+        self.draw(unknown, "?", 0, (255, 255, 255))
+        return not np.array_equal(drawn, unknown)
+
+    def draw(self, line: Line, text: str, left: int, colour: Colour) -> int:
+        import cv2
+
+        # OpenCV begins a new line at the border; behind this one there is none within reach.
+        wide = np.pad(line, ((0, 0), (0, left + 2 * _SIZE * len(text)), (0, 0)))
+        (right, _), _ = cv2.putText(wide, text, (left, _BASELINE), colour, cv2.FontFace("uni"), _SIZE)
+        line[:] = wide[:, : line.shape[1]]
+        return int(right) - left
