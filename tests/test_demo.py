@@ -14,11 +14,13 @@ from semples_plugin.cli.main import main
 from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
 from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
+from semples_plugin.demo.table import Judgement, explain
 from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
+from semples_plugin.demo.training import Recipe, World
 from semples_plugin.evaluation.folders import evaluate_folder
 
-SMALL = run.Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
+SMALL = Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
 def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
     trained, exported = [], []
 
-    class World:
+    class FakeWorld:
         drifted = ()
 
         def __init__(self, clip, seed, *_):
@@ -120,7 +122,7 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
             trained.append(self.seed)
             if trained == [1, 2]:
                 raise KeyboardInterrupt
-            return {name: run.Judgement(10.0 * self.seed, 0.5, 0.7, 0.3) for name in names}
+            return {name: Judgement(10.0 * self.seed, 0.5, 0.7, 0.3) for name in names}
 
         def draw(self):
             return np.zeros((8, 8, 3), np.uint8)
@@ -128,7 +130,7 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
         def export(self, _):
             exported.append(self.seed)
 
-    monkeypatch.setattr(run, "_World", World)
+    monkeypatch.setattr(run, "World", FakeWorld)
     command = ["demo", "--out", str(tmp_path), "--quiet", "--seeds"]
     assert main([*command, "1", "2"]) == 130
     assert f"seeds in {tmp_path}/results.json: 1; the same command goes on" in capsys.readouterr().err
@@ -190,10 +192,10 @@ def test_the_command_line_runs_it(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("miou", "better"), [((30, 50, 60), "1 of 1"), ((30, 60, 50), "0 of 1")])
 def test_the_explanation_follows_the_figures(miou, better):
     judged = {
-        name: [run.Judgement(value, 0.5, 0.7, 1 - value / 100)]
+        name: [Judgement(value, 0.5, 0.7, 1 - value / 100)]
         for name, value in zip(("baseline", "match", "full"), miou, strict=True)
     }
-    text = run.explain({**judged, "unlearned": judged["match"]})
+    text = explain({**judged, "unlearned": judged["match"]})
     assert f"better in {better} seeds" in text
     assert ("does not fall" in text) == (better == "0 of 1")
 
@@ -201,7 +203,7 @@ def test_the_explanation_follows_the_figures(miou, better):
 def test_each_stage_takes_false_activation_away():
     clip = FrozenClip.load("demo")
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
-    world = run._World(clip, 0, run.Recipe(), progress=False)
+    world = World(clip, 0, Recipe(), progress=False)
     rows = world.run(("baseline", "match", "full"))
     baseline, match, full = rows.values()
     assert baseline.context > match.context + 0.2 and match.context > full.context + 0.03

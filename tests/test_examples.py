@@ -103,8 +103,7 @@ def test_train_voc_runs_all_stages(voc):
 @pytest.mark.filterwarnings("ignore:.b. did not go well", "ignore:the CAMs span", "ignore:no image shows")
 def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, monkeypatch):
     from semples_plugin.demo.data import OBJECTS
-    from semples_plugin.demo.network import CamNet
-    from semples_plugin.demo.run import normalize_images
+    from semples_plugin.demo.network import CamNet, normalize_images
     from semples_plugin.presets import Preset
 
     monkeypatch.chdir(tmp_path)
