@@ -26,9 +26,9 @@ TITLES = {
     "image only": "(c) + refinement, prompts from L_I alone",
     "full": "(c) + refinement, learned prompts (full)",
 }
-"""The rows, in the order of the paper's Table 5."""
+"""The rows by their names, in the order in which they are trained and printed."""
 ABLATION = ("text only", "image only")
-"""Rows with one half of equation (2)."""
+"""Rows with one half of equation (2) alone, which the paper's Table 5 has."""
 
 
 @dataclass(frozen=True)
