@@ -29,10 +29,10 @@ def scenes():
 
 
 def test_a_seed_fixes_every_scene_whatever_the_count(scenes):
-    few, other = make_scenes(3, seed=5), make_scenes(3, seed=6)
-    for field in dataclasses.fields(few):
-        assert np.array_equal(getattr(few, field.name), getattr(scenes, field.name)[:3])
-    assert not np.array_equal(few.images, other.images)
+    first, other = make_scenes(3, seed=5), make_scenes(3, seed=6)
+    for field in dataclasses.fields(first):
+        assert np.array_equal(getattr(first, field.name), getattr(scenes, field.name)[:3])
+    assert not np.array_equal(first.images, other.images)
 
 
 def test_labels_name_the_objects_that_masks_show(scenes):
@@ -69,17 +69,17 @@ def test_the_shipped_clip_measures_what_its_metrics_say():
     assert type(model) is open_clip.CLIP
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 3.2e6
     report = json.loads((FOLDER / "metrics.json").read_text())
-    found = measure(model, report["test_seed"])
-    assert found == pytest.approx(report["metrics"], abs=5e-3)
+    metrics = measure(model, report["test_seed"])
+    assert metrics == pytest.approx(report["metrics"], abs=5e-3)
     assert ClipRecipe(**report["recipe"]) == ClipRecipe()
 
 
 def test_the_shipped_clip_has_the_bias_that_the_demo_is_about():
-    found = measure(load_tiny_clip(), seed=901, count=300)
-    assert found["zero_shot_accuracy"] > 0.97
-    assert found["object_to_own_label"] > found["object_to_other_labels"] + 0.5
-    bias = found["context_to_label_of_its_object"]
-    assert found["context_to_labels_of_other_objects"] + 0.1 < bias < found["object_to_own_label"] - 0.3
+    metrics = measure(load_tiny_clip(), seed=901, count=300)
+    assert metrics["zero_shot_accuracy"] > 0.97
+    assert metrics["object_to_own_label"] > metrics["object_to_other_labels"] + 0.5
+    bias = metrics["context_to_label_of_its_object"]
+    assert metrics["context_to_labels_of_other_objects"] + 0.1 < bias < metrics["object_to_own_label"] - 0.3
 
 
 def test_the_recipe_that_trained_it_still_trains():
@@ -157,14 +157,14 @@ def test_seeds_that_can_not_be_are_refused_before_any_work(tmp_path, capsys, see
 
 @pytest.mark.parametrize(("chosen", "threads"), [(None, 1), ("2", 2)])
 def test_the_command_takes_one_thread_unless_told_otherwise(monkeypatch, chosen, threads):
-    before, found = torch.get_num_threads(), []
-    monkeypatch.setattr(run, "run_demo", lambda *_, **__: found.append(torch.get_num_threads()))
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(run, "run_demo", lambda *_, **__: used.append(torch.get_num_threads()))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     try:
         torch.set_num_threads(2)
-        assert main(["demo"]) == 0 and found == [threads]
+        assert main(["demo"]) == 0 and used == [threads]
     finally:
         torch.set_num_threads(before)
 

@@ -42,7 +42,7 @@ def draw_images(
         titles: of the evaluations.
 
     Raises:
-        ValueError: where none of them can be drawn; one that can't is told by a warning.
+        ValueError: where none of them can be drawn; an image that can't is left out with a warning.
     """
     captions = ["image", "mask"]
     for title in titles:
@@ -68,17 +68,17 @@ def draw_images(
 def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
     """One row of `draw_images`, in the size of the image."""
     image = read_image(find_image(images, name))
-    mask = read_mask(find_mask(evaluations[0].masks, name))
-    if image.shape[:2] != mask.shape:
-        raise ValueError(f"{name}: the image has {image.shape[:2]} pixels, its mask {mask.shape}")
+    ground_truth = read_mask(find_mask(evaluations[0].masks, name))
+    if image.shape[:2] != ground_truth.shape:
+        raise ValueError(f"{name}: the image has {image.shape[:2]} pixels, its mask {ground_truth.shape}")
     palette = np.zeros((256, 3), np.uint8)
     for class_name, colour in class_colours(evaluations, name).items():
         palette[evaluations[0].class_names.index(class_name) + 1] = colour
-    row = [image, overlay_mask(image, np.where(mask == IGNORED, 0, mask), palette=palette)]
+    row = [image, overlay_mask(image, np.where(ground_truth == IGNORED, 0, ground_truth), palette=palette)]
     for evaluation in evaluations:
-        highest, labels = _predict(evaluation, name, mask.shape)
+        highest, labels = _predict(evaluation, name, image.shape[:2])
         heat_map = outline_labels(overlay_cam(image, highest), labels, palette)
-        row += [heat_map, overlay_errors(image, labels, mask)]
+        row += [heat_map, overlay_errors(image, labels, ground_truth)]
     return row
 
 

@@ -20,7 +20,7 @@ ERRORS: dict[str, Colour] = {
     "background taken for an object": (215, 45, 45),
     "another class": (245, 165, 35),
 }
-# Of the classes of one image, where `ERRORS` stand beside them: none looks like one of those.
+# For the classes of an image, beside which `ERRORS` stand: none resembles any of those.
 CLASSES: tuple[Colour, ...] = (
     (235, 60, 200),
     (60, 225, 225),
@@ -51,21 +51,21 @@ def overlay_cam(image: Picture, cam: NDArray[np.floating], opacity: float = 0.55
 
 
 def overlay_mask(
-    image: Picture, mask: NDArray[np.integer], opacity: float = 0.65, palette: Picture | None = None
+    image: Picture, labels: NDArray[np.integer], opacity: float = 0.65, palette: Picture | None = None
 ) -> Picture:
-    """A mask of labels over its image.
+    """Labels over their image, as those of ground truth.
 
     Args:
         image: RGB `[H, W, 3]`.
-        mask: `[H, W]`, 0 background (which is dimmed), 1 to 255.
+        labels: `[H, W]`, 0 background (which is dimmed), 1 to 255.
         opacity: of the colours.
         palette: colours `[256, 3]` of the labels; PASCAL VOC's by default.
     """
     palette = voc_palette() if palette is None else palette
-    labelled = (mask > 0)[..., None]
+    labelled = (labels > 0)[..., None]
     shade = np.where(labelled, opacity, 0.0)
     dimmed = image * np.where(labelled, 1.0, 0.6)
-    return (dimmed * (1 - shade) + palette[mask] * shade).round().astype(np.uint8)
+    return (dimmed * (1 - shade) + palette[labels] * shade).round().astype(np.uint8)
 
 
 def outline_labels(image: Picture, labels: NDArray[np.uint8], palette: Picture) -> Picture:
@@ -88,21 +88,22 @@ def outline_labels(image: Picture, labels: NDArray[np.uint8], palette: Picture) 
 
 
 def overlay_errors(
-    image: Picture, predicted: NDArray[np.integer], mask: NDArray[np.integer], opacity: float = 0.65
+    image: Picture, predicted: NDArray[np.integer], ground_truth: NDArray[np.integer], opacity: float = 0.65
 ) -> Picture:
-    """What is right and wrong with predicted labels, in the colours of `ERRORS`; rightly background is left dim.
+    """What is right and wrong with predicted labels, in the colours of `ERRORS`; right background is left dim.
 
     Args:
         image: RGB `[H, W, 3]`.
-        predicted, mask: labels `[H, W]`, 0 background; where `mask` is 255 nothing is drawn.
+        predicted, ground_truth: labels `[H, W]`, 0 background; where `ground_truth` is 255 nothing is drawn.
         opacity: of the colours.
     """
-    known = mask != IGNORED
+    known = ground_truth != IGNORED
+    is_object, is_predicted = ground_truth > 0, predicted > 0
     regions = {
-        "found": (predicted == mask) & (mask > 0),
-        "missed object": (predicted == 0) & (mask > 0),
-        "background taken for an object": (predicted > 0) & (mask == 0),
-        "another class": (predicted != mask) & (predicted > 0) & (mask > 0),
+        "found": is_object & (predicted == ground_truth),
+        "missed object": is_object & ~is_predicted,
+        "background taken for an object": is_predicted & ~is_object,
+        "another class": is_object & is_predicted & (predicted != ground_truth),
     }
     picture = image * 0.6
     for name, region in regions.items():

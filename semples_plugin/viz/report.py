@@ -170,7 +170,7 @@ def prompt_panels(
 ) -> list[PromptPictures]:
     """For each class that is in a mask, where CLIP sees its prompt in the image that shows most of it.
 
-    An image that can't be read is told by a warning, and the next one is taken.
+    In place of an image that can't be read, of which a warning tells, the next one is taken.
     """
     from semples_plugin.viz.prompt_maps import draw_prompt
 
