@@ -33,7 +33,8 @@ from semples_plugin.adapters.clims import ClimsAdapter
 from semples_plugin.adapters.fma_wsss import FmaAdapter
 from semples_plugin.adapters.weaktr import FineCam, WeakTrAdapter
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
-from semples_plugin.demo.run import CamsOf, Judgement, draw_cams, judge, normalize_images
+from semples_plugin.demo.network import normalize_images
+from semples_plugin.demo.table import CamsOf, Judgement, draw_cams, judge
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.viz.overlays import write_picture

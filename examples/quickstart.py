@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 import semples_plugin as sp
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.network import CamNet
-from semples_plugin.demo.run import judge, normalize_images
+from semples_plugin.demo.network import CamNet, normalize_images
+from semples_plugin.demo.table import judge
 
 # Yours: images, multi-hot labels [N, K], a model that returns CAMs [N, K, h, w], and its classification training.
 torch.manual_seed(0)

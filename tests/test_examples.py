@@ -108,8 +108,7 @@ def python_blocks(page: str) -> list[str]:
 def yours(tmp_path, monkeypatch):
     """What the README and the guide to loops take for granted; `starts` and `optimizers` grow with each stage."""
     from semples_plugin.demo.data import OBJECTS
-    from semples_plugin.demo.network import CamNet
-    from semples_plugin.demo.run import normalize_images
+    from semples_plugin.demo.network import CamNet, normalize_images
     from semples_plugin.presets import Preset
 
     monkeypatch.chdir(tmp_path)

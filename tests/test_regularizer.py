@@ -415,7 +415,7 @@ def test_bad_settings_are_named(clip):
 def test_half_precision_stays_within_stated_bounds(dtype, loss_bound, angle):
     """A trained CLIP in half precision: losses to 2 % (bf16) and 0.2 % (fp16), gradients in nearly one direction."""
     from semples_plugin.demo.data import OBJECTS, make_scenes
-    from semples_plugin.demo.run import normalize_images
+    from semples_plugin.demo.network import normalize_images
 
     scenes = make_scenes(12, seed=1)
     images, labels = normalize_images(scenes.images), torch.from_numpy(scenes.labels)
