@@ -254,8 +254,7 @@ def _map_category_ids() -> dict[int, int]:
 
 @METRICS.register_module(force=True)
 class CamMetric(BaseMetric):
-    """mIoU [%] of CAMs against ground truth at every background score, from one pass; reported at the best
-    score.
+    """mIoU [%] of CAMs against ground truth: every background score in one pass, the best is reported.
 
     It reads the scores that `CamSegmentor` leaves in `seg_logits`, background first; 255 is ignored. The best
     background score is chosen on the ground truth that it is reported on: on another set give

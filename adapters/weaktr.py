@@ -1,5 +1,4 @@
-"""WeakTr: the fine CAM `[N, K, 14, 14]`, taken through hooks from the forward pass that gives WeakTr its
-logits.
+"""WeakTr: the fine CAM `[N, K, 14, 14]`, taken through hooks from WeakTr's own forward pass.
 
 WeakTr's training forward returns logits alone, and a second pass would differ (drop path). The inputs of its
 head and the outputs of its attention fusion are enough to compute the same fine CAM again. WeakTr detaches
@@ -121,8 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
 
 
 class Training:
-    """What the patch calls in every step: `semples.watch()`, WeakTr's forward pass, `semples(loss, images,
-    labels)`.
+    """What the patch calls: in every step `semples.watch()`, WeakTr's forward pass, then the object itself.
 
     Args:
         args: WeakTr's, with ours.

@@ -1,5 +1,4 @@
-"""How fast `semples eval` is, its start-up included, compared with reading the files and with a loop per
-threshold.
+"""How fast `semples eval` is, beside reading the files, and beside a loop per threshold.
 
     python examples/eval_speed.py --repeats 4    # 1,464 images as VOC's train list has: some 3 GB in a
     temporary folder
