@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from semples_plugin import FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.cli.main import COMMANDS, build_parser
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.network import CamNet
-from semples_plugin.demo.run import normalize_images
+from semples_plugin.demo.network import CamNet, normalize_images
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("docs", "examples", "semples_plugin")
