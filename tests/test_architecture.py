@@ -84,3 +84,28 @@ def test_the_root_is_the_paper():
         "prompt_quality",  # whether they describe backgrounds
         "presets",  # the paper's numbers
     }
+
+
+def code_lines(function: ast.AST, source: list[str]) -> int:
+    """Lines of a function that are neither empty, comments nor docstrings."""
+    prose: set[int] = set()
+    for node in ast.walk(function):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            prose.update(range(body[0].lineno, body[0].end_lineno + 1))
+    lines = {i: source[i - 1].strip() for i in range(function.lineno, function.end_lineno + 1)}
+    return sum(1 for i, line in lines.items() if i not in prose and line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_functions_are_short(name):
+    text = FILES[name].read_text()
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    assert {f.name: n for f in functions if (n := code_lines(f, text.splitlines())) > 60} == {}
