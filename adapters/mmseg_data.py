@@ -24,7 +24,7 @@ from semples_plugin.data.image_names import ImageNames, file_stem, image_name, r
 from semples_plugin.data.images import IGNORED
 from semples_plugin.data.make_labels import read_table
 from semples_plugin.evaluation.folders import THRESHOLDS
-from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, check_thresholds
+from semples_plugin.evaluation.iou import CamEvaluation, ImageCounts, check_thresholds
 from semples_plugin.presets import load_preset
 
 LABELS_KEY = "gt_image_labels"

@@ -18,7 +18,7 @@ from semples_plugin.data.images import write_mask
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.evaluation.comparison import MIN_IMAGES_FOR_BOOTSTRAP, Comparison, compare
 from semples_plugin.evaluation.folders import THRESHOLDS, FolderEvaluation, evaluate_folder, image_iou
-from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, power_thresholds
+from semples_plugin.evaluation.iou import CamEvaluation, ImageCounts, power_thresholds
 from semples_plugin.viz.tables import describe_gain
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from semples_plugin.data.images import voc_palette
-from semples_plugin.evaluation.sweep import CamEvaluation
+from semples_plugin.evaluation.iou import CamEvaluation
 from semples_plugin.viz.overlays import draw_grid, overlay_cam, overlay_mask, write_picture
 
 THRESHOLDS = np.linspace(0, 1, 11)

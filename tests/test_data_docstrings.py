@@ -9,7 +9,7 @@ MODULES = {
     "data.image_names": 1,
     "data.image_labels": 1,
     "data.cam_files": 2,
-    "evaluation.sweep": 1,
+    "evaluation.iou": 1,
     "evaluation.folders": 1,
     "evaluation.comparison": 1,
 }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin.demo.data import OBJECTS, Scenes
-from semples_plugin.evaluation.sweep import CamEvaluation
+from semples_plugin.evaluation.iou import CamEvaluation
 from semples_plugin.viz.overlays import draw_grid, overlay_cam, overlay_mask
 
 CamsOf = Callable[[slice], Tensor]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.evaluation.folders import FolderEvaluation
-from semples_plugin.evaluation.sweep import intersection_over_union
+from semples_plugin.evaluation.iou import intersection_over_union
 
 # From so many images on the bootstrap's 95 % intervals miss the truth in little more than 5 % of cases.
 MIN_IMAGES_FOR_BOOTSTRAP = 50

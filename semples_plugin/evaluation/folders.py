@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from semples_plugin.data.cam_files import list_cams, read_cams, read_image_list
 from semples_plugin.data.images import IGNORED, find_mask, read_mask
-from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds, sweep_of
+from semples_plugin.evaluation.iou import CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds, sweep_of
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.parallel import in_parallel
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.data.images import IGNORED
-from semples_plugin.evaluation.histogram import Counts, Plane, count_above, count_pixels
+from semples_plugin.evaluation.pixel_counts import Counts, Plane, count_above, count_pixels
 from semples_plugin.utils import text
 
 
