@@ -25,6 +25,8 @@ COMMITS = {
     "fma-wsss": "112437ec2026cf93a79690d2a2b8b0541407178b",
 }
 
+GUIDE = "the page Hosts, docs/hosts.md in the repository"
+
 _APPLY = ("apply", "--unidiff-zero")
 
 
@@ -96,7 +98,7 @@ def _handle_patch(host: str, checkout: Path, action: str) -> str:
     if action == "check":
         return f"{checkout} is not patched; the patch fits"
     _change(_patched(host, checkout))
-    return f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see docs/hosts.md"
+    return f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see {GUIDE}"
 
 
 def _handle_patched(host: str, checkout: Path, action: str) -> str:
@@ -151,7 +153,7 @@ def _write_configs(checkout: Path, files: list[Path], existing: list[Path], text
         _change(dict.fromkeys(files, text.encode()))
     finally:
         _remove_empty_folders(files)
-    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see docs/hosts.md"
+    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see {GUIDE}"
 
 
 def _describe_configs(checkout: Path, files: list[Path], existing: list[Path], edited: list[Path]) -> str:
