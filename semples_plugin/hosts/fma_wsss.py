@@ -43,9 +43,9 @@ def pickle_lambdas(_: Any) -> None:
 
     pickle.dump = cloudpickle.dump
 
-    def reduce(function: FunctionType) -> Any:
-        if "<" in function.__qualname__:  # a lambda, or one within a function: it has no name to be found by
-            return cloudpickle.loads, (cloudpickle.dumps(function),)
-        return function.__qualname__
+    def reduce(_: Any, value: Any) -> Any:
+        if isinstance(value, FunctionType) and "<" in value.__qualname__:  # a lambda has no name to be found by
+            return cloudpickle.loads, (cloudpickle.dumps(value),)
+        return NotImplemented
 
-    ForkingPickler.register(FunctionType, reduce)
+    ForkingPickler.reducer_override = reduce  # what goes to processes that are started
