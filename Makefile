@@ -1,7 +1,7 @@
 # Each command makes its own virtual environment in .venv when there is none.
 PYTHON ?= python3
 
-.PHONY: demo test lint versions wheel
+.PHONY: demo test lint docs versions wheel
 
 demo: .venv/ready
 	.venv/bin/semples demo
@@ -13,6 +13,10 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The site, in site/; `.venv/bin/mkdocs serve` shows it while it is written.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 # On each Python and on the oldest packages that are allowed; takes an hour and 20 GB of uv's cache;
 # `make versions ONLY=3.12-newest` tries one.

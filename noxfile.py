@@ -1,7 +1,7 @@
 """The test suite on the oldest and the newest packages that `pyproject.toml` allows, on each Python that it names.
 
-`make versions` tries them one after the other and prints the table that stands in the README. `nox --list` names them;
-`nox -s "versions(3.12-newest)" -- tests/test_clip.py` tries one, here with the tests of one file.
+`make versions` tries them one after the other and prints the table that stands in `docs/index.md`. `nox --list` names
+them; `nox -s "versions(3.12-newest)" -- tests/test_clip.py` tries one, here with the tests of one file.
 """
 
 from pathlib import Path

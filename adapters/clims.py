@@ -1,9 +1,10 @@
-"""CLIMS: sigmoid CAMs `[N, K, h, w]` that are its masks already, 512-pixel crops with zero padding, float32.
+"""CLIMS: sigmoid CAMs `[N, K, h, w]`, which are masks already; 512-pixel crops with zero padding; float32.
 
-CLIMS has L_match of its own (its OTM and BTM terms, weighted 10 : 24 on VOC, the paper's 1 : 2.4), and suppresses a
-fixed list of backgrounds. The paper adds its *learned* prompts to that (Table 4), which we read as CLIMS's loss plus
-L_refine, scaled as CLIMS scales its foreground term. `--semples-terms all` adds L_match as well; give `--hyper`
-zeros for CLIMS's own then. All that CLIMS trains is reached: everything but its first convolution and batch norm.
+CLIMS has its own L_match (its OTM and BTM terms, weighted 10 : 24 on VOC, the paper's 1 : 2.4), and
+suppresses a fixed list of backgrounds. The paper adds its *learned* prompts to that (Table 4), which we read
+as CLIMS's loss plus L_refine, scaled as CLIMS scales its foreground term. `--semples-terms all` adds L_match
+as well; give `--hyper` zeros for CLIMS's own then. Gradients reach all that CLIMS trains: everything but its
+first convolution and batch norm.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from semples_plugin.utils.distributed import is_first
 
 
 class ClimsAdapter(CamAdapter):
-    """The objectives for CLIMS's `x = model(img)`, a sigmoid that no eps is needed for: a preset's goes unused.
+    """The objectives for CLIMS's `x = model(img)`, sigmoid CAMs, which need no eps: a preset's goes unused.
 
     Args:
         regularizer: with ImageNet's statistics.
@@ -36,33 +37,32 @@ class ClimsAdapter(CamAdapter):
         super().__init__(regularizer, "sigmoid", scale=scale)
 
     def images(self, images: Tensor) -> Tensor:
-        """Images whose padding takes no part; no pixel of an image is 0 in all three normalised channels."""
-        return self.regularizer.paint(images, (images == 0).all(dim=1))
+        """Images whose padding is painted over."""
+        is_padding = (images == 0).all(dim=1)  # no pixel of a normalised image is 0 in all three channels
+        return self.regularizer.paint(images, is_padding)
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     """The options of `run_sample.py` ("voc") and `run_sample_coco.py` ("coco")."""
     add = host_options.add_arguments(parser, preset).add_argument
     add(
-        "--semples-terms", choices=("refine", "all"), default="refine",
-        help="refine: L_refine beside CLIMS's own terms in (c), the paper's Table 4 as we read it; all: L_match too, "
-        "and what --semples match needs (default: %(default)s)",
-    )  # fmt: skip
+        "--semples-terms",
+        choices=("refine", "all"),
+        default="refine",
+        help="refine: L_refine beside CLIMS's own terms in (c), the paper's Table 4 as we read it; all: L_match "
+        "too, and what --semples match needs (default: %(default)s)",
+    )
     add(
-        "--semples-scale", type=float,
+        "--semples-scale",
+        type=float,
         help="factor of SemPLeS's losses (default: the first of --hyper, CLIMS's for its foreground term)",
-    )  # fmt: skip
-
-
-def _all_zero(hyper: str) -> bool:
-    """Whether all of CLIMS's own loss is left out by its `--hyper`."""
-    return not any(float(value) for value in hyper.split(","))
+    )
 
 
 def _warn_of_other_classes(class_names: Sequence[str]) -> None:
-    # CLIMS's own loss puts names from a list inside of the code into its texts, column by column.
-    lists = getattr(sys.modules.get("clip_utils"), "category_dict", {}).values()
-    if lists and all(first_difference(class_names, known) is not None for known in lists):
+    """Warns where CLIMS's own loss, whose texts name classes from lists in its code, has no list of these names."""
+    host_lists = getattr(sys.modules.get("clip_utils"), "category_dict", {}).values()
+    if host_lists and all(first_difference(class_names, names) is not None for names in host_lists):
         warnings.warn(
             "--semples-classes differs from category_dict in CLIMS's clip_utils.py, whose names its own loss matches "
             "the same columns with: write your names there too, or leave that loss out (--hyper 0,0,0,0)",
@@ -71,8 +71,18 @@ def _warn_of_other_classes(class_names: Sequence[str]) -> None:
         )
 
 
+def _check_stage(args: argparse.Namespace) -> None:
+    if args.semples == "match" and args.semples_terms == "refine":
+        raise ValueError(
+            "stage (a) is CLIMS's own training, which matches segments and labels already: run it without "
+            "--semples, or give --semples-terms all"
+        )
+    if args.semples == "prompts" and not args.semples_start:
+        raise ValueError("stage (b) looks through a trained network: give --semples-start a/res50_clims.pth")
+
+
 class Training:
-    """What the patch calls: `semples(img, x, label)` in every step, `semples.learn_prompts(...)` in stage (b).
+    """What the patch calls: `semples(img, x, label)` in every step, `semples.learn_prompts(...)` in (b).
 
     Args:
         args: CLIMS's, with ours.
@@ -80,32 +90,29 @@ class Training:
     """
 
     def __init__(self, args: argparse.Namespace, model: nn.Module) -> None:
-        self.args, self.adapter = args, None
+        self.args = args
+        self.adapter: ClimsAdapter | None = None
         if args.semples is None:
             return
         if not self.learns_prompts:
             host_options.check_averaged(model)
-        if args.semples == "match" and args.semples_terms == "refine":
-            raise ValueError(
-                "stage (a) is CLIMS's own training, which matches segments and labels already: run it without "
-                "--semples, or give --semples-terms all"
-            )
-        if args.semples == "prompts" and not args.semples_start:
-            raise ValueError("stage (b) looks through a trained network: give --semples-start a/res50_clims.pth")
+        _check_stage(args)
         network: Any = getattr(model, "module", model)
         if args.semples_start:
             weights = torch.load(args.semples_start, map_location="cpu", weights_only=True)
             network.load_state_dict(weights)
+        factors = [float(factor) for factor in args.hyper.split(",")]  # of CLIMS's own terms
+        if args.semples_classes and any(factors):
+            _warn_of_other_classes(host_options.preset_of(args).class_names)
         if args.semples == "refine" and args.semples_terms == "refine":
             args.semples_foreground_weight = args.semples_background_weight = 0.0
-        if args.semples_classes and not _all_zero(args.hyper):
-            _warn_of_other_classes(host_options.preset_of(args).class_names)
-        device = next(model.parameters()).device
         scale = args.semples_scale
         if scale is None:
-            scale = float(args.hyper.split(",")[0]) or 1.0
+            scale = factors[0] or 1.0
+        device = next(model.parameters()).device
+        regularizer = host_options.build_regularizer(args, network.n_classes, device)
+        self.adapter = ClimsAdapter(regularizer, scale=scale)
         self.log = host_options.LossLog()
-        self.adapter = ClimsAdapter(host_options.build_regularizer(args, network.n_classes, device), scale=scale)
 
     @property
     def learns_prompts(self) -> bool:
@@ -123,7 +130,8 @@ class Training:
     def learn_prompts(self, model: nn.Module, loader: Iterable[dict[str, Any]]) -> None:
         """Stage (b): walks CLIMS's loader once, learns the prompts and writes `--semples-prompts`.
 
-        Under DDP every rank walks its own part; the names in the packs let an image that a sampler repeats count once.
+        Under DDP every rank walks its share of the data; with the names in its packs, an image that a sampler
+        repeats counts once.
         """
         assert self.adapter is not None
         network = without_ddp(model)
@@ -132,7 +140,8 @@ class Training:
             def walk() -> Iterator[tuple[Any, ...]]:
                 for pack in loader:
                     images = pack["img"].to(device)
-                    yield images, network(images), pack["label"], *([pack["name"]] if "name" in pack else [])
+                    batch = (images, network(images), pack["label"])
+                    yield (*batch, pack["name"]) if "name" in pack else batch
 
             learning = {"origin": network, **host_options.learning_options(self.args)}
             self.adapter.learn_prompts(walk(), self.args.semples_prompts, **learning)

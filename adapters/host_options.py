@@ -1,4 +1,4 @@
-"""Command-line options that the patched hosts share, and what they build."""
+"""Command-line options that the patched hosts share, and the regularizer that is built from them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,24 @@ HOSTS_OWN = ("lr", "epochs", "batch_size")
 """Fields of a preset that a host with a training loop of its own sets by its own options."""
 
 
+_WEIGHTS = {
+    "foreground": "of the foreground term of (1)",
+    "background": "lambda_b of (1)",
+    "refine": "lambda of (3)",
+    "text": "lambda_T of (2)",
+}
+"""Fields of `LossWeights`, and what they are in the paper."""
+
+
 def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
-    """Adds `--semples` and its companions; without `--semples` the host runs as it always did.
+    """Adds `--semples` and the options that belong to it; without `--semples` the host runs unchanged.
 
     Args:
         parser: the host's.
         preset: default of `--semples-preset`.
 
     Returns:
-        The group of our options, for those of one host alone.
+        The group of these options, for further ones of a single host.
     """
     group = parser.add_argument_group("SemPLeS")
     add = group.add_argument
@@ -44,61 +53,62 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
     add("--semples-start", help="checkpoint that the stage starts from (default: the host's own)")
     add("--semples-max-pairs", type=int, metavar="P", help="pairs that CLIP sees at once, to bound memory")
     add("--semples-seed", type=int, default=0, help="of the prompts")
-    for name, meaning in {
-        "foreground": "of the foreground term of (1)",
-        "background": "lambda_b of (1)",
-        "refine": "lambda of (3)",
-        "text": "lambda_T of (2)",
-    }.items():
+    for name, meaning in _WEIGHTS.items():
         add(f"--semples-{name}-weight", type=float, metavar="W", help=f"{meaning} (default: the preset's)")
     add("--semples-prompt-length", type=int, help="L (default: the preset's)")
     add("--semples-prompt-epochs", type=int, help="epochs of stage (b) (default: the preset's)")
     add("--semples-prompt-lr", type=float, help="learning rate of stage (b) (default: the preset's)")
     add(
-        "--semples-set", nargs="+", action="extend", type=_setting, default=[], metavar="FIELD=VALUE",
+        "--semples-set",
+        nargs="+",
+        action="extend",
+        type=_parse_setting,
+        default=[],
+        metavar="FIELD=VALUE",
         help="any other field of the preset, such as mask_eps=1e-3 prompt_batch_size=128; see help(Preset)",
-    )  # fmt: skip
+    )
     return group
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _parse_setting(text: str) -> tuple[str, Any]:
+    """Name and value of `FIELD=VALUE`: a Python literal, or else a word."""
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected FIELD=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value  # a word
+        return name, value
 
 
 def preset_of(args: argparse.Namespace) -> Preset:
     """The chosen preset with everything that the command line replaces in it."""
     settings = dict(args.semples_set)
     refuse_hosts_own(settings)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "prompt_length": args.semples_prompt_length,
         "prompt_epochs": args.semples_prompt_epochs,
         "prompt_lr": args.semples_prompt_lr,
     }
     if args.semples_classes:
-        given["class_names"] = read_class_names(args.semples_classes)
-    weights = {
-        name: value
-        for name in ("foreground", "background", "refine", "text")
-        if (value := getattr(args, f"semples_{name}_weight")) is not None
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+        options["class_names"] = read_class_names(args.semples_classes)
+    weights = {name: getattr(args, f"semples_{name}_weight") for name in _WEIGHTS}
+    options["weights"] = _without_none(weights)
     preset = load_preset(args.semples_preset).with_(**settings)
-    return preset.with_(**given, weights=weights)
+    return preset.with_(**_without_none(options))
+
+
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def refuse_hosts_own(names: Iterable[str]) -> None:
-    """Raises a `ValueError` where a field is to be replaced that the host's own training loop decides."""
+    """Raises a `ValueError` where `names` holds a field that the host's own training loop sets."""
     for name in HOSTS_OWN:
         if name in names:
             raise ValueError(
-                f"{name}: how (a) and (c) are trained is the host's own to say, by its own option; that of stage (b) "
-                f"is prompt_{name}"
+                f"{name}: the host's own option sets how (a) and (c) are trained; that of stage (b) is prompt_{name}"
             )
 
 
@@ -106,24 +116,32 @@ def check_averaged(model: nn.Module) -> None:
     """Raises a `ValueError` where several processes train a model each, and nothing averages their gradients."""
     if world_size() > 1 and not isinstance(model, DistributedDataParallel):
         raise ValueError(
-            f"{world_size()} processes train, but {type(model).__name__} is not in DistributedDataParallel: each would "
-            "train a model of its own and write the same files; start one process, without torchrun, or wrap the model"
+            f"{world_size()} processes train, but {type(model).__name__} is not in DistributedDataParallel: each "
+            "would train a model of its own and write the same files; start one process, without torchrun, or wrap "
+            "the model"
         )
 
 
 def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | torch.device) -> SemPLeSRegularizer:
     """The regularizer of the chosen stage: without prompts, with new ones, or with those of the prompts file.
 
+    Args:
+        args: the host's, with ours.
+        num_classes: K, the columns of the host's labels.
+        device: CLIP's.
+
     Raises:
-        ValueError: where class names and label columns differ in number, or the prompts belong elsewhere.
+        ValueError: where class names and label columns differ in number, or the prompts belong to other
+            classes or another CLIP.
         FileNotFoundError: where stage (c) finds no prompts, or CLIP's weights are missing.
     """
     preset = preset_of(args)
     if len(preset.class_names) != num_classes:
-        hint = {80: "; COCO with 80 columns has the preset coco", 90: "; COCO with 90 has release-coco"}
+        hints = {80: "; COCO with 80 columns has the preset coco", 90: "; COCO with 90 has release-coco"}
+        source = args.semples_classes or f"preset {preset.name}"
         raise ValueError(
-            f"the labels have {num_classes} columns, {args.semples_classes or 'preset ' + preset.name} names "
-            f"{len(preset.class_names)} classes{hint.get(num_classes, '')}; or give --semples-classes FILE"
+            f"the labels have {num_classes} columns, {source} names {len(preset.class_names)} classes"
+            f"{hints.get(num_classes, '')}; or give --semples-classes FILE"
         )
     if args.semples == "refine" and not Path(args.semples_prompts).is_file():
         raise FileNotFoundError(
@@ -140,20 +158,24 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
 
 
 class LossLog:
-    """Prints the mean parts of the objectives after the first step and then after every `every` steps."""
+    """Prints the mean terms of the objectives after the first step and then after every `every` steps."""
 
     def __init__(self, every: int = 100) -> None:
         self.every, self.step = every, 0
-        self._kept: list[dict[str, Tensor]] = []
+        self._since_last_print: list[dict[str, Tensor]] = []
 
     def __call__(self, losses: dict[str, Tensor]) -> None:
         """Takes the `losses` of an adapter, and waits for the device only when it prints."""
         self.step += 1
-        self._kept.append(losses)
-        if self.step == 1 or self.step % self.every == 0:
-            means = {name: torch.stack([kept[name] for kept in self._kept]).mean() for name in losses}
-            print(f"SemPLeS step {self.step}", *(f"{name}: {float(value):.4f}" for name, value in means.items()))
-            self._kept = []
+        self._since_last_print.append(losses)
+        if self.step != 1 and self.step % self.every != 0:
+            return
+        words = []
+        for name in losses:
+            values = torch.stack([earlier[name] for earlier in self._since_last_print])
+            words.append(f"{name}: {float(values.mean()):.4f}")
+        print(f"SemPLeS step {self.step}", *words)
+        self._since_last_print = []
 
 
 def learning_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""`semples patch`: puts SemPLeS into a host, says whether it is in, takes it out; only where that is safe.
+"""`semples patch`: adds SemPLeS to a host's checkout, checks it, or removes it; only where that is safe.
 
-CLIMS and WeakTr get a patch, by git; FMA-WSSS gets three config files, one per stage, and nothing of its own changes.
+CLIMS and WeakTr get a patch, by git; FMA-WSSS gets three config files, one per stage, and no file of its own
+changes.
 """
 
 from __future__ import annotations
@@ -14,15 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import semples_plugin
+from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.adapters.host_options import STAGES
 from semples_plugin.utils.atomic_files import replacing
 
 PATCHES = Path(semples_plugin.__file__).parent / "patches"
-COMMITS = {
-    "clims": "f9546d32ad9b4545577eebdc9e4d879aff3366d7",
-    "weaktr": "3457ad3d052a2f65320671cd9fc801b5c9dcb5c6",
-    "fma-wsss": "112437ec2026cf93a79690d2a2b8b0541407178b",
-}
 
 _APPLY = ("apply", "--unidiff-zero")
 
@@ -36,27 +33,35 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
         action: "apply", "check" or "revert".
 
     Returns:
-        What was done or found, in a sentence.
+        What was done, or how things stand, in a sentence.
 
     Raises:
-        ValueError: where the checkout is another project, at another commit or changed in the files that the patch
-            touches, or is patched (not patched) already.
+        ValueError: where the checkout is another project, at another commit or changed in the files that the
+            patch touches, or is patched (not patched) already.
         OSError: where a file can't be read or written.
 
-    Files change all or none; after an error or an interrupt the checkout is as it was.
+    Either all files change or none; after an error or an interrupt the checkout is as it was.
     """
-    checkout, commit = Path(checkout), COMMITS[host]
+    checkout = Path(checkout)
+    _check_checkout(host, checkout)
+    if host == "fma-wsss":
+        return _handle_configs(checkout, action)
+    return _handle_patch(host, checkout, action)
+
+
+def _check_checkout(host: str, checkout: Path) -> None:
+    """Raises where the folder isn't the root of a git checkout that has the host's pinned commit."""
     if not checkout.is_dir():
         raise FileNotFoundError(f"there is no folder {checkout}")
-    found = _run_git(checkout, "rev-parse", "--show-toplevel")
-    if "not a git repository" in found.stderr:
+    result = _run_git(checkout, "rev-parse", "--show-toplevel")
+    if "not a git repository" in result.stderr:
         raise ValueError(f"{checkout} is no git checkout; clone {host} with git, an unpacked archive has no commits")
-    top = _git(checkout, "rev-parse", "--show-toplevel")
-    if Path(top).resolve() != checkout.resolve():
-        raise ValueError(f"{checkout} is a folder inside of the checkout; give {top}")
+    root = _git(checkout, "rev-parse", "--show-toplevel")
+    if Path(root).resolve() != checkout.resolve():
+        raise ValueError(f"{checkout} is a folder inside of the checkout; give {root}")
+    commit = COMMITS[host]
     if not _succeeds(checkout, "cat-file", "-e", commit):
         raise ValueError(f"{checkout} has no commit {commit[:12]}: it is not {host}, or a shallow clone of a later one")
-    return _configs(checkout, action) if host == "fma-wsss" else _patch(host, checkout, action)
 
 
 def _require_commit(host: str, checkout: Path) -> None:
@@ -68,72 +73,112 @@ def _require_commit(host: str, checkout: Path) -> None:
         )
 
 
-def _patch(host: str, checkout: Path, action: str) -> str:
-    touched = touched_files(host)
-    # Whether it is in is asked of the files, so that a patch that was committed is found and comes out as well.
+def _handle_patch(host: str, checkout: Path, action: str) -> str:
+    """Applies, checks or reverts the patch of CLIMS or WeakTr."""
+    # The files themselves say whether they are patched, so that a committed patch can be reverted as well.
     if _succeeds(checkout, *_APPLY, "--reverse", "--check", _patch_of(host)):
-        if action == "apply":
-            raise ValueError(f"{checkout} is patched already; semples patch {host} {checkout} --revert takes it out")
-        if action == "check":
-            return f"{checkout} is patched: {', '.join(touched)}"
-        _change(_patched(host, checkout, "--reverse"))
-        return f"took the patch out of {', '.join(touched)}"
-    ours = [name for name in touched if _mentions_us(checkout / name)]
+        return _handle_patched(host, checkout, action)
+    _refuse_half_patched(host, checkout)
+    if action == "revert":
+        raise ValueError(f"{checkout} is not patched; there is nothing to take out")
+    _require_commit(host, checkout)
+    touched = touched_files(host)
+    changed = _git(checkout, "status", "--porcelain", "--", *touched)
+    if changed:
+        raise ValueError(
+            f"{checkout} has local changes in files that the patch touches ({' '.join(changed.split())}); "
+            "commit or stash them first"
+        )
+    if action == "check":
+        return f"{checkout} is not patched; the patch fits"
+    _change(_patched(host, checkout))
+    return f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see docs/hosts.md"
+
+
+def _handle_patched(host: str, checkout: Path, action: str) -> str:
+    """The same for a checkout that has the patch."""
+    touched = ", ".join(touched_files(host))
+    if action == "apply":
+        raise ValueError(f"{checkout} is patched already; semples patch {host} {checkout} --revert takes it out")
+    if action == "check":
+        return f"{checkout} is patched: {touched}"
+    _change(_patched(host, checkout, "--reverse"))
+    return f"took the patch out of {touched}"
+
+
+def _refuse_half_patched(host: str, checkout: Path) -> None:
+    ours = [name for name in touched_files(host) if _mentions_us(checkout / name)]
     if ours:
         raise ValueError(
             f"{checkout} is half patched, or lines of the patch were edited: {', '.join(ours)}; git -C {checkout} "
             f"checkout {COMMITS[host][:12]} -- {' '.join(ours)} gives the host's own files back, and discards all "
             "changes in them"
         )
-    if action == "revert":
-        raise ValueError(f"{checkout} is not patched; there is nothing to take out")
-    _require_commit(host, checkout)
-    changed = _git(checkout, "status", "--porcelain", "--", *touched)
-    if changed:
-        raise ValueError(
-            f"{checkout} has local changes in files that the patch touches ({' '.join(changed.split())}); commit or "
-            "stash them first"
-        )
-    if action == "check":
-        return f"{checkout} is not patched; the patch fits"
-    _change(_patched(host, checkout))
-    return (
-        f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see {PATCHES}/README.md"
-    )
 
 
-def _configs(checkout: Path, action: str) -> str:
-    text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
+def _handle_configs(checkout: Path, action: str) -> str:
+    """Writes, checks or removes FMA-WSSS's config files."""
     files = [checkout / "configs/semples" / stage / "cfg.py" for stage in STAGES]
-    links = [str(path) for file in files for path in (file, *list(file.parents)[:3]) if path.is_symlink()]
-    if links:
-        raise ValueError(f"{links[0]} is a link, which leads to files outside of what this command may change")
-    there = [file for file in files if file.exists()]
-    edited = [file for file in there if file.read_text(encoding="utf-8", errors="replace") != text]
-    names, kept = ", ".join(map(str, there)), ", ".join(map(str, edited))
-    if action == "check":
-        if not there:
-            _require_commit("fma-wsss", checkout)
-            return f"{checkout} has no config of SemPLeS's yet; it fits"
-        missing = ", ".join(str(file) for file in files if file not in there)
-        notes = [f"edited: {kept}"] * bool(kept) + [f"missing: {missing}"] * bool(missing)
-        return "; ".join([f"{checkout} has {names}", *notes])
+    _refuse_links(files)
+    existing = [file for file in files if file.exists()]
+    text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
+    edited = [file for file in existing if file.read_text(encoding="utf-8", errors="replace") != text]
     if action == "apply":
+        return _write_configs(checkout, files, existing, text)
+    if action == "check":
+        return _describe_configs(checkout, files, existing, edited)
+    return _remove_configs(checkout, existing, edited)
+
+
+def _refuse_links(files: list[Path]) -> None:
+    for file in files:
+        for path in (file, *list(file.parents)[:3]):  # up to configs/
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link, which leads to files outside of what this command may change")
+
+
+def _write_configs(checkout: Path, files: list[Path], existing: list[Path], text: str) -> str:
+    _require_commit("fma-wsss", checkout)
+    if existing:
+        raise ValueError(
+            f"{_listed(existing)}: there already; semples patch fma-wsss {checkout} --revert takes them out"
+        )
+    try:
+        _change(dict.fromkeys(files, text.encode()))
+    finally:
+        _remove_empty_folders(files)
+    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see docs/hosts.md"
+
+
+def _describe_configs(checkout: Path, files: list[Path], existing: list[Path], edited: list[Path]) -> str:
+    if not existing:
         _require_commit("fma-wsss", checkout)
-        if there:
-            raise ValueError(f"{names}: there already; semples patch fma-wsss {checkout} --revert takes them out")
-        try:
-            _change(dict.fromkeys(files, text.encode()))
-        finally:
-            _remove_empty_folders(files)
-        return f"wrote {', '.join(map(str, files))}, which build on configs/VOC/cls/cfg.py; see {PATCHES}/README.md"
-    if not there:
+        return f"{checkout} has no config of SemPLeS's yet; it fits"
+    notes = [f"{checkout} has {_listed(existing)}"]
+    if edited:
+        notes.append(f"edited: {_listed(edited)}")
+    missing = [file for file in files if file not in existing]
+    if missing:
+        notes.append(f"missing: {_listed(missing)}")
+    return "; ".join(notes)
+
+
+def _remove_configs(checkout: Path, existing: list[Path], edited: list[Path]) -> str:
+    if not existing:
         raise ValueError(f"{checkout} has no config of SemPLeS's; there is nothing to take out")
-    gone = [file for file in there if file not in edited]
-    _change(dict.fromkeys(gone))
-    _remove_empty_folders(gone)
-    notes = [f"took out {', '.join(map(str, gone))}"] * bool(gone)
-    return "; ".join(notes + [f"left {kept}, edited since it was written: delete it yourself"] * bool(kept))
+    unedited = [file for file in existing if file not in edited]
+    _change(dict.fromkeys(unedited))
+    _remove_empty_folders(unedited)
+    notes = []
+    if unedited:
+        notes.append(f"took out {_listed(unedited)}")
+    if edited:
+        notes.append(f"left {_listed(edited)}, edited since it was written: delete it yourself")
+    return "; ".join(notes)
+
+
+def _listed(files: list[Path]) -> str:
+    return ", ".join(map(str, files))
 
 
 def touched_files(host: str) -> list[str]:
@@ -150,33 +195,33 @@ def _mentions_us(file: Path) -> bool:
 
 
 def _patched(host: str, checkout: Path, *options: str) -> dict[Path, bytes]:
-    """What the touched files hold with the patch, or, with "--reverse", without it; git works on copies of them."""
+    """Contents of the touched files with the patch, or, with "--reverse", without it; git works on copies of them."""
     repository = _git(checkout, "rev-parse", "--absolute-git-dir")
     with TemporaryDirectory() as folder:
         copies = {checkout / name: Path(folder, name) for name in touched_files(host)}
         for file, copy in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
-        # The repository's settings, of line ends for instance, hold for the copies, too.
+        # With the checkout's --git-dir its settings, of line ends for instance, hold for the copies as well.
         _git(Path(folder), f"--git-dir={repository}", "--work-tree=.", *_APPLY, *options, _patch_of(host))
         return {file: copy.read_bytes() for file, copy in copies.items()}
 
 
 def _change(contents: Mapping[Path, bytes | None]) -> None:
     """Gives files their new contents, or removes them (None): all, or, after any exception, none."""
-    before = {file: (file.read_bytes(), file.stat().st_mode & 0o777) if file.exists() else None for file in contents}
+    before = {file: (_content(file), _mode(file)) for file in contents}
     try:
-        with ExitStack() as written:  # all are written before the first one takes its name
+        with ExitStack() as stack:  # all are written before the first one takes its name
             for file, content in contents.items():
                 if content is None:
-                    written.callback(file.unlink)
+                    stack.callback(file.unlink)
                 else:
-                    written.enter_context(replacing(file)).write_bytes(content)
+                    stack.enter_context(replacing(file)).write_bytes(content)
         wrong = [str(file) for file, content in contents.items() if _content(file) != content]
         if wrong:
             raise OSError(f"{', '.join(wrong)}: what was written can't be read back")
     except BaseException as error:
-        lost = [str(file) for file, old in before.items() if not _put_back(file, old)]
+        lost = [str(file) for file, old in before.items() if not _put_back(file, *old)]
         if lost:
             raise OSError(f"{error}; {', '.join(lost)} could not be put back, see git status") from error
         if isinstance(error, OSError):
@@ -184,19 +229,23 @@ def _change(contents: Mapping[Path, bytes | None]) -> None:
         raise
 
 
-def _put_back(file: Path, old: tuple[bytes, int] | None) -> bool:
-    content, mode = old or (None, 0)
+def _put_back(file: Path, content: bytes | None, mode: int) -> bool:
+    """Restores a file, or its absence (None); whether that worked."""
     with suppress(OSError):
         if _content(file) == content:
             return True
         if content is None:
             file.unlink()
-        else:
-            with replacing(file) as temporary:
-                temporary.write_bytes(content)
-            file.chmod(mode)
+            return True
+        with replacing(file) as temporary:
+            temporary.write_bytes(content)
+        file.chmod(mode)
         return True
     return False
+
+
+def _mode(file: Path) -> int:
+    return file.stat().st_mode & 0o777 if file.exists() else 0
 
 
 def _content(file: Path) -> bytes | None:
@@ -205,7 +254,7 @@ def _content(file: Path) -> bytes | None:
 
 def _remove_empty_folders(files: list[Path]) -> None:
     for file in files:
-        with suppress(OSError):  # what else a user keeps there stays
+        with suppress(OSError):  # a folder that holds other files stays
             file.parent.rmdir()
             file.parent.parent.rmdir()
 
@@ -214,9 +263,13 @@ def _git(checkout: Path, *arguments: str) -> str:
     """Standard output of a git command; a ValueError with git's own words where it failed."""
     result = _run_git(checkout, *arguments)
     if result.returncode != 0:
-        said = [line.strip().removeprefix("fatal: ") for line in result.stderr.splitlines() if line.strip()]
-        help_ = next((f"; if you trust it: {line}" for line in said if line.startswith("git config ")), "")
-        raise ValueError(f"{checkout}: git says: {(said or ['nothing'])[0]}{help_}")
+        lines = [line.strip().removeprefix("fatal: ") for line in result.stderr.splitlines() if line.strip()]
+        message = lines[0] if lines else "nothing"
+        for line in lines:
+            if line.startswith("git config "):  # what git advises for a checkout of another owner
+                message += f"; if you trust it: {line}"
+                break
+        raise ValueError(f"{checkout}: git says: {message}")
     return result.stdout.strip()
 
 

@@ -1,15 +1,15 @@
-"""WeakTr: the fine CAM `[N, K, 14, 14]`, taken through hooks from the forward pass that gives WeakTr its logits.
+"""WeakTr: the fine CAM `[N, K, 14, 14]`, taken through hooks from WeakTr's own forward pass.
 
-WeakTr's training forward returns logits alone, and a second pass would differ (drop path). The inputs and outputs of
-its head and its attention fusion are enough to build the same fine CAM again, with the gradients that are wanted:
-WeakTr detaches the coarse CAM, so that its own loss on the fine CAM reaches the fusion module alone; the authors of
-SemPLeS let it reach the head too, whose input stays detached. `reach` chooses.
+WeakTr's training forward returns logits alone, and a second pass would differ (drop path). The inputs of its
+head and the outputs of its attention fusion are enough to compute the same fine CAM again. WeakTr detaches
+the coarse CAM, so that its own loss on the fine CAM gives gradients to the fusion module alone; the authors
+of SemPLeS let them reach the head too, whose input stays detached. `reach` chooses.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,14 +24,19 @@ from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.distributed import is_first, world_size
 
 REACH = ("head+fusion", "fusion")
+"""Modules of WeakTr that get gradients from the objectives."""
 
 
 class FineCam:
-    """`with FineCam(model) as fine: model(images); cams = fine()`; leaves nothing on the model.
+    """`with FineCam(model) as fine: model(images); cams = fine()`; afterwards the model has no hooks.
 
     Args:
         model: WeakTr's, wrapped in DDP or not.
         reach: where gradients go: "head+fusion" (as the authors of SemPLeS do) or "fusion" (as WeakTr does).
+
+    Raises:
+        ValueError: for another `reach`.
+        TypeError: for a model that isn't WeakTr's.
     """
 
     def __init__(self, model: nn.Module, reach: str = "head+fusion") -> None:
@@ -49,39 +54,45 @@ class FineCam:
     def __enter__(self) -> FineCam:
         if not self._handles:
             self._handles = [
-                self.model.head.register_forward_hook(self._see_head),
-                self.model.adaptive_attention_fusion.register_forward_hook(self._see_fusion),
+                self.model.head.register_forward_hook(self._keep_tokens),
+                self.model.adaptive_attention_fusion.register_forward_hook(self._keep_attention),
             ]
         return self
 
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._tokens, self._attention = [], None, None
+        self._handles.clear()
+        self._tokens = self._attention = None
 
     def __call__(self) -> Tensor:
-        """The fine CAM `[N, K, h, w]`, at least 0, of the last forward pass; it can be asked for once."""
+        """The fine CAM `[N, K, h, w]`, at least 0, of the last forward pass, which gives it once.
+
+        Raises:
+            RuntimeError: where the model made no forward pass since the last call.
+        """
         if self._tokens is None or self._attention is None:
             raise RuntimeError("there was no forward pass of the model since the last fine CAM")
-        tokens, (cross, patch) = self._tokens, self._attention
-        self._tokens = self._attention = None  # a graph that nobody needs any more would keep its memory
+        tokens, (cross_attention, patch_attention) = self._tokens, self._attention
+        self._tokens = self._attention = None  # frees the graph
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.reach == "head+fusion"):
-            # The hook's own call of the head: bypasses the hooks, and costs one small convolution.
+            # `forward` bypasses the hooks; it costs one small convolution.
             coarse = self.model.head.forward(tokens.detach()).relu()
-        classes = self.model.num_classes
-        fused = cross.mean(1)[:, :classes, classes:].reshape(coarse.shape) * coarse
-        affinity = patch.mean(1)[:, classes:, classes:]
+        classes = self.model.num_classes  # class tokens come before patch tokens
+        class_to_patch = cross_attention.mean(1)[:, :classes, classes:].reshape(coarse.shape)
+        affinity = patch_attention.mean(1)[:, classes:, classes:]
+        fused = class_to_patch * coarse
         return torch.matmul(affinity[:, None], fused.flatten(2)[..., None]).reshape(coarse.shape)
 
-    def _see_head(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+    def _keep_tokens(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
         self._tokens = inputs[0].detach()
 
-    def _see_fusion(self, _: nn.Module, __: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    def _keep_attention(self, _: nn.Module, __: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         self._attention = output
 
 
 class WeakTrAdapter(CamAdapter):
-    """The objectives for WeakTr's fine CAMs: upsampled to CLIP's square, then min-max normalised.
+    """The objectives for WeakTr's fine CAMs: upsampled to CLIP's resolution, then min-max normalised.
 
     Args:
         regularizer: with ImageNet's statistics, or the release's (none).
@@ -94,22 +105,22 @@ class WeakTrAdapter(CamAdapter):
         self.align_corners = align_corners
 
     def masks(self, cams: Tensor, labels: Tensor) -> ClassMasks:
-        """Masks of the present classes, at CLIP's resolution."""
-        pairs = ClassMasks.from_dense(cams, labels)
-        size = self.regularizer.clip.image_size
-        return pairs.resized(*size, align_corners=self.align_corners).of_kind("min-max", self.eps)
+        """Masks `[P, H, W]` in [0, 1] of the present classes, at CLIP's resolution."""
+        height, width = self.regularizer.clip.image_size
+        pairs = ClassMasks.from_dense(cams, labels).resized(height, width, align_corners=self.align_corners)
+        return pairs.of_kind("min-max", self.eps)
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "voc") -> None:
     """The options of WeakTr's `main.py`."""
     add = host_options.add_arguments(parser, preset).add_argument
-    add("--semples-reach", choices=REACH, default=REACH[0], help="what SemPLeS trains of WeakTr")
+    add("--semples-reach", choices=REACH, default="head+fusion", help="what SemPLeS trains of WeakTr")
     add("--semples-mask-eps", type=float, help="of the masks' min-max normalisation (default: the preset's)")
     add("--semples-alone", action="store_true", help="leave WeakTr's own losses out, as the authors' release does")
 
 
 class Training:
-    """What the patch calls in every step: `semples.watch()`, WeakTr's forward pass, `semples(loss, images, labels)`.
+    """What the patch calls: in every step `semples.watch()`, WeakTr's forward pass, then the object itself.
 
     Args:
         args: WeakTr's, with ours.
@@ -121,20 +132,22 @@ class Training:
         self.adapter: WeakTrAdapter | None = None
         if args.semples is None:
             return
-        _check(args)
+        _check_options(args)
         if not self.learns_prompts:
             host_options.check_averaged(model)
         if args.semples_start:
             checkpoint = _read_checkpoint(args.semples_start)
-            getattr(model, "module", model).load_state_dict(checkpoint.get("model", checkpoint))
+            network: Any = getattr(model, "module", model)
+            network.load_state_dict(checkpoint.get("model", checkpoint))
         preset = host_options.preset_of(args)
-        device = next(model.parameters()).device
         eps = preset.stage_eps(args.semples) if args.semples_mask_eps is None else args.semples_mask_eps
+        device = next(model.parameters()).device
         regularizer = host_options.build_regularizer(args, args.nb_classes, device)
         if not self.learns_prompts:
-            _tell_departures(args, preset)
+            _print_departures(args, preset)
         self.adapter = WeakTrAdapter(regularizer, eps=eps, align_corners=preset.align_corners)
-        self.fine, self.log = FineCam(model, args.semples_reach), host_options.LossLog()
+        self.fine = FineCam(model, args.semples_reach)
+        self.log = host_options.LossLog()
 
     @property
     def learns_prompts(self) -> bool:
@@ -142,7 +155,7 @@ class Training:
         return bool(self.args.semples == "prompts")
 
     def watch(self) -> None:
-        """Sets the hooks for the next forward pass; the call after it takes them off again."""
+        """Sets the hooks for the next forward pass; `__call__` removes them."""
         if self.adapter is not None:
             self.fine.__enter__()
 
@@ -151,15 +164,15 @@ class Training:
         if self.adapter is None:
             return loss
         with self.fine:
-            added = self.adapter.loss(images, self.fine(), labels)
+            objectives = self.adapter.loss(images, self.fine(), labels)
         self.log(self.adapter.losses)
-        return added if self.args.semples_alone else loss + added
+        return objectives if self.args.semples_alone else loss + objectives
 
     def learn_prompts(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Stage (b): walks a loader of (images, labels) once and writes `--semples-prompts`."""
         assert self.adapter is not None
 
-        def walk() -> Any:
+        def walk() -> Iterator[tuple[Tensor, ...]]:
             for images, labels in loader:
                 images = images.to(device)
                 self.model(images)
@@ -171,30 +184,34 @@ class Training:
         print(f"SemPLeS: wrote {self.args.semples_prompts}; stage (c): --semples refine")
 
 
-def _tell_departures(args: argparse.Namespace, preset: Preset) -> None:
-    # WeakTr has multiplied its rate with batch and processes by now.
+def _print_departures(args: argparse.Namespace, preset: Preset) -> None:
+    """Prints which of WeakTr's options differ from the preset's; `args.lr` is WeakTr's final one by now."""
     batch = args.batch_size * world_size()
-    found = preset.departures(lr=args.lr, batch_size=batch, epochs=args.epochs, weight_decay=args.weight_decay)
-    if found and is_first():
-        print(f"SemPLeS: stages (a) and (c) are trained by WeakTr's options: {found}")
+    departures = preset.departures(lr=args.lr, batch_size=batch, epochs=args.epochs, weight_decay=args.weight_decay)
+    if departures and is_first():
+        print(f"SemPLeS: stages (a) and (c) are trained by WeakTr's options: {departures}")
 
 
-def _check(args: argparse.Namespace) -> None:
-    if (args.semples == "prompts" or args.semples_alone) and not (args.semples_start or args.resume):
+def _check_options(args: argparse.Namespace) -> None:
+    needs_trained = args.semples == "prompts" or args.semples_alone
+    if needs_trained and not (args.semples_start or args.resume):
         raise ValueError("head and fusion must have been trained: give --semples-start CHECKPOINT, WeakTr's or (a)'s")
-    paints = {"--aa=": args.aa, "--color-jitter 0": args.color_jitter, "--reprob 0": args.reprob}
-    if args.semples == "prompts" and any(paints.values()):
-        needed = " ".join(option for option, value in paints.items() if value)
-        raise ValueError(f"stage (b) describes images, and augmentations would paint over them: give {needed}")
+    painting = {"--aa=": args.aa, "--color-jitter 0": args.color_jitter, "--reprob 0": args.reprob}
+    needed = [option for option, value in painting.items() if value]
+    if args.semples == "prompts" and needed:
+        raise ValueError(
+            f"stage (b) describes images, and augmentations would paint over them: give {' '.join(needed)}"
+        )
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:
-    # WeakTr saves a numpy number beside the weights; it is allowed by name, anything else is refused.
+    """A checkpoint of WeakTr's, which holds a numpy number beside the weights; any other object is refused."""
     import numpy as np
 
     scalar = np.float64().__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
-    allowed: list[Any] = [*names, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
+    dtypes = {type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}
+    allowed: list[Any] = [*names, np.dtype, *dtypes]
     with torch.serialization.safe_globals(allowed):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint

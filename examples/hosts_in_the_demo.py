@@ -2,10 +2,11 @@
 
     python examples/hosts_in_the_demo.py --out hosts-out
 
-trains, for every seed, a small network with the contracts of CLIMS, of WeakTr and of FMA-WSSS (`host_heads.py`): first
-as the host does, then with (a) matching, then, from the same start, with (c) refinement and the prompts that (b)
-learned. It prints the table, and writes `hosts.json` and one picture per host. Five minutes per seed on two cores.
-Context activation is the mean CAM on the background that a class keeps company with: less is better.
+trains, for every seed, a small network with the contracts of CLIMS, of WeakTr and of FMA-WSSS
+(`host_heads.py`): first as the host does, then with (a) matching, then, from the same start, with (c)
+refinement and the prompts that (b) learned. It prints the table, and writes `hosts.json` and one drawing per
+host. Five minutes per seed on two cores.
+Context activation is the mean CAM on the background that a class usually appears with: less is better.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import copy
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from semples_plugin.adapters.clims import ClimsAdapter
 from semples_plugin.adapters.fma_wsss import FmaAdapter
 from semples_plugin.adapters.weaktr import FineCam, WeakTrAdapter
 from semples_plugin.demo.data import OBJECTS, Scenes, make_scenes
-from semples_plugin.demo.run import CamsOf, Judgement, draw_cams, judge, normalize_images
+from semples_plugin.demo.network import normalize_images
+from semples_plugin.demo.table import CamsOf, Judgement, draw_cams, judge
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.viz.overlays import write_picture
@@ -40,11 +42,17 @@ from semples_plugin.viz.overlays import write_picture
 WEIGHTS = LossWeights(background=0.4, text=0.02, refine=0.2)  # for the tiny CLIP, as in `semples demo`
 
 
+LossOf = Callable[[Tensor, Tensor], Tensor]
+"""The loss of a batch of images and labels."""
+
+
 class Host(ABC):
     """A host's network, its own loss before and during the stages, and its adapter."""
 
-    steps: tuple[int, int]  # of the baseline, of (a) and (c)
-    lr: tuple[float, float]
+    baseline_steps: int
+    steps: int  # of (a) and of (c)
+    baseline_lr: float
+    lr: float
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     model: nn.Module
     adapter: CamAdapter
@@ -72,7 +80,8 @@ class Clims(Host):
     With matching alone sigmoid masks grow over the image; the area term keeps them small.
     """
 
-    steps, lr = (150, 200), (2e-3, 5e-4)
+    baseline_steps, baseline_lr = 150, 2e-3
+    steps, lr = 200, 5e-4
 
     def __init__(self, clip: FrozenClip) -> None:
         self.model = ClimsHead(len(OBJECTS))
@@ -90,7 +99,8 @@ class Clims(Host):
 class WeakTr(Host):
     """A ViT's fine CAM; head and fusion are trained with the objectives alone, as the authors of SemPLeS do."""
 
-    steps, lr = (250, 100), (2e-3, 5e-3)
+    baseline_steps, baseline_lr = 250, 2e-3
+    steps, lr = 100, 5e-3
 
     def __init__(self, clip: FrozenClip) -> None:
         self.model = WeakTrHead(len(OBJECTS))
@@ -111,7 +121,8 @@ class WeakTr(Host):
 class FmaWsss(Host):
     """Grad-CAMs of a CLIP whose context is learned, with the host's classification loss and its weight."""
 
-    steps, lr = (100, 200), (3e-2, 3e-2)
+    baseline_steps, baseline_lr = 100, 3e-2
+    steps, lr = 200, 3e-2
 
     def __init__(self, clip: FrozenClip) -> None:
         own = FrozenClip.load("demo")
@@ -147,10 +158,10 @@ class Run:
         self.name, self.seed, self.shorten = name, seed, shorten
         self.host: Host = HOSTS[name](FrozenClip.load("demo"))
         self.train, self.test = make_scenes(images, seed), make_scenes(min(images, 300), seed + 10_000)
-        baseline = self._train(self.host.model.train(), "baseline").eval()
-        matched = self._train(copy.deepcopy(baseline), "(a)")
+        baseline = self._train_baseline()
+        matched = self._train_with_semples(baseline, "(a)")
         self._learn_prompts(matched, out / f"{name}-{seed}.safetensors")
-        refined = self._train(copy.deepcopy(baseline), "(c)")
+        refined = self._train_with_semples(baseline, "(c)")
         self.stages = {"baseline": baseline, "(a) matching": matched, "(c) refinement": refined}
 
     def judge(self) -> dict[str, Judgement]:
@@ -162,85 +173,117 @@ class Run:
         return draw_cams(self.test, {stage: self._cams_of(model) for stage, model in self.stages.items()})
 
     def _cams_of(self, model: nn.Module) -> CamsOf:
-        return lambda part: self.host.dense(model, *self._batch(self.test, part))
+        return lambda chosen: self.host.dense(model, *self._batch(self.test, chosen))
 
-    def _batch(self, scenes: Scenes, part: slice | Tensor) -> tuple[Tensor, Tensor]:
-        images = normalize_images(scenes.images[part], mean=self.host.mean, std=self.host.std)
-        return images, torch.from_numpy(scenes.labels[part]).float()
+    def _batch(self, scenes: Scenes, chosen: slice | Tensor) -> tuple[Tensor, Tensor]:
+        images = normalize_images(scenes.images[chosen], mean=self.host.mean, std=self.host.std)
+        return images, torch.from_numpy(scenes.labels[chosen]).float()
 
-    def _train(self, model: nn.Module, stage: str) -> nn.Module:
-        own, host = stage == "baseline", self.host
-        optimizer = torch.optim.AdamW(model.parameters() if own else host.trained(model), lr=host.lr[not own])
-        steps = max(1, host.steps[not own] // self.shorten)
+    def _train_baseline(self) -> nn.Module:
+        host = self.host
+        model = host.model.train()
+        self._train(
+            lambda images, labels: host.own_loss(model, images, labels),
+            list(model.parameters()),
+            host.baseline_lr,
+            host.baseline_steps,
+            "baseline",
+        )
+        return model.eval()
+
+    def _train_with_semples(self, baseline: nn.Module, stage: str) -> nn.Module:
+        host = self.host
+        model = copy.deepcopy(baseline)
+
+        def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+            cams, own_loss = host.step(model, images, labels)
+            return own_loss + host.adapter.loss(images, cams, labels)
+
+        self._train(loss_of, host.trained(model), host.lr, host.steps, stage)
+        return model
+
+    def _train(self, loss_of: LossOf, parameters: list[nn.Parameter], lr: float, steps: int, stage: str) -> None:
+        steps = max(1, steps // self.shorten)
+        optimizer = torch.optim.AdamW(parameters, lr=lr)
         # One warm-up and decay for all: a transformer doesn't start without.
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, host.lr[not own], total_steps=steps + 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
         order = torch.Generator().manual_seed(self.seed)  # (a) and (c) see the same batches
         for _ in tqdm(range(steps), f"{self.name} seed {self.seed} {stage}"):
-            images, labels = self._batch(self.train, torch.randint(len(self.train), (16,), generator=order))
-            if own:
-                loss = host.own_loss(model, images, labels)
-            else:
-                cams, loss = host.step(model, images, labels)
-                loss = loss + host.adapter.loss(images, cams, labels)
+            chosen = torch.randint(len(self.train), (16,), generator=order)
+            loss = loss_of(*self._batch(self.train, chosen))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        return model
 
     def _learn_prompts(self, matched: nn.Module, path: Path) -> None:
-        regularizer, clip = self.host.adapter.regularizer, self.host.adapter.regularizer.clip
-        regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=16, seed=self.seed)
+        adapter = self.host.adapter
+        clip = adapter.regularizer.clip
+        adapter.regularizer.prompts = BackgroundPrompts.for_clip(clip, OBJECTS, length=16, seed=self.seed)
 
         def walk() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for start in range(0, len(self.train), 100):
                 images, labels = self._batch(self.train, slice(start, start + 100))
-                yield images, self.host.step(matched, images, labels)[0], labels
+                cams, _ = self.host.step(matched, images, labels)
+                yield images, cams, labels
 
+        epochs = max(2, 20 // self.shorten)
         with warnings.catch_warnings():
-            # Drift: half-covered objects are in their backgrounds. A second seed learns anew all the same.
+            # Prompts may describe objects that masks cover by half, and the file of another seed is written anew.
             warnings.simplefilter("ignore", UserWarning)
-            self.host.adapter.learn_prompts(walk(), path, epochs=max(2, 20 // self.shorten), lr=2e-2, progress=False)
+            adapter.learn_prompts(walk(), path, epochs=epochs, lr=2e-2, progress=False)
 
 
 def table(results: dict[str, dict[str, list[Judgement]]]) -> str:
     """Markdown: mean mIoU with every seed's, and mean context activation."""
     lines = ["| host | stage | mIoU [%]: mean (seeds) | context activation |", "|---|---|---|---|"]
     for host, stages in results.items():
-        for stage, judged in stages.items():
-            mious = [one.miou for one in judged]
-            seeds = ", ".join(f"{value:.1f}" for value in mious)
-            context = np.mean([one.context for one in judged])
+        for stage, judgements in stages.items():
+            mious = [judgement.miou for judgement in judgements]
+            seeds = ", ".join(f"{miou:.1f}" for miou in mious)
+            context = np.mean([judgement.context for judgement in judgements])
             lines.append(f"| {host} | {stage} | {np.mean(mious):.1f} ({seeds}) | {context:.2f} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Trains every host for every seed; prints the table, writes figures and pictures."""
+def write_results(args: argparse.Namespace, results: dict[str, dict[str, list[Judgement]]]) -> None:
+    rows = {
+        host: {stage: [asdict(judgement) for judgement in judgements] for stage, judgements in stages.items()}
+        for host, stages in results.items()
+    }
+    settings = {"seeds": args.seeds, "images": args.images, "shorten": args.shorten}
+    with replacing(args.out / "hosts.json") as temporary:
+        temporary.write_text(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="default: %(default)s")
-    parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=list(HOSTS))
-    parser.add_argument("--out", type=Path, default=Path("hosts-out"), help="folder for hosts.json and the pictures")
-    parser.add_argument("--images", type=int, default=1000, help="training scenes")
-    parser.add_argument("--shorten", type=int, default=1, metavar="N", help="an N-th of all steps, to try it out")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[100, 101, 102], help="default: %(default)s")
+    add("--hosts", nargs="+", choices=HOSTS, default=list(HOSTS))
+    add("--out", type=Path, default=Path("hosts-out"), help="folder for hosts.json and the drawings")
+    add("--images", type=int, default=1000, help="training scenes")
+    add("--shorten", type=int, default=1, metavar="N", help="an N-th of all steps, to try it out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains every host for every seed; prints the table, writes figures and drawings."""
+    args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, list[Judgement]]] = {}
     for name in args.hosts:
         for seed in args.seeds:
             run = Run(name, seed, args.images, args.shorten, args.out)
-            for stage, judged in run.judge().items():
-                results.setdefault(name, {}).setdefault(stage, []).append(judged)
+            for stage, judgement in run.judge().items():
+                results.setdefault(name, {}).setdefault(stage, []).append(judgement)
             if seed == args.seeds[0]:
                 write_picture(args.out / f"{name}.png", run.draw())
-            with replacing(args.out / "hosts.json") as temporary:  # after every run: hours aren't lost
-                rows = {h: {s: [asdict(j) for j in js] for s, js in stages.items()} for h, stages in results.items()}
-                settings = {"seeds": args.seeds, "images": args.images, "shorten": args.shorten}
-                temporary.write_text(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
+            write_results(args, results)  # after every run, so that an interrupt loses none
     print(table(results))
     if args.shorten > 1 or args.images != 1000:
         print("shortened: these figures say that it runs, and no more")
-    print(f"wrote hosts.json and a picture for each host to {args.out}")
+    print(f"wrote hosts.json and a drawing for each host to {args.out}")
 
 
 if __name__ == "__main__":

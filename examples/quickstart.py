@@ -1,6 +1,6 @@
-"""The three stages of SemPLeS around a CAM model of one's own; `python examples/quickstart.py` runs in a minute.
+"""The three stages of SemPLeS around your own CAM model; `python examples/quickstart.py` runs in a minute.
 
-Replace what stands under "Yours", and load a CLIP that knows photographs:
+Replace what stands under "Yours", and load a CLIP that was trained on real images:
 sp.FrozenClip.load("ViT-B-32-quickgelu", pretrained="openai", device="cuda")."""
 
 import copy
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 import semples_plugin as sp
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.network import CamNet
-from semples_plugin.demo.run import judge, normalize_images
+from semples_plugin.demo.network import CamNet, normalize_images
+from semples_plugin.demo.table import judge
 
 # Yours: images, multi-hot labels [N, K], a model that returns CAMs [N, K, h, w], and its classification training.
 torch.manual_seed(0)

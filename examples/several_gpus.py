@@ -20,8 +20,7 @@ from semples_plugin import (
     learn_background_prompts,
 )
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.network import CamNet
-from semples_plugin.demo.run import normalize_images
+from semples_plugin.demo.network import CamNet, normalize_images
 from semples_plugin.viz.training_log import TrainingLog
 
 cuda = torch.cuda.is_available()

@@ -1,6 +1,7 @@
-"""SemPLeS around any module that returns CAMs [N, K, h, w], by `wrap`; `python examples/wrap_your_model.py` runs.
+"""SemPLeS around any module that returns CAMs [N, K, h, w], by `wrap`: python examples/wrap_your_model.py
 
-Here a small network and the demo's scenes and tiny CLIP; with photographs, FrozenClip.load and load_preset("voc").
+It takes a small network, the demo's scenes and its tiny CLIP. With real images, use FrozenClip.load and
+load_preset("voc").
 """
 
 import copy
@@ -11,8 +12,7 @@ import torch.nn.functional as F
 from semples_plugin import BackgroundPrompts, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.adapters.base import wrap
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.network import CamNet
-from semples_plugin.demo.run import normalize_images
+from semples_plugin.demo.network import CamNet, normalize_images
 
 torch.manual_seed(0)
 scenes, clip, model = make_scenes(256, seed=0), FrozenClip.load("demo"), CamNet(len(OBJECTS))

@@ -2,7 +2,7 @@
 
     from semples_plugin import ClassMasks, FrozenClip, SemPLeSRegularizer
 
-See the README for the three stages, and `semples demo` for all of them in some four minutes.
+See `docs/loop.md` for the three stages, and `semples demo` for all of them in some four minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.masks import ClassMasks
     from semples_plugin.presets import Preset, load_preset
-    from semples_plugin.prompt_learning.learn import PromptHistory, learn_background_prompts
+    from semples_plugin.prompt_learning.epochs import PromptHistory
+    from semples_plugin.prompt_learning.learn import learn_background_prompts
     from semples_plugin.prompts import BackgroundPrompts
     from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
 
@@ -27,7 +28,7 @@ _MODULES = {
     "FrozenClip": "clip.frozen",
     "LossWeights": "regularizer",
     "Preset": "presets",
-    "PromptHistory": "prompt_learning.learn",
+    "PromptHistory": "prompt_learning.epochs",
     "SemPLeSRegularizer": "regularizer",
     "learn_background_prompts": "prompt_learning.learn",
     "load_preset": "presets",

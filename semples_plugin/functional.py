@@ -2,8 +2,8 @@
 
 Every loss is an expectation over the (image, present class) pairs of a batch and is built from two terms:
 `attract`, -log sim, and `repel`, -log(1 - sim). Features are `[P, D]`, similarities `[P]`, losses scalars.
-Everything below half precision is computed in float32, whatever autocast says: near 1, float16 cannot tell
-sim from 0.9999 and the logarithm of what is left is noise.
+Half-precision features are compared in float32, under any autocast: near 1, float16 cannot tell sim from
+0.9999, and the logarithm of 1 - sim would be noise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 SIMILARITY_RANGE = (1e-4, 0.9999)
 """Cosines are clamped to this range, so that both logarithms are finite (section 4.2: non-positive scores
-become a small positive number). Outside of it a pair gets no gradient."""
+become a small positive number). A pair whose cosine lies outside of it gets no gradient."""
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -25,6 +25,13 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         `[P]`, float32 (float64 for float64 features).
+
+    Raises:
+        ValueError: unless both have one shape `[P, D]`.
+
+    >>> features, texts = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    >>> similarity(features, texts)  # the second cosine is -1
+    tensor([6.0000e-01, 1.0000e-04])
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(
@@ -36,18 +43,30 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def is_clamped(similarities: Tensor) -> Tensor:
-    """Which similarities `[P]` lie at an end of `SIMILARITY_RANGE`: these pairs get no gradient."""
+    """Which similarities `[P]` lie at an end of `SIMILARITY_RANGE`: these pairs get no gradient.
+
+    >>> is_clamped(torch.tensor([0.3, 1e-4, 0.9999]))
+    tensor([False,  True,  True])
+    """
     low, high = SIMILARITY_RANGE
     return (similarities <= low) | (similarities >= high)
 
 
 def attract(similarities: Tensor) -> Tensor:
-    """E[-log sim], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none."""
+    """E[-log sim], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none.
+
+    >>> attract(torch.tensor([0.9, 0.9])), attract(torch.tensor([0.1]))
+    (tensor(0.1054), tensor(2.3026))
+    """
     return _mean(-similarities.log())
 
 
 def repel(similarities: Tensor) -> Tensor:
-    """E[-log(1 - sim)], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none."""
+    """E[-log(1 - sim)], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none.
+
+    >>> repel(torch.tensor([0.9, 0.9])), repel(torch.tensor([0.1]))
+    (tensor(2.3026), tensor(0.1054))
+    """
     return _mean(-torch.log1p(-similarities))
 
 
@@ -60,6 +79,10 @@ def matching_loss(foreground_label: Tensor, background_label: Tensor) -> tuple[T
 
     Returns:
         E[-log sim(v_f, u_f)] and E[-log(1 - sim(v_b, u_f))]; the paper weighs the second by lambda_b.
+
+    >>> foreground, background = matching_loss(torch.tensor([0.8, 0.9]), torch.tensor([0.3, 0.2]))
+    >>> foreground + 2.4 * background  # L_match, with lambda_b for VOC
+    tensor(0.8600)
     """
     return attract(foreground_label), repel(background_label)
 
@@ -75,6 +98,14 @@ def prompt_loss(prompt_background: Tensor, prompt_label: Tensor, text_term: str 
 
     Returns:
         E[-log sim(u_b, v_b)] and the text term; the paper weighs the second by lambda_T.
+
+    Raises:
+        ValueError: for another text term.
+
+    >>> prompt_loss(torch.tensor([0.8]), torch.tensor([0.3]))
+    (tensor(0.2231), tensor(0.3567))
+    >>> prompt_loss(torch.tensor([0.8]), torch.tensor([0.3]), text_term="release")
+    (tensor(0.2231), tensor(-1.2040))
     """
     if text_term == "paper":
         return attract(prompt_background), repel(prompt_label)
@@ -88,6 +119,12 @@ def refinement_loss(foreground_prompt: Tensor) -> Tensor:
 
     Args:
         foreground_prompt: sim(v_f, u_b), `[P]`: the foreground view and the background prompt of its class.
+
+    Returns:
+        The scalar; the paper weighs it by lambda.
+
+    >>> refinement_loss(torch.tensor([0.3, 0.2]))
+    tensor(0.2899)
     """
     return repel(foreground_prompt)
 

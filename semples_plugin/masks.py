@@ -1,8 +1,8 @@
 """`ClassMasks`: the soft masks of a batch, one for each (image, present class) pair, with gradients.
 
-CAM networks speak many dialects: dense maps for all classes or maps of the present classes alone, sigmoids,
-ReLU maps, signed Grad-CAMs of 5e-4. They all become one thing here: P maps in [0, 1], each knowing its image
-and its class. From there on nothing loops over pairs.
+CAM networks return different things: dense maps for all classes or maps of the present classes alone, logits,
+sigmoids, ReLU maps, signed Grad-CAMs of 5e-4. All of them become P maps in [0, 1], each with the index of its
+image and of its class, so that nothing after this loops over pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from semples_plugin.utils.checks import CheckSchedule, check_tensor, waits, warn_once
 
-_looks = CheckSchedule()  # at the range of the CAMs
+_span_checks = CheckSchedule()  # when the range of the CAMs is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,13 @@ class ClassMasks:
         image_index: `[P]`, int64, the image of each pair within its batch.
         class_index: `[P]`, int64, the class of each pair, 0-based, without a background class.
         num_images, num_classes: N and K where they are known (from dense maps), else None.
+
+    >>> cams = torch.tensor([[[[0.0, 1.0]], [[5.0, 5.0]], [[2.0, 4.0]]]])  # one image, three classes, 1 x 2 pixels
+    >>> masks = ClassMasks.from_dense(cams, labels=torch.tensor([[1, 0, 1]]))
+    >>> masks
+    ClassMasks(2 pairs, 1 image, 3 classes; maps 1 x 2, float32, on cpu)
+    >>> masks.class_index
+    tensor([0, 2])
     """
 
     maps: Tensor
@@ -46,7 +53,18 @@ class ClassMasks:
             labels: multi-hot image labels `[N, K]` of any dtype, holding 0 and 1 alone.
 
         Returns:
-            The P = number of ones pairs, in row-major order: image by image, classes ascending.
+            P pairs, one for each 1 in `labels`, in row-major order: image by image, classes ascending.
+
+        Raises:
+            TypeError: for what is no tensor, or cams of integers.
+            ValueError: where shapes disagree, or labels hold other values than 0 and 1.
+
+        >>> cams, labels = torch.rand(2, 3, 8, 8), torch.tensor([[0, 1, 1], [1, 0, 0]])
+        >>> masks = ClassMasks.from_dense(cams, labels)
+        >>> masks.image_index, masks.class_index
+        (tensor([0, 0, 1]), tensor([1, 2, 0]))
+        >>> torch.equal(masks.maps[1], cams[0, 2])
+        True
         """
         check_tensor("cams", cams, shape="[N, K, h, w]")
         check_tensor("labels", labels, shape="[N, K]", floating=False)
@@ -55,12 +73,13 @@ class ClassMasks:
                 f"cams {list(cams.shape)} and labels {list(labels.shape)} disagree: expected labels of shape "
                 f"{list(cams.shape[:2])}; neither has a column for the background, and COCO's have 80 or 90"
             )
-        labels = (
-            labels.detach().cpu()
-        )  # how many pairs there are must be known: labels on a device are waited for, once
+        # The number of pairs must be known here, which waits for labels on a device, once.
+        labels = labels.detach().cpu()
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("labels: expected a multi-hot matrix of 0 and 1, got other values; pass hard image labels")
-        image_index, class_index = (index.to(cams.device, non_blocking=True) for index in labels.nonzero(as_tuple=True))
+        image_index, class_index = labels.nonzero(as_tuple=True)
+        image_index = image_index.to(cams.device, non_blocking=True)
+        class_index = class_index.to(cams.device, non_blocking=True)
         return cls(cams[image_index, class_index], image_index, class_index, *cams.shape[:2])
 
     @classmethod
@@ -68,12 +87,21 @@ class ClassMasks:
         """Takes maps that the host made for the present classes only.
 
         Args:
-            maps: `[P, h, w]`, floating point.
+            maps: `[P, h, w]`, floating point, with or without gradients.
             image_index: `[P]`, integers: which image of the batch each map belongs to.
             class_index: `[P]`, integers: which class, 0-based.
+
+        Raises:
+            TypeError: for maps that are no tensor, or of integers.
+            ValueError: unless each map has one index of each kind, 0 or more (which, on a GPU, the regularizer
+                checks).
+
+        >>> maps = torch.rand(3, 8, 8)
+        >>> ClassMasks.from_pairs(maps, image_index=torch.tensor([0, 0, 1]), class_index=torch.tensor([4, 2, 4]))
+        ClassMasks(3 pairs; maps 8 x 8, float32, on cpu)
         """
         check_tensor("maps", maps, shape="[P, h, w]")
-        indices = []
+        checked = []
         for name, index in (("image_index", image_index), ("class_index", class_index)):
             index = torch.as_tensor(index)
             if index.numel() == 0:
@@ -83,24 +111,34 @@ class ClassMasks:
                     f"{name}: expected {maps.shape[0]} integers, one for each map, "
                     f"got {index.dtype} of shape {list(index.shape)}"
                 )
-            # Indices on a device are checked with the other values there, by the regularizer.
+            # On a GPU the regularizer checks indices, together with all other values.
             if index.numel() and not waits(index.device) and int(index.min()) < 0:
                 raise ValueError(f"{name}: expected indices from 0, got {int(index.min())}")
-            indices.append(index.long().to(maps.device, non_blocking=True))
-        return cls(maps, indices[0], indices[1])
+            checked.append(index.long().to(maps.device, non_blocking=True))
+        image_index, class_index = checked
+        return cls(maps, image_index, class_index)
 
     def __len__(self) -> int:
         return self.maps.shape[0]
 
     def __repr__(self) -> str:
         height, width = self.maps.shape[1:]
-        known = zip((self.num_images, self.num_classes), ("images", "classes"), strict=True)
-        of = "".join(f", {count} {what}" for count, what in known if count is not None)
-        dtype, gradient = str(self.maps.dtype).removeprefix("torch."), ", with gradients" * self.maps.requires_grad
-        return f"ClassMasks({len(self)} pairs{of}; maps {height} x {width}, {dtype}, on {self.maps.device}{gradient})"
+        sizes = _counted(len(self), "pair", "pairs")
+        if self.num_images is not None:
+            sizes += f", {_counted(self.num_images, 'image', 'images')}"
+        if self.num_classes is not None:
+            sizes += f", {_counted(self.num_classes, 'class', 'classes')}"
+        dtype = str(self.maps.dtype).removeprefix("torch.")
+        gradients = ", with gradients" if self.maps.requires_grad else ""
+        return f"ClassMasks({sizes}; maps {height} x {width}, {dtype}, on {self.maps.device}{gradients})"
 
     def __getitem__(self, part: int | slice | Tensor) -> ClassMasks:
-        """Some of the pairs, or one of them: a number, a slice, numbers `[Q]` or a choice `[P]` of booleans."""
+        """Some of the pairs, or one of them: an index, a slice, indices `[Q]` or booleans `[P]`.
+
+        >>> masks = ClassMasks.from_dense(torch.rand(2, 3, 8, 8), torch.ones(2, 3))
+        >>> len(masks[:4]), len(masks[-1]), len(masks[masks.class_index == 0])
+        (4, 1, 2)
+        """
         if not isinstance(part, slice) and getattr(part, "ndim", 0) == 0:
             part = operator.index(part)
             if not -len(self) <= part < len(self):
@@ -111,19 +149,35 @@ class ClassMasks:
         )
 
     def relu(self) -> ClassMasks:
-        """max(map, 0): for signed CAMs, before a normalisation."""
+        """max(map, 0): for signed CAMs, before a normalisation.
+
+        >>> ClassMasks.from_pairs(torch.tensor([[[-1.0, 2.0]]]), torch.tensor([0]), torch.tensor([0])).relu().maps
+        tensor([[[0., 2.]]])
+        """
         return replace(self, maps=self.maps.relu())
 
     def sigmoid(self) -> ClassMasks:
-        """1 / (1 + exp(-map)): for hosts whose maps are logits per pixel; the result needs no normalisation."""
+        """1 / (1 + exp(-map)): for hosts whose maps are logits per pixel; the result needs no normalisation.
+
+        >>> ClassMasks.from_pairs(torch.tensor([[[0.0, 4.0]]]), torch.tensor([0]), torch.tensor([0])).sigmoid().maps
+        tensor([[[0.5000, 0.9820]]])
+        """
         return replace(self, maps=self._as_float32().sigmoid())  # half precision rounds a mask of 0.9999 to 1
 
     def normalized(self, eps: float = 0.1) -> ClassMasks:
         """Min-max per pair, (c - min) / (max - min + eps), with gradients through min and max.
 
         Args:
-            eps: in the units of the maps. The release's 0.1 suits maps that reach 1 and more; raw CAMs of 5e-4
-                are flattened by it (a warning says so, once): give such a host an eps well below its maxima.
+            eps: in the units of the maps. The release's 0.1 suits maps that reach 1 and more; raw CAMs of
+                5e-4 are flattened by it (a warning says so, once): give such a host an eps well below its
+                maxima.
+
+        Raises:
+            ValueError: for an eps that isn't positive.
+
+        >>> masks = ClassMasks.from_pairs(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([0]), torch.tensor([0]))
+        >>> masks.normalized(eps=0.1).maps
+        tensor([[[0.0000, 0.4762, 0.9524]]])
         """
         maps = self._as_float32()
         low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
@@ -135,6 +189,10 @@ class ClassMasks:
 
         Args:
             eps: in the units of the maps, see `normalized`.
+
+        >>> masks = ClassMasks.from_pairs(torch.tensor([[[-1.0, 2.0, 4.0]]]), torch.tensor([0]), torch.tensor([0]))
+        >>> masks.max_normalized().maps
+        tensor([[[0.0000, 0.5000, 1.0000]]])
         """
         maps = self._as_float32().relu()
         high = maps.amax((1, 2), keepdim=True)
@@ -146,28 +204,38 @@ class ClassMasks:
         return replace(self, maps=maps / (high + eps))
 
     def of_kind(self, kind: str, eps: float | None = None) -> ClassMasks:
-        """Masks in [0, 1] from CAMs of a kind, one of `KINDS`; the one table behind `wrap` and the adapters.
+        """Masks in [0, 1] from CAMs of a kind, one of `KINDS`, as `wrap` and the adapters name them.
 
         Args:
-            kind: "logits" per pixel take `sigmoid`; "sigmoid" are masks already; "relu", ReLU maps or signed ones,
-                take `max_normalized`; "min-max", non-negative maps, take `normalized`.
+            kind: "logits" per pixel take `sigmoid`; "sigmoid" are masks already; "relu", ReLU maps or signed
+                ones, take `max_normalized`; "min-max", non-negative maps, take `normalized`.
             eps: of the last two, in the units of the maps; None for their own default.
+
+        Raises:
+            ValueError: for another kind.
+
+        >>> masks = ClassMasks.from_pairs(torch.randn(1, 8, 8), torch.tensor([0]), torch.tensor([0]))
+        >>> torch.equal(masks.of_kind("logits").maps, masks.sigmoid().maps)
+        True
         """
         check_kind(kind)
-        given = {} if eps is None else {"eps": eps}
-        return KINDS[kind](self, **given)
+        options = {} if eps is None else {"eps": eps}
+        return KINDS[kind](self, **options)
 
     def resized(self, height: int, width: int, align_corners: bool = False) -> ClassMasks:
         """Bilinear resampling to `[P, height, width]`, with gradients; the release aligns the corners.
 
         Masks that shrink are antialiased, as images are, unless corners are aligned.
+
+        >>> ClassMasks.from_pairs(torch.rand(1, 8, 8), torch.tensor([0]), torch.tensor([0])).resized(32, 24)
+        ClassMasks(1 pair; maps 32 x 24, float32, on cpu)
         """
         if self.maps.shape[1:] == (height, width):
             return self
         if len(self) == 0:  # interpolate refuses an empty batch; an expanded sum keeps the graph
             return replace(self, maps=self.maps.sum() * self.maps.new_zeros(0, height, width))
         maps = self._as_float32()[:, None]
-        # Where masks shrink every pixel takes part, as in the images; antialiasing knows no aligned corners.
+        # Where masks shrink every pixel takes part, as in the images; torch antialiases without aligned corners only.
         shrinks = (maps.shape[2] > height or maps.shape[3] > width) and not align_corners
         maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=align_corners, antialias=shrinks)
         return replace(self, maps=maps[:, 0])
@@ -181,9 +249,10 @@ class ClassMasks:
         return self.maps.to(torch.promote_types(self.maps.dtype, torch.float32))
 
     def _warn_if_flat(self, spans: Tensor, eps: float, without: str) -> None:
+        """Warns where the median of `spans`, `[P, 1, 1]`, is below `eps`; `without` says what a span of 0 means."""
         if not eps > 0:
             raise ValueError(f"eps: expected a positive number, got {eps}")
-        if not len(self) or torch.compiler.is_compiling() or not _looks.is_due(spans.device, (eps, without)):
+        if not len(self) or torch.compiler.is_compiling() or not _span_checks.is_due(spans.device, (eps, without)):
             return
         span = float(spans.detach().median())
         if span == 0:
@@ -202,7 +271,11 @@ KINDS: dict[str, Callable[..., ClassMasks]] = {
     "relu": ClassMasks.max_normalized,
     "min-max": ClassMasks.normalized,
 }
-"""How CAMs of a kind become masks: logits and sigmoids by themselves, the others divided by their own range."""
+"""How CAMs of a kind become masks: see `ClassMasks.of_kind`."""
+
+
+def _counted(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"
 
 
 def check_kind(kind: str) -> None:
@@ -223,6 +296,12 @@ def masked_views(images: Tensor, masks: ClassMasks, fill: Tensor) -> Tensor:
 
     Returns:
         `[2 P, 3, H, W]`: all foreground views, then all background views.
+
+    >>> image, left_half = torch.ones(1, 3, 1, 2), torch.tensor([[[1.0, 0.0]]])
+    >>> views = masked_views(image, ClassMasks(left_half, torch.tensor([0]), torch.tensor([0])), fill=torch.zeros(3))
+    >>> views[:, 0]  # the red channel of the foreground view and of the background view
+    tensor([[[1., 0.]],
+            [[0., 1.]]])
     """
     pairs = images[masks.image_index]
     fill = fill.to(pairs).view(1, 3, 1, 1)

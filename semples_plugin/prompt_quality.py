@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEPARATED = 0.5
-"""Share of a class's pairs that must have their background nearer to the prompt than their foreground. Prompts below it
-(37 % on photographs) made refinement harmful once it was strong, prompts above it (71 % to 96 % there, 61 % to 99 % in
-the demo's world) did not."""
+"""Share of a class's pairs that must have their background nearer to the prompt than their foreground. Prompts
+below it (37 % on real images) made refinement harmful once it was strong, prompts above it (71 % to 96 % on real
+images, 61 % to 99 % on the demo's) did not."""
 
 DRIFT = 0.05
 """Rise of sim(u_b, u_f) from which a prompt that is nearest to its own label counts as drawn to the object."""
 
 LEARNED = 0.02
-"""Rise of sim(u_b, v_b) below which a prompt has learned nothing; learning brings 0.2 on photographs, 0.25 and more in
-the demo's world."""
+"""Rise of sim(u_b, v_b) below which a prompt has learned nothing; learning brings 0.2 on real images, 0.25 and
+more on the demo's."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class ClassQuality:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ClassQuality:
         """The inverse of `dataclasses.asdict`."""
-        before, after = (found and Nearness(**found) for found in (fields["before"], fields["after"]))
-        return cls(fields["class_name"], before, after, fields.get("pairs"))
+        before = None if fields["before"] is None else Nearness(**fields["before"])
+        return cls(fields["class_name"], before, Nearness(**fields["after"]), fields.get("pairs"))
 
     @property
     def seen(self) -> bool:
@@ -89,6 +89,25 @@ class ClassQuality:
         return self.after.background - self.before.background < LEARNED
 
 
+def quality_from_similarities(
+    class_names: Sequence[str], similarities: Mapping[str, Sequence[Any]]
+) -> tuple[ClassQuality, ...]:
+    """Quality out of a file from before foregrounds were measured.
+
+    Args:
+        class_names: K names.
+        similarities: "background" and "label", K cosines each, after learning; empty for prompts not yet
+            learned.
+    """
+    if not similarities:
+        return ()
+    backgrounds, labels = similarities.get("background", ()), similarities.get("label", ())
+    return tuple(
+        ClassQuality(name, None, Nearness(background, None, None, label, None))
+        for name, background, label in zip(class_names, backgrounds, labels, strict=True)
+    )
+
+
 def measure(
     class_names: Sequence[str],
     prompts: Tensor,
@@ -108,66 +127,82 @@ def measure(
     prompts, counts = prompts.detach(), class_index.bincount(minlength=len(prompts))
 
     def cosines(features: Tensor) -> Tensor:
+        """Of each pair's feature and its class's prompt, `[P]`."""
         return (features @ prompts.to(features).T).gather(1, class_index[:, None])[:, 0] / features.norm(dim=1)
 
-    def means(values: Tensor) -> list[float | None]:
+    def class_means(values: Tensor) -> list[float | None]:
+        """Means over the pairs of each class; None for a class without a pair."""
         sums = values.new_zeros(len(counts)).index_add_(0, class_index, values)
         return [mean if count else None for mean, count in zip((sums / counts).tolist(), counts.tolist(), strict=True)]
 
-    near, both = cosines(backgrounds), labels @ prompts.to(labels).T
-    background = means(near)
+    near = cosines(backgrounds)
+    background = class_means(near)
     foreground: list[float | None] = [None] * len(prompts)
-    separation = foreground
+    separation: list[float | None] = [None] * len(prompts)
     if foregrounds is not None:
         far = cosines(foregrounds)
-        foreground, separation = means(far), means((near > far).to(near))
-    own, nearest = both.diagonal().tolist(), [class_names[k] for k in both.argmax(dim=0).tolist()]
-    return [Nearness(*one) for one in zip(background, foreground, separation, own, nearest, strict=True)]
+        foreground, separation = class_means(far), class_means((near > far).to(near))
+    label_cosines = labels @ prompts.to(labels).T  # [labels, prompts]
+    own_label = label_cosines.diagonal().tolist()
+    nearest = [class_names[k] for k in label_cosines.argmax(dim=0).tolist()]
+    columns = zip(background, foreground, separation, own_label, nearest, strict=True)
+    return [Nearness(*measured) for measured in columns]
 
 
 def went_well(quality: Sequence[ClassQuality]) -> bool:
     """Whether every prompt that was taught describes its background."""
-    return not any(one.seen and (one.describes_object or one.learned_nothing) for one in quality)
+    return not any(prompt.seen and (prompt.describes_object or prompt.learned_nothing) for prompt in quality)
 
 
 def describe_quality(quality: Sequence[ClassQuality]) -> str:
     """One sentence on how (b) went, and what to do where it did not go well."""
-    seen = [one for one in quality if one.seen]
+    seen = [prompt for prompt in quality if prompt.seen]
     if not seen:
         return "how stage (b) went is unknown: these prompts come without its measurements"
-    figures = [f"sim(u_b, v_b) {_mean([one.after.background for one in seen])}"]
-    if all(one.before is not None for one in seen):
-        figures[0] += f", before learning {_mean([one.before.background for one in seen if one.before])}"
-    shares = [(one.after.separation, one.pairs) for one in seen if one.after.separation is not None]
-    if len(shares) < len(seen):
-        figures.append("foregrounds not measured")
-    else:
-        counts = [pairs for _, pairs in shares if pairs is not None]
-        counted = len(counts) == len(shares)
-        weights, of = (counts, "of the pairs") if counted else ([1] * len(shares), "of a class's pairs on average")
-        share = 100 * sum(share * n for (share, _), n in zip(shares, weights, strict=True)) / sum(weights)
-        figures.append(f"backgrounds nearer than foregrounds for {share:.0f} % {of}")
-        figures.append(f"sim(u_b, v_f) {_mean([one.after.foreground for one in seen])}")
-    about = f" ({'; '.join(figures)})"
+    figures = _describe_figures(seen)
     if went_well(quality):
-        return f"(b) went well: the prompts describe backgrounds{about}"
-    parts = []
-    objects = [one.class_name for one in seen if one.describes_object]
+        return f"(b) went well: the prompts describe backgrounds ({figures})"
+    groups = []
+    objects = [prompt.class_name for prompt in seen if prompt.describes_object]
     if objects:
-        parts.append(
-            f"{_few(objects)} describe the object (nearer to it than to its background, or drawn to its label), and "
-            "refinement would suppress it: look at these classes' masks, raise LossWeights.text or, after few steps, lr"
+        groups.append(
+            f"{_first_names(objects)} describe the object (nearer to it than to its background, or drawn to its "
+            "label), and refinement would suppress it: look at these classes' masks, raise LossWeights.text or, after "
+            "few steps, lr"
         )
-    idle = [one.class_name for one in seen if one.learned_nothing and not one.describes_object]
+    idle = [prompt.class_name for prompt in seen if prompt.learned_nothing and not prompt.describes_object]
     if idle:
-        parts.append(f"{_few(idle)} came no nearer to their backgrounds: raise lr, epochs or LossWeights.image")
-    bad = len(objects) + len(idle)
-    return f"(b) did not go well for {bad} of {len(seen)} classes{about}: the prompts of {'; those of '.join(parts)}"
+        groups.append(
+            f"{_first_names(idle)} came no nearer to their backgrounds: raise lr, epochs or LossWeights.image"
+        )
+    bad = f"{len(objects) + len(idle)} of {len(seen)} classes"
+    return f"(b) did not go well for {bad} ({figures}): the prompts of {'; those of '.join(groups)}"
+
+
+def _describe_figures(seen: Sequence[ClassQuality]) -> str:
+    """Means over classes that had pairs: "sim(u_b, v_b) 0.40, before learning 0.20; backgrounds nearer ..."."""
+    background = f"sim(u_b, v_b) {_mean([prompt.after.background for prompt in seen])}"
+    before = [prompt.before.background for prompt in seen if prompt.before is not None]
+    if len(before) == len(seen):
+        background += f", before learning {_mean(before)}"
+    measured = [(prompt.after.separation, prompt.pairs) for prompt in seen if prompt.after.separation is not None]
+    if len(measured) < len(seen):
+        return f"{background}; foregrounds not measured"
+    counts = [pairs for _, pairs in measured if pairs is not None]
+    if len(counts) == len(measured):
+        weights, of = counts, "of the pairs"
+    else:  # files from before pairs were counted: all classes weigh alike
+        weights, of = [1] * len(measured), "of a class's pairs on average"
+    share = 100 * sum(separation * weight for (separation, _), weight in zip(measured, weights, strict=True))
+    share /= sum(weights)
+    foreground = f"sim(u_b, v_f) {_mean([prompt.after.foreground for prompt in seen])}"
+    return f"{background}; backgrounds nearer than foregrounds for {share:.0f} % {of}; {foreground}"
 
 
 def _mean(values: Sequence[float | None]) -> str:
     return f"{fmean(value for value in values if value is not None):.2f}"
 
 
-def _few(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
+    """At most three of the names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

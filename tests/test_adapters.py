@@ -15,7 +15,7 @@ from semples_plugin.adapters import clims, fma_wsss, host_options, weaktr
 from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.demo.data import OBJECTS, make_scenes
-from semples_plugin.demo.run import normalize_images
+from semples_plugin.demo.network import normalize_images
 from semples_plugin.regularizer import sum_of
 
 PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"

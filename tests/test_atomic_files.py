@@ -12,7 +12,7 @@ import torch
 from semples_plugin import BackgroundPrompts
 from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.images import write_mask
-from semples_plugin.prompt_learning.learn import _WorkDir
+from semples_plugin.prompt_learning.work_dir import WorkDir
 from semples_plugin.utils import atomic_files
 from semples_plugin.utils.atomic_files import claim_folder, replacing
 from semples_plugin.viz.overlays import write_picture
@@ -31,7 +31,7 @@ WRITERS = {
     "mask.png": lambda path: write_mask(path, NOISE[:, :, 0]),
     "picture.png": lambda path: write_picture(path, NOISE),
     "prompts.safetensors": lambda path: BackgroundPrompts(2, 30, 64).save(path),
-    "state.pt": lambda path: _WorkDir(path.parent, {}, None).write_state({"vectors": torch.randn(1000)}),
+    "state.pt": lambda path: WorkDir(path.parent, {}, None).write_state({"vectors": torch.randn(1000)}),
     **{
         f"{form}{suffix}": lambda path, form=form: write_cams(path, Cams(MAPS, (0, 1), form))
         for form, suffix in FORMATS.items()
@@ -77,9 +77,7 @@ def test_a_folder_is_claimed_without_harm_to_the_run_that_fills_it(tmp_path, mon
     claim_folder(tmp_path, lambda _: True)
     assert left.exists() and (tmp_path / "a.png").read_bytes() == b"a"
     # The run that left it was killed.
-    monkeypatch.setattr(
-        atomic_files, "time", SimpleNamespace(time=lambda: time.time() + 3700)
-    )  # of a run that was killed
+    monkeypatch.setattr(atomic_files, "time", SimpleNamespace(time=lambda: time.time() + 3700))
     with pytest.raises(ValueError, match="holds 2 files"):
         claim_folder(tmp_path, lambda _: False)
     assert left.exists()

@@ -18,7 +18,7 @@ from semples_plugin.data.images import write_mask
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
 from semples_plugin.evaluation.comparison import MIN_IMAGES_FOR_BOOTSTRAP, Comparison, compare
 from semples_plugin.evaluation.folders import THRESHOLDS, FolderEvaluation, evaluate_folder, image_iou
-from semples_plugin.evaluation.sweep import CamEvaluation, ImageCounts, power_thresholds
+from semples_plugin.evaluation.iou import CamEvaluation, ImageCounts, power_thresholds
 from semples_plugin.viz.tables import describe_gain
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
@@ -216,7 +216,7 @@ def equal_sides(random, images, classes=8):
             str(n): ImageCounts(np.arange(classes + 1), in_mask[n], (hits + extra)[n][:, None], hits[n][:, None])
             for n in range(images)
         }
-        total = [sum(getattr(one, key) for one in counts.values()) for key in ("in_mask", "predicted", "hits")]
+        total = [sum(getattr(one, key) for one in counts.values()) for key in ("annotated", "predicted", "hits")]
         sweep = CamEvaluation(classes, [0.5]).sweep(*total)
         sides.append(
             FolderEvaluation("", "", "", NAMES[:classes], "constant", (0.5,), sweep, 0, False, counts, (), (), {})
@@ -278,10 +278,10 @@ def test_cams_of_another_class_list_are_told(tmp_path, capsys):
     ):
         cams, masks = crossed(tmp_path / what, lambda k, _, number=number: None if k is None else number(k))
         with pytest.warns(
-            UserWarning, match=r"only \d+ of \d+ CAMs \(\d+ %\) are of a class that the same image's mask"
+            UserWarning, match=r"only \d+ of \d+ CAMs \(\d+ %\) are of a class that the same image's ground truth"
         ):
             found = evaluate_folder(cams, masks, NAMES_20, progress=False)
-        right, of = found.in_masks
+        right, of = found.annotated_cams
         assert right < 0.4 * of and found.to_dict()["doubt"].startswith(f"{cams}: only {right} of {of} CAMs")
     assert main(["eval", str(cams), "--masks", str(masks), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     said = capsys.readouterr().err
@@ -299,7 +299,7 @@ def test_empty_cams_are_told(tmp_path, empty, told):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = evaluate_folder(tmp_path / "cams", tmp_path / "masks", ["a", "b"], progress=False)
-    assert found.empty == (empty, 20) and (found.doubt != "") == told == bool(caught)
+    assert found.empty_cams == (empty, 20) and (found.doubt != "") == told == bool(caught)
     assert not told or f"{empty} of 20 CAMs are nowhere above 0, the lowest" in str(caught[0].message)
     assert (found.to_dict()["doubt"] is not None) == told
 
@@ -334,7 +334,7 @@ def test_cams_for_predicted_labels_are_not_doubted(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = evaluate_folder(cams, masks, NAMES_20, progress=False)
-    right, all_cams = found.in_masks
+    right, all_cams = found.annotated_cams
     assert right == 60 < all_cams and found.doubt == "" and found.to_dict()["doubt"] is None
 
 
@@ -348,7 +348,7 @@ def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, 
     said = capsys.readouterr().out
     assert re.search(r"before/cams: mIoU [\d.]+ % over 11 of 13 classes on 6 images of the folder; ", said)
     assert "6 images; 95 %" in said and "too few images to tell it from luck" in said
-    assert "before/cams: mIoU" in said and "chosen on the masks that it is reported on" in said
+    assert "before/cams: mIoU" in said and "chosen on the ground truth that it is reported on" in said
     assert "95 % bootstrap interval" in said and (tmp_path / "out" / "curve.png").read_bytes()[1:4] == b"PNG"
     found = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert found["before/cams"]["split"] == "all CAMs" and len(found["after/cams"]["curve"]) == 100

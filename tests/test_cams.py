@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from semples_plugin.data.images import voc_palette
-from semples_plugin.evaluation.sweep import CamEvaluation
+from semples_plugin.evaluation.iou import CamEvaluation
 from semples_plugin.viz.overlays import draw_grid, overlay_cam, overlay_mask, write_picture
 
 THRESHOLDS = np.linspace(0, 1, 11)
@@ -52,6 +52,14 @@ def test_the_sweep_equals_a_loop_per_threshold_exactly(num_classes):
     assert sweep.miou[sweep.best] == sweep.miou.max()
 
 
+def test_as_many_thresholds_as_fit_are_counted():
+    """256 of them exceed a byte where a score is above all."""
+    thresholds = 0.9985 * np.arange(256) / 255
+    evaluation = CamEvaluation(1, thresholds)
+    evaluation.update(np.full((1, 1, 1), 0.9999), [0], np.ones((1, 1), np.uint8))
+    assert (evaluation.compute().iou[:, 1] == 1).all()
+
+
 def test_a_class_that_nobody_shows_does_not_count():
     evaluation = CamEvaluation(2, [0.5])
     evaluation.update(np.ones((1, 2, 2)), [0], np.ones((2, 2), dtype=np.uint8))
@@ -69,11 +77,11 @@ def test_bad_input_is_named():
         CamEvaluation(2, [0.5]).update(np.ones((1, 2, 2), np.int64), [0], np.ones((2, 2), np.uint8))
     nothing = CamEvaluation(2, [0.5])
     nothing.update(np.ones((1, 2, 2)), [0], np.full((2, 2), 255))
-    with pytest.raises(ValueError, match="no mask holds anything but 255"):
+    with pytest.raises(ValueError, match="ground truth holds nothing but 255"):
         _ = nothing.compute().best
     evaluation = CamEvaluation(2, [0.5])
     for cams, present, mask, words in (
-        (np.ones((1, 2, 3)), [0], np.zeros((2, 2), dtype=np.uint8), "to fit the mask"),
+        (np.ones((1, 2, 3)), [0], np.zeros((2, 2), dtype=np.uint8), "to fit the ground truth"),
         (np.full((1, 2, 2), np.nan), [0], np.zeros((2, 2), dtype=np.uint8), "NaN"),
         (np.ones((1, 2, 2)), [0], np.full((2, 2), 7, dtype=np.uint8), "values of 0 to 2 and 255"),
     ):
@@ -94,7 +102,7 @@ def test_errors_name_what_is_wrong_and_stay_short():
     evaluation, mask = CamEvaluation(2, [0.5]), np.zeros((16, 16), np.uint8)
     for size, classes, labels, words in (
         (16, range(254), mask, r"different classes of 0 to 1, got \[2, 3, "),
-        (15, range(254), mask, r"to fit the mask, got \[\(15, 15\), "),
+        (15, range(254), mask, r"to fit the ground truth, got \[\(15, 15\), "),
         (16, [0], np.arange(256, dtype=np.uint8).reshape(16, 16), r"values of 0 to 2 and 255, got \[3, 4, "),
         (16, [0], np.arange(-9, 247).reshape(16, 16), r"values of 0 to 2 and 255, got \[-9, -8, "),
     ):

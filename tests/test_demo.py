@@ -14,11 +14,13 @@ from semples_plugin.cli.main import main
 from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
 from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
+from semples_plugin.demo.table import Judgement, explain
 from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
+from semples_plugin.demo.training import Recipe, World
 from semples_plugin.evaluation.folders import evaluate_folder
 
-SMALL = run.Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
+SMALL = Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +29,10 @@ def scenes():
 
 
 def test_a_seed_fixes_every_scene_whatever_the_count(scenes):
-    few, other = make_scenes(3, seed=5), make_scenes(3, seed=6)
-    for field in dataclasses.fields(few):
-        assert np.array_equal(getattr(few, field.name), getattr(scenes, field.name)[:3])
-    assert not np.array_equal(few.images, other.images)
+    first, other = make_scenes(3, seed=5), make_scenes(3, seed=6)
+    for field in dataclasses.fields(first):
+        assert np.array_equal(getattr(first, field.name), getattr(scenes, field.name)[:3])
+    assert not np.array_equal(first.images, other.images)
 
 
 def test_labels_name_the_objects_that_masks_show(scenes):
@@ -67,17 +69,17 @@ def test_the_shipped_clip_measures_what_its_metrics_say():
     assert type(model) is open_clip.CLIP
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 3.2e6
     report = json.loads((FOLDER / "metrics.json").read_text())
-    found = measure(model, report["test_seed"])
-    assert found == pytest.approx(report["metrics"], abs=5e-3)
+    metrics = measure(model, report["test_seed"])
+    assert metrics == pytest.approx(report["metrics"], abs=5e-3)
     assert ClipRecipe(**report["recipe"]) == ClipRecipe()
 
 
 def test_the_shipped_clip_has_the_bias_that_the_demo_is_about():
-    found = measure(load_tiny_clip(), seed=901, count=300)
-    assert found["zero_shot_accuracy"] > 0.97
-    assert found["object_to_own_label"] > found["object_to_other_labels"] + 0.5
-    bias = found["context_to_label_of_its_object"]
-    assert found["context_to_labels_of_other_objects"] + 0.1 < bias < found["object_to_own_label"] - 0.3
+    metrics = measure(load_tiny_clip(), seed=901, count=300)
+    assert metrics["zero_shot_accuracy"] > 0.97
+    assert metrics["object_to_own_label"] > metrics["object_to_other_labels"] + 0.5
+    bias = metrics["context_to_label_of_its_object"]
+    assert metrics["context_to_labels_of_other_objects"] + 0.1 < bias < metrics["object_to_own_label"] - 0.3
 
 
 def test_the_recipe_that_trained_it_still_trains():
@@ -110,7 +112,7 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
 def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
     trained, exported = [], []
 
-    class World:
+    class FakeWorld:
         drifted = ()
 
         def __init__(self, clip, seed, *_):
@@ -120,7 +122,7 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
             trained.append(self.seed)
             if trained == [1, 2]:
                 raise KeyboardInterrupt
-            return {name: run.Judgement(10.0 * self.seed, 0.5, 0.7, 0.3) for name in names}
+            return {name: Judgement(10.0 * self.seed, 0.5, 0.7, 0.3) for name in names}
 
         def draw(self):
             return np.zeros((8, 8, 3), np.uint8)
@@ -128,7 +130,7 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
         def export(self, _):
             exported.append(self.seed)
 
-    monkeypatch.setattr(run, "_World", World)
+    monkeypatch.setattr(run, "World", FakeWorld)
     command = ["demo", "--out", str(tmp_path), "--quiet", "--seeds"]
     assert main([*command, "1", "2"]) == 130
     assert f"seeds in {tmp_path}/results.json: 1; the same command goes on" in capsys.readouterr().err
@@ -155,14 +157,14 @@ def test_seeds_that_can_not_be_are_refused_before_any_work(tmp_path, capsys, see
 
 @pytest.mark.parametrize(("chosen", "threads"), [(None, 1), ("2", 2)])
 def test_the_command_takes_one_thread_unless_told_otherwise(monkeypatch, chosen, threads):
-    before, found = torch.get_num_threads(), []
-    monkeypatch.setattr(run, "run_demo", lambda *_, **__: found.append(torch.get_num_threads()))
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(run, "run_demo", lambda *_, **__: used.append(torch.get_num_threads()))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     try:
         torch.set_num_threads(2)
-        assert main(["demo"]) == 0 and found == [threads]
+        assert main(["demo"]) == 0 and used == [threads]
     finally:
         torch.set_num_threads(before)
 
@@ -190,10 +192,10 @@ def test_the_command_line_runs_it(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("miou", "better"), [((30, 50, 60), "1 of 1"), ((30, 60, 50), "0 of 1")])
 def test_the_explanation_follows_the_figures(miou, better):
     judged = {
-        name: [run.Judgement(value, 0.5, 0.7, 1 - value / 100)]
+        name: [Judgement(value, 0.5, 0.7, 1 - value / 100)]
         for name, value in zip(("baseline", "match", "full"), miou, strict=True)
     }
-    text = run.explain({**judged, "unlearned": judged["match"]})
+    text = explain({**judged, "unlearned": judged["match"]})
     assert f"better in {better} seeds" in text
     assert ("does not fall" in text) == (better == "0 of 1")
 
@@ -201,7 +203,7 @@ def test_the_explanation_follows_the_figures(miou, better):
 def test_each_stage_takes_false_activation_away():
     clip = FrozenClip.load("demo")
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
-    world = run._World(clip, 0, run.Recipe(), progress=False)
+    world = World(clip, 0, Recipe(), progress=False)
     rows = world.run(("baseline", "match", "full"))
     baseline, match, full = rows.values()
     assert baseline.context > match.context + 0.2 and match.context > full.context + 0.03

@@ -95,5 +95,8 @@ def test_extras_are_those_that_the_package_has():
     used = set(re.findall(r"how_to_install\(['\"](\w+)['\"]\)", code))
     assert used == {"crf", "mmseg"} and used < set(named)
     assert extras.how_to_install("crf").startswith("pip install '.[crf]'")
-    guides = [path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.md")]]
+    guides = [
+        path.read_text()
+        for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    ]
     assert not any("semples-plugin[" in text for text in [code, *guides])  # on no index yet

@@ -100,17 +100,22 @@ def test_train_voc_runs_all_stages(voc):
     assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json"}
 
 
-@pytest.mark.filterwarnings("ignore:.b. did not go well", "ignore:the CAMs span", "ignore:no image shows")
-def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, monkeypatch):
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def yours(tmp_path, monkeypatch):
+    """What the README and the guide to loops take for granted; `starts` and `optimizers` grow with each stage."""
     from semples_plugin.demo.data import OBJECTS
-    from semples_plugin.demo.network import CamNet
-    from semples_plugin.demo.run import normalize_images
+    from semples_plugin.demo.network import CamNet, normalize_images
     from semples_plugin.presets import Preset
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     scenes = make_scenes(6, seed=0)
     images, labels = normalize_images(scenes.images), torch.from_numpy(scenes.labels).float()
+    model = CamNet(len(OBJECTS)).eval()
     starts, optimizers = [], []
 
     def new_optimizer(model):
@@ -118,29 +123,44 @@ def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, 
         optimizers.append(torch.optim.AdamW(model.parameters(), lr=0.01))
         return optimizers[-1]
 
-    yours = {
-        "model": CamNet(len(OBJECTS)).eval(),
+    tiny = FrozenClip.load("demo")
+    monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: tiny)
+    monkeypatch.setattr(Preset, "learning_options", lambda self: {"epochs": 2})
+    return {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01),
         "loader": [(images, labels)],
+        "device": "cpu",
         "epochs": lambda loader: [*loader, *loader],
         "new_optimizer": new_optimizer,
+        "starts": starts,
+        "optimizers": optimizers,
         "CLASS_NAMES": OBJECTS,
         "images": images,
         "labels": labels,
         "your_loss": lambda cams, labels: F.binary_cross_entropy_with_logits(cams.mean((2, 3)), labels),
-        "torch": torch,
         "SummaryWriter": SummaryWriter,
     }
-    tiny = FrozenClip.load("demo")
-    monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: tiny)
-    monkeypatch.setattr(Preset, "learning_options", lambda self: {"epochs": 2})
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks[:2]:
-        exec(compile(block, "README.md", "exec"), yours)
 
-    def is_bit_equal(a, b) -> bool:
-        return all(torch.equal(a[name], b[name]) for name in a)
 
+def is_bit_equal(a, b) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_readmes_lines_train_the_model(yours):
+    (block,) = python_blocks("README.md")
+    assert len(re.sub(r"^from.*|^$", "", block, flags=re.MULTILINE).split("\n")) <= 13
+    before = {name: value.clone() for name, value in yours["model"].state_dict().items()}
+    exec(compile(block, "README.md", "exec"), yours)
+    assert not is_bit_equal(before, yours["model"].state_dict())
+    assert yours["regularizer"].figures["similarity_foreground"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.b. did not go well", "ignore:the CAMs span", "ignore:no image shows")
+def test_the_guide_to_loops_runs_and_its_stages_begin_with_the_baseline(yours, tmp_path):
+    stages, *others = python_blocks("docs/loop.md")
+    exec(compile(stages, "loop.md", "exec"), yours)
+    starts, optimizers = yours["starts"], yours["optimizers"]
     baseline, matched, refined = (yours[name].state_dict() for name in ("baseline", "matched", "refined"))
     assert len(starts) == 3 and len({*map(id, optimizers)}) == 3  # baseline, (a) and (c)
     assert not is_bit_equal(starts[0], baseline)
@@ -148,9 +168,40 @@ def test_the_readmes_code_runs_and_its_stages_begin_with_the_baseline(tmp_path, 
     assert not is_bit_equal(matched, baseline) and not is_bit_equal(refined, matched)
     assert yours["regularizer"].prompts.learned and yours["history"].verdict
     assert (tmp_path / "prompts.safetensors").is_file()
-    for block in blocks[2:]:
-        exec(compile(block, "README.md", "exec"), yours)
+
+    prompts = yours["regularizer"].prompts
+    for block in others:
+        exec(compile(block, "loop.md", "exec"), yours)
+        if "BackgroundPrompts.from_state" in block:  # a checkpoint's prompts are those that were saved
+            assert yours["regularizer"].prompts is not prompts
+            assert torch.equal(yours["regularizer"].prompts.vectors, prompts.vectors)
     assert list((tmp_path / "runs" / "a").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.b. did not go well", "ignore:the CAMs span", "ignore:no image shows")
+def test_the_guides_steps_train_as_a_plain_step_does(yours):
+    blocks = python_blocks("docs/loop.md")
+    exec(compile(blocks[0], "loop.md", "exec"), yours)
+    for word in ("def step", "def accumulated_step"):
+        (block,) = (block for block in blocks if word in block)
+        exec(compile(block, "loop.md", "exec"), yours)
+    model, images, labels = yours["model"].eval(), yours["images"], yours["labels"]
+
+    def gradients() -> torch.Tensor:
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+    yours["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.0)
+    model.zero_grad()
+    masks = yours["ClassMasks"].from_dense(model(images), labels).max_normalized(yours["preset"].mask_eps)
+    sum(yours["regularizer"](images, masks).values()).backward()
+    whole = gradients()
+    yours["accumulated_step"]([(images[:1], labels[:1]), (images[1:], labels[1:])])  # of unequal numbers of pairs
+    torch.testing.assert_close(gradients(), whole, atol=1e-5, rtol=1e-4)
+
+    yours["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    yours["step"](images, labels)
+    assert not is_bit_equal(before, model.state_dict()) and torch.isfinite(gradients()).all()
 
 
 def test_the_guides_lines_write_cams_that_are_read(tmp_path, monkeypatch):
@@ -158,7 +209,7 @@ def test_the_guides_lines_write_cams_that_are_read(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cams").mkdir()
-    block = re.search(r"```python\n(import numpy.*?)```", (ROOT / "examples/cams.md").read_text(), re.DOTALL).group(1)
+    (block,) = (block for block in python_blocks("docs/cams.md") if block.startswith("import numpy"))
     raw = torch.linspace(-1, 3, 3 * 4 * 5).view(1, 3, 4, 5)
     names = {"model": lambda images: raw, "image": torch.zeros(3, 8, 10), "height": 12, "width": 15, "name": "a"}
     exec(compile(block, "cams.md", "exec"), {**names, "label": torch.tensor([1, 0, 1])})

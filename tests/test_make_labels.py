@@ -222,7 +222,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
     before = own.read_bytes()
     command = ["labels", str(own), "--classes", str(names), "--out"]
     assert main([*command, str(own)]) == 1 and own.read_bytes() == before
-    assert "own.csv is there and holds something else: choose another name" in capsys.readouterr().err
+    assert "own.csv exists and holds something else: choose another name" in capsys.readouterr().err
     assert main([*command, str(out)]) == 0
     made = out.read_bytes(), out.stat().st_ino
     assert main([*command, str(out)]) == 0 and (out.read_bytes(), out.stat().st_ino) == made  # the same again

@@ -35,9 +35,8 @@ def test_min_max_equals_the_loop_and_carries_gradients_through_both_ends():
     middle = cams[0, 1].flatten().argsort()[10]
     (gradient,) = torch.autograd.grad(masks.maps[0].flatten()[middle], cams)
     flat = gradient[0, 1].flatten()
-    assert {int(i) for i in flat.nonzero()} == {
-        int(middle), int(cams[0, 1].flatten().argmin()), int(cams[0, 1].flatten().argmax())
-    }  # fmt: skip
+    lowest, highest = cams[0, 1].flatten().argmin(), cams[0, 1].flatten().argmax()
+    assert {int(i) for i in flat.nonzero()} == {int(middle), int(lowest), int(highest)}
 
 
 def test_max_normalisation_relu_and_sigmoid():
@@ -161,15 +160,25 @@ def test_one_pair_and_some_pairs():
         assert len(part) == 1 and part.num_images == 3 and torch.equal(part.maps, masks.maps[2:])
     with pytest.raises(IndexError, match="there is no pair 3, the masks are of 3 pairs"):
         masks[3]
+
+
+def test_what_masks_are_can_be_read_in_a_line():
+    masks = ClassMasks.from_dense(dense(), LABELS)
     assert repr(masks) == "ClassMasks(3 pairs, 3 images, 3 classes; maps 4 x 5, float32, on cpu, with gradients)"
+    pair = ClassMasks.from_pairs(torch.zeros(1, 2, 7).half(), torch.tensor([0]), torch.tensor([5]))
+    assert repr(pair) == "ClassMasks(1 pair; maps 2 x 7, float16, on cpu)"
 
 
 def test_a_kind_has_the_defaults_of_its_method():
     cams = dense().abs()
     masks = ClassMasks.from_dense(cams, LABELS)
-    for kind, expected in {
-        "logits": masks.sigmoid(), "sigmoid": masks, "relu": masks.max_normalized(), "min-max": masks.normalized()
-    }.items():  # fmt: skip
+    by_method = {
+        "logits": masks.sigmoid(),
+        "sigmoid": masks,
+        "relu": masks.max_normalized(),
+        "min-max": masks.normalized(),
+    }
+    for kind, expected in by_method.items():
         torch.testing.assert_close(masks.of_kind(kind).maps, expected.maps, atol=0, rtol=0)
     torch.testing.assert_close(masks.of_kind("min-max", 0.5).maps, masks.normalized(0.5).maps)
     with pytest.raises(ValueError, match="kind: expected one of logits, sigmoid, relu, min-max, got 'rleu'"):

@@ -1,6 +1,7 @@
 """mmsegmentation: the tiny config goes through the stages, resumes in each, and its metric is mmseg's own."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.data.cam_files import chosen_cams
 from semples_plugin.demo.data import OBJECTS
 from semples_plugin.demo.export import write_world
-from semples_plugin.prompt_learning import learn
+from semples_plugin.prompt_learning import epochs, work_dir
 
 CONFIG = Path(__file__).parent.parent / "examples/mmseg/tiny_demo.py"
 Config.pretty_text = property(lambda self: "")  # mmengine prints it, and yapf takes minutes over long temporary paths
@@ -54,8 +55,8 @@ def config(world, work_dir, iterations=12, **changes) -> Config:
     """The example's config, with stages of four iterations and all that is random left to the seed."""
     file = world / f"tiny_{os.getpid()}.py"  # ranks write it at the same time
     file.write_text(CONFIG.read_text().replace('"demo-world"', repr(str(world))))
-    found = Config.fromfile(file)
-    found.merge_from_dict({
+    cfg = Config.fromfile(file)
+    cfg.merge_from_dict({
         "work_dir": str(work_dir), "train_cfg.max_iters": iterations, "train_dataloader.batch_size": 4,
         "custom_hooks.0.baseline": 4, "custom_hooks.0.match": 4, "custom_hooks.0.draw_interval": 3,
         "custom_hooks.0.restart": "baseline",
@@ -66,11 +67,11 @@ def config(world, work_dir, iterations=12, **changes) -> Config:
     })  # fmt: skip
     for key, value in changes.items():
         *path, last = key.split(".")
-        place = found
+        place = cfg
         for part in path:
             place = place[int(part)] if part.isdigit() else place[part]
         place[last] = value
-    return found
+    return cfg
 
 
 class Listener(Hook):
@@ -88,9 +89,9 @@ class Listener(Hook):
         self.losses[runner.iter] = {name: float(v) for name, v in outputs.items() if name.startswith("loss_")}
 
 
-def train(found: Config) -> tuple[Runner, dict[int, dict[str, float]]]:
-    found.experiment_name = f"run{next(_RUNS)}"  # mmengine keeps runners by name
-    runner, listener = Runner.from_cfg(found), Listener()
+def train(cfg: Config) -> tuple[Runner, dict[int, dict[str, float]]]:
+    cfg.experiment_name = f"run{next(_RUNS)}"  # mmengine keeps runners by name
+    runner, listener = Runner.from_cfg(cfg), Listener()
     runner.register_hook(listener, priority="LOWEST")
     runner.train()
     return runner, listener.losses
@@ -110,7 +111,7 @@ def whole(world, tmp_path_factory):
 
 def test_a_run_goes_through_the_stages(whole):
     folder, runner, losses = whole
-    names = {i: set(found) - {"loss_cls"} for i, found in losses.items()}
+    names = {i: set(terms) - {"loss_cls"} for i, terms in losses.items()}
     match = {"loss_match_foreground", "loss_match_background"}
     assert [names[i] for i in (3, 4, 7, 8, 11)] == [
         set(),
@@ -156,9 +157,9 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(whole, world, tmp_
     changes = {"resume": True, "load_from": str(folder / f"iter_{at}.pth"), "custom_hooks.0.draw_interval": 0}
     runner, resumed = train(config(world, tmp_path, **changes))
     assert sorted(resumed) == list(range(at, 12))
-    for i, found in resumed.items():
-        assert found.keys() == losses[i].keys()
-        for name, value in found.items():
+    for i, terms in resumed.items():
+        assert terms.keys() == losses[i].keys()
+        for name, value in terms.items():
             assert value == pytest.approx(losses[i][name], rel=1e-5), (i, name)
     state = torch.load(folder / "iter_12.pth", weights_only=False)["state_dict"]
     torch.testing.assert_close(dict(runner.model.state_dict()), dict(state), rtol=1e-4, atol=1e-5)
@@ -178,8 +179,8 @@ def test_so_it_has_under_other_options(whole, world, tmp_path, what, at):
     resume = {"resume": True, "load_from": str(tmp_path / "whole" / f"iter_{at}.pth"), **changes}
     _, resumed = train(config(world, tmp_path, **resume))
     assert sorted(resumed) == list(range(at, 12)) and "loss_refine" in resumed[11]
-    for i, found in resumed.items():
-        assert found == pytest.approx(losses[i], rel=1e-5), i
+    for i, terms in resumed.items():
+        assert terms == pytest.approx(losses[i], rel=1e-5), i
 
 
 def test_the_plan_and_every_change_of_stage_are_logged(whole, world, tmp_path, caplog):
@@ -196,10 +197,10 @@ def test_the_plan_and_every_change_of_stage_are_logged(whole, world, tmp_path, c
 def test_the_preset_and_what_departs_from_it_are_logged(world, tmp_path):
     changes = {"log_level": "INFO", "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": 1}}
     changes |= {"train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True}}
-    found = config(world, tmp_path, **changes)
-    found.model.regularizer.preset = "coco"
-    found.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 20, "learning": {"epochs": 7}}]
-    train(found)
+    cfg = config(world, tmp_path, **changes)
+    cfg.model.regularizer.preset = "coco"
+    cfg.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 20, "learning": {"epochs": 7}}]
+    train(cfg)
     (log,) = tmp_path.glob("*/*.log")
     text = log.read_text()
     learns = "preset coco; (b) learns 30 vectors a class, start normal, std 0.02: epochs 7, lr 5e-06, batch_size 64, "
@@ -213,14 +214,14 @@ def test_the_preset_and_what_departs_from_it_are_logged(world, tmp_path):
 def test_a_regularizer_without_a_preset_learns_by_vocs_and_says_so(world, tmp_path):
     from semples_plugin import SemPLeSRegularizer
 
-    found = config(world, tmp_path, iterations=3, log_level="INFO")
-    found.model.regularizer = None
-    model = MODELS.build(found.model)
+    cfg = config(world, tmp_path, iterations=3, log_level="INFO")
+    cfg.model.regularizer = None
+    model = MODELS.build(cfg.model)
     model.adapter = semples_plugin.adapters.mmseg.CamAdapter(SemPLeSRegularizer(FrozenClip.load("demo"), OBJECTS))
     learning = {"epochs": 1, "progress": False}
-    found.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 1, "learning": learning}]
-    found.model, found.experiment_name = model, f"{tmp_path} own"
-    runner = Runner.from_cfg(found)
+    cfg.custom_hooks = [{"type": "SemPLeSStages", "baseline": 1, "match": 1, "learning": learning}]
+    cfg.model, cfg.experiment_name = model, f"{tmp_path} own"
+    runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.model.regularizer.prompts.vectors.shape[:2] == (8, 30)
     (log,) = tmp_path.glob("*/*.log")
@@ -229,8 +230,8 @@ def test_a_regularizer_without_a_preset_learns_by_vocs_and_says_so(world, tmp_pa
 
 def test_warnings_of_a_step_are_in_the_log_once(world, tmp_path):
     changes = {"log_level": "WARNING", "custom_hooks.0.baseline": 0, "custom_hooks.0.match": 2}
-    found = config(world, tmp_path, iterations=2, experiment_name=str(tmp_path), **changes)
-    runner = Runner.from_cfg(found)
+    cfg = config(world, tmp_path, iterations=2, experiment_name=str(tmp_path), **changes)
+    runner = Runner.from_cfg(cfg)
     runner.model.classifier.weight.data.abs_().neg_()  # of ReLU features: CAMs without a positive value
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -253,13 +254,13 @@ def test_an_interrupted_prompt_stage_goes_on_in_a_resumed_run_alone(whole, world
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(learn, "measure", interrupt)  # after the walk
+        patch.setattr(epochs, "measure", interrupt)  # after the walk
         train(config(world, tmp_path, iterations=9, **changes))
     (unfinished,) = (tmp_path / "semples").glob("prompts.unfinished.*")
     features = torch.load(unfinished / "features.pt", weights_only=True)
     del features["digest"]
     features["backgrounds"] *= -1  # so that it shows whether they are taken
-    torch.save({**features, "digest": learn._digest(features)}, unfinished / "features.pt")
+    torch.save({**features, "digest": work_dir.digest(features)}, unfinished / "features.pt")
     left = tmp_path / "left"
     shutil.copytree(unfinished, left)
     with warnings.catch_warnings():
@@ -307,13 +308,13 @@ def test_an_epoch_based_loop_does_the_same(world, tmp_path):
         "custom_hooks.0.baseline": 1, "custom_hooks.0.match": 1, "log_processor.by_epoch": True,
         "default_hooks.checkpoint.by_epoch": True,
     }  # fmt: skip
-    found = config(world, tmp_path / "a", **changes)
-    _, losses = train(found)
+    cfg = config(world, tmp_path / "a", **changes)
+    _, losses = train(cfg)
     assert ["loss_refine" in losses[i] for i in range(6)] == [False] * 4 + [True] * 2
-    found.merge_from_dict(
+    cfg.merge_from_dict(
         {"resume": True, "load_from": str(tmp_path / "a" / "epoch_2.pth"), "work_dir": str(tmp_path / "b")}
     )
-    _, resumed = train(found)
+    _, resumed = train(cfg)
     for i in (4, 5):
         assert resumed[i] == pytest.approx(losses[i], rel=1e-5)
 
@@ -350,7 +351,7 @@ def test_the_metric_equals_a_slow_loop(tmp_path):
         logits = torch.cat([torch.zeros(1, 9, 8), scores])
         predicted = {"pred_sem_seg": {"data": logits.argmax(0, keepdim=True)}, "gt_sem_seg": {"data": mask}}
         metric.process(None, [{"seg_logits": {"data": logits}, **predicted}])
-    found = metric.evaluate(5)
+    metrics = metric.evaluate(5)
 
     def miou(threshold):
         hits, union = np.zeros(4), np.zeros(4)
@@ -363,7 +364,7 @@ def test_the_metric_equals_a_slow_loop(tmp_path):
         return np.mean(hits / union)
 
     every = [miou(np.float32(t / 100)) for t in range(100)]
-    assert found["cam/mIoU"] == 100 * max(every) and found["cam/threshold"] == np.argmax(every) / 100
+    assert metrics["cam/mIoU"] == 100 * max(every) and metrics["cam/threshold"] == np.argmax(every) / 100
 
 
 def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
@@ -376,7 +377,7 @@ def test_image_labels_come_from_files_tables_or_masks(world, tmp_path):
     for value in (9, 254, -1, 300):
         wrong = mask.astype(np.int64)
         wrong[0, 0] = value
-        with pytest.raises(ValueError, match=rf"the mask of .*0003\.png holds {value}, expected 0 to 8, which num_cl"):
+        with pytest.raises(ValueError, match=rf"the ground truth of .*0003\.png holds {value}, expected 0 to 8, which"):
             from_mask({**image, "gt_seg_map": wrong})
     (tmp_path / "spaces.txt").write_text("0003.png train boat\n0004.png bird\n")
     with pytest.raises(ValueError, match=r"names a class; expected .* with commas"):
@@ -526,13 +527,13 @@ def test_mistakes_in_a_config_are_named(world, tmp_path):
     ):
         with pytest.raises(error, match=words):
             train(config(world, tmp_path, **changes))
-    found = config(world, tmp_path)
-    found.train_dataloader.dataset.pipeline.pop(2)
+    cfg = config(world, tmp_path)
+    cfg.train_dataloader.dataset.pipeline.pop(2)
     with pytest.raises(ValueError, match="samples have no image labels: put dict"):
-        train(found)
+        train(cfg)
     other = BackgroundPrompts(8, 4, 64)
     other.class_names, other.clip_name = OBJECTS, "another CLIP"
-    other.signature = -MODELS.build(found.model).regularizer.clip.signature()
+    other.signature = -MODELS.build(cfg.model).regularizer.clip.signature()
     other.save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="the prompts belong to another CLIP"):
         train(config(world, tmp_path, **{"model.regularizer.prompts": str(tmp_path / "other.safetensors")}))
@@ -596,9 +597,26 @@ def test_a_checkpoint_carries_the_prompts_whole(tmp_path):
              "class_names": OBJECTS, "clip_name": clip.name, "signature": clip.signature()}  # fmt: skip
     for state, seed in ((torch.load(tmp_path / "iter.pth", weights_only=True)["semples"]["prompts"], 7), (older, 0)):
         hook.after_load_checkpoint(SimpleNamespace(_resume=True), {"semples": {"start": None, "prompts": state}})
-        found = BackgroundPrompts.from_state(hook._prompts)
-        assert torch.equal(found.vectors, prompts.vectors) and found.seed == seed and found.learned
-        assert found.class_names == OBJECTS and torch.equal(found.signature, clip.signature())
+        restored = BackgroundPrompts.from_state(hook._resumed_prompts)
+        assert torch.equal(restored.vectors, prompts.vectors) and restored.seed == seed and restored.learned
+        assert restored.class_names == OBJECTS and torch.equal(restored.signature, clip.signature())
+
+
+def test_a_walk_leaves_every_random_generator_as_it_was():
+    from semples_plugin.adapters.mmseg_runner import random_states_kept
+
+    def draw():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    with pytest.raises(KeyError), random_states_kept():
+        assert draw() == expected
+        raise KeyError
+    assert draw() == expected
 
 
 def test_the_module_can_be_imported_twice():
@@ -615,12 +633,12 @@ def _run(rank, world, out, earlier) -> None:
     torch.cuda.set_device = lambda _: None
     wrapper = {"type": "MMDistributedDataParallel", "device_ids": None}
     distributed = {"launcher": "pytorch", "env_cfg": {"dist_cfg": {"backend": "gloo"}}, "model_wrapper_cfg": wrapper}
-    found = config(Path(world), out, **distributed)
-    found.train_dataloader.batch_size = 2
-    found.model.backbone.norm_eval = True  # the ranks' running statistics would differ
-    found.val_dataloader.dataset.indices = 11  # the sampler repeats one, so that the ranks' shares are equal
-    found.val_evaluator.output_dir = f"{out}/cams"
-    runner, losses = train(found)
+    cfg = config(Path(world), out, **distributed)
+    cfg.train_dataloader.batch_size = 2
+    cfg.model.backbone.norm_eval = True  # the ranks' running statistics would differ
+    cfg.val_dataloader.dataset.indices = 11  # the sampler repeats one, so that the ranks' shares are equal
+    cfg.val_evaluator.output_dir = f"{out}/cams"
+    runner, losses = train(cfg)
     model = runner.model.module
     kept = (model.regularizer.prompts.vectors.detach(), model.classifier.weight.detach())
     judged, resumed = runner.val_loop.run(), []

@@ -63,24 +63,24 @@ def configs(tmp_path_factory) -> Path:
 def small(path: Path, work_dir: Path) -> Config:
     """A config without a pretrained backbone, workers, logs and checkpoints."""
     init_default_scope("mmseg")
-    found = Config.fromfile(path)
-    found.merge_from_dict({
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict({
         "work_dir": str(work_dir), "model.backbone.init_cfg": None, "log_level": "ERROR",
         "default_hooks.checkpoint": {"interval": -1, "save_last": False}, "val_dataloader.num_workers": 0,
         "train_dataloader": {"batch_size": 2, "num_workers": 0, "persistent_workers": False},
     })  # fmt: skip
-    return found
+    return cfg
 
 
 @pytest.mark.parametrize(("name", "preset"), [("voc_cam_r50", "voc"), ("coco_cam_r50", "coco")])
 def test_cam_configs_go_through_the_stages(configs, tmp_path, name, preset):
-    found = small(configs / f"{name}.py", tmp_path)
-    assert found.model.regularizer.clip == {"name": "ViT-B-32-quickgelu", "pretrained": "openai"}
-    found.model.regularizer.clip = "demo"
-    found.train_cfg.update(max_epochs=3, val_interval=3)
-    (stages,) = found.custom_hooks
+    cfg = small(configs / f"{name}.py", tmp_path)
+    assert cfg.model.regularizer.clip == {"name": "ViT-B-32-quickgelu", "pretrained": "openai"}
+    cfg.model.regularizer.clip = "demo"
+    cfg.train_cfg.update(max_epochs=3, val_interval=3)
+    (stages,) = cfg.custom_hooks
     stages.update(baseline=1, match=1, draw_interval=1, learning={"epochs": 1, "progress": False})
-    runner, losses = train(found)
+    runner, losses = train(cfg)
     assert ["loss_refine" in losses[i] for i in range(3)] == [False, False, True]
     prompts = BackgroundPrompts.load(tmp_path / "semples" / "prompts.safetensors")
     assert prompts.class_names == load_preset(preset).class_names
@@ -88,11 +88,11 @@ def test_cam_configs_go_through_the_stages(configs, tmp_path, name, preset):
 
 
 def test_deeplab_trains_on_pseudo_masks(configs, tmp_path):
-    found = small(configs / "voc_deeplab_r101.py", tmp_path)
-    found.train_cfg.update(max_iters=1, val_interval=1)
-    assert found.train_dataloader.dataset.data_prefix.seg_map_path == "PseudoMasks"
-    found.model = revert_sync_batchnorm(MODELS.build(found.model))  # which wants a GPU
-    scalars = train(found)[0].message_hub
+    cfg = small(configs / "voc_deeplab_r101.py", tmp_path)
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    assert cfg.train_dataloader.dataset.data_prefix.seg_map_path == "PseudoMasks"
+    cfg.model = revert_sync_batchnorm(MODELS.build(cfg.model))  # which wants a GPU
+    scalars = train(cfg)[0].message_hub
     assert scalars.get_scalar("train/decode.loss_ce").current() > 0 <= scalars.get_scalar("val/mIoU").current()
 
 
@@ -104,7 +104,7 @@ def test_mask2former_says_what_is_missing(configs):
 
 @pytest.mark.skipif(not COMPILED, reason="needs mmdet and mmcv's compiled operators")
 def test_mask2former_trains_on_pseudo_masks(configs, tmp_path):
-    found = small(configs / "voc_mask2former_swin_l.py", tmp_path)
-    found.train_cfg.update(max_iters=1, val_interval=1)
-    scalars = train(found)[0].message_hub
+    cfg = small(configs / "voc_mask2former_swin_l.py", tmp_path)
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    scalars = train(cfg)[0].message_hub
     assert scalars.get_scalar("train/decode.loss_mask").current() > 0 <= scalars.get_scalar("val/mIoU").current()

@@ -28,33 +28,36 @@ from semples_plugin.evaluation.folders import evaluate_folder
 pytestmark = pytest.mark.filterwarnings("ignore")  # mmengine's and mmcv's own
 
 
-def readme(word: str) -> str:
-    """The README's block of Python that holds a word."""
-    blocks = re.findall(r"```python\n(.*?)```", (CONFIG.parent / "README.md").read_text(), re.DOTALL)
-    (found,) = (block for block in blocks if word in block)
-    return found
+GUIDE = CONFIG.parent.parent.parent / "docs/mmsegmentation.md"
 
 
-def test_mmsegs_inference_segments_a_photograph_of_ones_own(whole, world, tmp_path, monkeypatch):  # noqa: F811
+def guide(word: str) -> str:
+    """The guide's block of Python that holds a word."""
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if word in block)
+    return block
+
+
+def test_mmsegs_inference_segments_a_new_image(whole, world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     config(world, tmp_path)  # writes the config beside the data
     (file,) = world.glob("tiny_*.py")
     shutil.copy(world / "test/images/0003.png", "image.jpg")
-    recipe = readme("inference_model").replace("CONFIG", str(file))
+    recipe = guide("inference_model").replace("CONFIG", str(file))
     exec(recipe.replace("CHECKPOINT", str(whole[0] / "iter_12.pth")), {})
     assert (tmp_path / "segmented.png").stat().st_size > 1000
     model = init_model(config(world, tmp_path), str(whole[0] / "iter_12.pth"), device="cpu")
     path = world / "test/images/0003.png"
-    found = inference_model(model, str(path))
-    assert found.pred_sem_seg.data.shape == (1, 64, 64) and found.seg_logits.data.shape == (9, 64, 64)
+    result = inference_model(model, str(path))
+    assert result.pred_sem_seg.data.shape == (1, 64, 64) and result.seg_logits.data.shape == (9, 64, 64)
     pixels = np.asarray(Image.open(path))[:, :, ::-1]
-    assert torch.equal(inference_model(model, pixels.copy()).pred_sem_seg.data, found.pred_sem_seg.data)
+    assert torch.equal(inference_model(model, pixels.copy()).pred_sem_seg.data, result.pred_sem_seg.data)
 
 
 def test_mmsegs_test_time_augmentation_merges_our_scores(whole, world, tmp_path):  # noqa: F811
-    found = config(world, tmp_path)
-    model = init_model(found, str(whole[0] / "iter_12.pth"), device="cpu")
-    augmented = SegTTAModel(module=model, data_preprocessor=found.model.data_preprocessor)
+    cfg = config(world, tmp_path)
+    model = init_model(cfg, str(whole[0] / "iter_12.pth"), device="cpu")
+    augmented = SegTTAModel(module=model, data_preprocessor=cfg.model.data_preprocessor)
     flips = [[{"type": "RandomFlip", "prob": 0.0}, {"type": "RandomFlip", "prob": 1.0, "direction": "horizontal"}],
              [{"type": "PackCamInputs"}]]  # fmt: skip
     load = {"type": "LoadImageFromFile"}
@@ -76,9 +79,9 @@ def test_mmsegs_test_time_augmentation_merges_our_scores(whole, world, tmp_path)
 
 @pytest.mark.parametrize("direction", ["horizontal", "vertical", "diagonal"])
 def test_predictions_are_those_of_the_image_before_it_was_flipped_and_padded(whole, world, tmp_path, direction):  # noqa: F811
-    found = config(world, tmp_path)
-    found.model.data_preprocessor.test_cfg = {"size": (80, 72)}
-    model = init_model(found, str(whole[0] / "iter_12.pth"), device="cpu")
+    cfg = config(world, tmp_path)
+    cfg.model.data_preprocessor.test_cfg = {"size": (80, 72)}
+    model = init_model(cfg, str(whole[0] / "iter_12.pth"), device="cpu")
     flip = TRANSFORMS.build({"type": "RandomFlip", "prob": 1.0, "direction": direction})
     pack = TRANSFORMS.build({"type": "PackCamInputs"})
     load = TRANSFORMS.build({"type": "LoadImageFromFile"})
@@ -86,7 +89,7 @@ def test_predictions_are_those_of_the_image_before_it_was_flipped_and_padded(who
     (sample,) = model.test_step({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
     assert sample.metainfo["img_padding_size"] == (0, 8, 0, 16) and sample.seg_logits.data.shape == (9, 64, 64)
     assert torch.equal(sample.pred_sem_seg.data[0], sample.seg_logits.data.argmax(0))
-    with torch.no_grad():  # the flipped picture, looked at as it is, in the padded square
+    with torch.no_grad():  # CAMs of the flipped image in the padded square
         data = model.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, False)
         cams = torch.nn.functional.interpolate(model.extract_feat(data["inputs"]), (80, 72), mode="bilinear")[0]
     cams = cams[:, :64, :64].flip({"horizontal": (2,), "vertical": (1,), "diagonal": (1, 2)}[direction]).relu()
@@ -97,27 +100,27 @@ def test_predictions_are_those_of_the_image_before_it_was_flipped_and_padded(who
 
 
 def test_cam_files_from_a_test_run_are_judged_as_the_metric_judges(whole, world, tmp_path):  # noqa: F811
-    found = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "cams")})
-    found.load_from, found.experiment_name = str(whole[0] / "iter_12.pth"), str(tmp_path)
-    metrics = Runner.from_cfg(found).test()
+    cfg = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "cams")})
+    cfg.load_from, cfg.experiment_name = str(whole[0] / "iter_12.pth"), str(tmp_path)
+    metrics = Runner.from_cfg(cfg).test()
     judged = evaluate_folder(tmp_path / "cams", world / "test/masks", OBJECTS, progress=False)
     assert len(judged.counts) == 12 and 100 * judged.miou == pytest.approx(metrics["cam/mIoU"], abs=1e-9)
     assert judged.settings[judged.chosen] == metrics["cam/threshold"]
-    found = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "more")})
-    found.load_from, found.experiment_name = str(whole[0] / "iter_12.pth"), f"{tmp_path} more"
-    found.test_dataloader.dataset.pipeline.pop(1)  # images without masks
-    assert Runner.from_cfg(found).test() == {}
+    cfg = config(world, tmp_path, **{"test_evaluator.output_dir": str(tmp_path / "more")})
+    cfg.load_from, cfg.experiment_name = str(whole[0] / "iter_12.pth"), f"{tmp_path} more"
+    cfg.test_dataloader.dataset.pipeline.pop(1)  # images without masks
+    assert Runner.from_cfg(cfg).test() == {}
     for path in (tmp_path / "cams").iterdir():
         assert path.read_bytes() == (tmp_path / "more" / path.name).read_bytes()
-    found = config(world, tmp_path)
-    found.experiment_name = f"{tmp_path} none"
-    found.test_dataloader.dataset.pipeline.pop(1)
-    with pytest.raises(ValueError, match="no masks: put LoadAnnotations into the pipeline, or give output_dir"):
-        Runner.from_cfg(found).test()
+    cfg = config(world, tmp_path)
+    cfg.experiment_name = f"{tmp_path} none"
+    cfg.test_dataloader.dataset.pipeline.pop(1)
+    with pytest.raises(ValueError, match="no ground truth: put LoadAnnotations into the pipeline, or give output_dir"):
+        Runner.from_cfg(cfg).test()
 
 
 def test_a_cam_head_of_ones_own_is_a_subclass(world, tmp_path):  # noqa: F811
-    exec(readme("class TwoLayers"), {})
+    exec(guide("class TwoLayers"), {})
     changes = {"model.type": "TwoLayers", "custom_hooks.0.baseline": 1, "custom_hooks.0.match": 1}
     _, losses = train(config(world, tmp_path, iterations=3, **changes))
     assert ["loss_refine" in losses[i] for i in range(3)] == [False, False, True]
@@ -133,7 +136,7 @@ def test_a_cam_head_of_ones_own_is_a_subclass(world, tmp_path):  # noqa: F811
 
 
 def test_mmsegs_own_segmentors_learn_as_well(world, tmp_path):  # noqa: F811
-    exec(readme("class CamEncoderDecoder"), {})
+    exec(guide("class CamEncoderDecoder"), {})
     model = config(world, tmp_path).model
     head = {"type": "FCNHead", "in_channels": 32, "channels": 16, "num_convs": 1, "num_classes": 8, "in_index": 0,
             "loss_decode": {"type": "CrossEntropyLoss"}}  # fmt: skip

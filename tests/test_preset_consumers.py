@@ -187,7 +187,7 @@ def of_mmseg(batch, folder, output):
         return {n: float(v) for n, v in model.loss(data["inputs"], data["data_samples"]).items()}
 
     found = [losses()]
-    hook._learn(runner)
+    hook._learn_prompts(runner)
     (folder / "semples/prompts.safetensors").rename(folder / "p.safetensors")
     return [*found, losses()], [line for line in log if "trained by" in line]
 

@@ -49,14 +49,14 @@ def _umask() -> int:
 def test_what_does_not_belong_is_refused_with_both_sides_named(tmp_path, clip):
     prompts = make()
     prompts.check_belongs_to(clip, NAMES)
-    with pytest.raises(ValueError, match="class 1 is 'boat' there and 'ship' here"):
+    with pytest.raises(ValueError, match="class 1 is 'boat' in the prompts and 'ship' in the class list"):
         prompts.check_belongs_to(clip, ["train", "ship", "tv monitor"])
     signs = make()
     signs.check_belongs_to(clip, ["ER+", "ER-", "C++"])
     signs.check_belongs_to(clip, ["er+", "ER -", "c++"])
-    with pytest.raises(ValueError, match="class 0 is 'ER\\+' there and 'ER-' here"):
+    with pytest.raises(ValueError, match="class 0 is 'ER\\+' in the prompts and 'ER-' in the class list"):
         signs.check_belongs_to(clip, ["ER-", "ER+", "C++"])
-    with pytest.raises(ValueError, match="class 2 is 'C\\+\\+' there and 'C#' here"):
+    with pytest.raises(ValueError, match="class 2 is 'C\\+\\+' in the prompts and 'C#' in the class list"):
         signs.check_belongs_to(clip, ["ER+", "ER-", "C#"])
     with pytest.raises(ValueError, match="for 3 classes, the class list has 2"):
         prompts.check_belongs_to(clip, NAMES[:2])
@@ -106,7 +106,7 @@ def test_damaged_and_malicious_files_are_refused(tmp_path, clip):
         "empty.safetensors": "cut short or damaged",
         "cut.pth": "tensors alone",
         "attack.pth": "holds code, which is never run",
-        "other.pth": r"found \{'weights': \[3\]\}",
+        "other.pth": r"got \{'weights': \[3\]\}",
         "nan.pth": "NaN",
         "list.pth": "got list",
     }
@@ -203,7 +203,7 @@ def test_a_state_dict_carries_all_that_the_vectors_belong_to(tmp_path, clip):
     host = torch.nn.ModuleDict({"prompts": make()})
     host.load_state_dict(torch.nn.ModuleDict({"prompts": prompts}).state_dict())
     assert same(host["prompts"], prompts)
-    with pytest.raises(ValueError, match="class 0 is 'train' there and 'ship' here"):
+    with pytest.raises(ValueError, match="class 0 is 'train' in the prompts and 'ship' in the class list"):
         plain.check_belongs_to(clip, ["ship", "boat", "tv monitor"])
     prompts.save(tmp_path / "p.safetensors")
     assert same(BackgroundPrompts.load(tmp_path / "p.safetensors"), prompts)
@@ -239,9 +239,16 @@ def test_a_state_dict_without_vectors_that_fit_changes_nothing(clip):
 
 
 def test_a_file_of_an_older_version_loads(tmp_path, clip):
-    about = {"class_names": NAMES, "clip_name": "CLIP 0", "length": 4, "template": "a photo of {}.", "suffix_ids": None,
-             "seed": 7, "learned": True, "similarities": {}}  # fmt: skip
-    about["similarities"] = {"background": [0.4, None, 0.3], "label": [0.1, 0.2, 0.3]}
+    about = {
+        "class_names": NAMES,
+        "clip_name": "CLIP 0",
+        "length": 4,
+        "template": "a photo of {}.",
+        "suffix_ids": None,
+        "seed": 7,
+        "learned": True,
+        "similarities": {"background": [0.4, None, 0.3], "label": [0.1, 0.2, 0.3]},
+    }
     tensors = {"prompts": torch.randn(3, 4, 64), "signature": clip.signature()}
     metadata = {key: json.dumps(value) for key, value in about.items()}
     save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
@@ -249,7 +256,7 @@ def test_a_file_of_an_older_version_loads(tmp_path, clip):
     prompts.check_belongs_to(clip, NAMES)
     assert torch.equal(prompts.vectors, tensors["prompts"]) and prompts.learned and prompts.seed == 7
     assert prompts.quality[0] == ClassQuality("train", None, Nearness(0.4, None, None, 0.1, None))
-    assert [one.seen for one in prompts.quality] == [True, False, True]
+    assert [quality.seen for quality in prompts.quality] == [True, False, True]
     for damage in ({"quality": '[{"class_name": "a"}]'}, {"class_names": '["a"]'}, {"similarities": "3"}):
         save_file(tensors, tmp_path / "bad.safetensors", metadata={**metadata, **damage})
         with pytest.raises(ValueError, match=r"bad.safetensors is damaged.*learn the prompts again"):
@@ -270,3 +277,7 @@ def test_prompts_for_a_clip_belong_to_it(clip):
         BackgroundPrompts.for_clip(clip, NAMES, 73)
     with pytest.raises(TypeError, match="list of strings"):
         BackgroundPrompts.for_clip(clip, "train")
+    with pytest.raises(TypeError, match="clip: expected a FrozenClip, got CLIP; wrap it"):
+        BackgroundPrompts.for_clip(clip.model, NAMES)
+    with pytest.raises(TypeError, match="clip: expected a FrozenClip, got tuple"):
+        BackgroundPrompts.for_clip(NAMES, clip)

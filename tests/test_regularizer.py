@@ -353,7 +353,7 @@ def test_stages_that_would_do_nothing_are_told_once():
         regularizer(host_images(), masks)
 
 
-def test_a_foggy_photograph_is_no_raw_one():
+def test_a_foggy_image_is_no_raw_one():
     fog = 0.5 + 0.12 * torch.rand(1, 1, 40, 48).expand(1, 3, 40, 48)
     mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 3, 1, 1)
     masks = ClassMasks.from_pairs(torch.rand(1, 8, 8), torch.tensor([0]), torch.tensor([0]))
@@ -405,7 +405,7 @@ def test_bad_settings_are_named(clip):
         SemPLeSRegularizer(clip, NAMES, text_term="none")
     with pytest.raises(ValueError, match=r"LossWeights.refine.*-1"):
         LossWeights(refine=-1)
-    with pytest.raises(ValueError, match="no prompts: pass prompts=BackgroundPrompts"):
+    with pytest.raises(ValueError, match=r"no prompts: pass prompts=BackgroundPrompts\.for_clip\(clip, class_names\)"):
         SemPLeSRegularizer(clip, NAMES).prompt_losses(host_images(), bad()[1])
 
 
@@ -415,7 +415,7 @@ def test_bad_settings_are_named(clip):
 def test_half_precision_stays_within_stated_bounds(dtype, loss_bound, angle):
     """A trained CLIP in half precision: losses to 2 % (bf16) and 0.2 % (fp16), gradients in nearly one direction."""
     from semples_plugin.demo.data import OBJECTS, make_scenes
-    from semples_plugin.demo.run import normalize_images
+    from semples_plugin.demo.network import normalize_images
 
     scenes = make_scenes(12, seed=1)
     images, labels = normalize_images(scenes.images), torch.from_numpy(scenes.labels)
@@ -525,9 +525,8 @@ def test_pairs_without_a_gradient_are_counted_and_told(clip):
     regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts)
     masks = ClassMasks.from_dense(cams(), LABELS).sigmoid()
     regularizer(host_images(), masks)
-    assert {name: value.item() for name, value in regularizer.figures.items() if "clamped" in name} == {
-        "clamped_foreground": 0, "clamped_background": 0, "clamped_prompt": 0
-    }  # fmt: skip
+    clamped = {name: value.item() for name, value in regularizer.figures.items() if "clamped" in name}
+    assert clamped == {"clamped_foreground": 0, "clamped_background": 0, "clamped_prompt": 0}
     regularizer._label_features[1:] *= -1  # two of the three pairs' labels now lie opposite of every image
     with pytest.warns(UserWarning, match=r"67 % of the foregrounds lie so far from their label.*clamped_foreground"):
         regularizer(host_images(), masks)
@@ -612,12 +611,18 @@ def test_values_are_checked_again_where_something_changed(monkeypatch, clip):
 
 
 def test_what_they_are_can_be_read(clip):
+    weights = "foreground 1, background 2.4, refine 0.7, image 1, text 0.3"
+    assert str(WEIGHTS) == weights
+    assert repr(WEIGHTS) == "LossWeights(foreground=1.0, background=2.4, refine=0.7, image=1.0, text=0.3)"
     regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS)
-    assert "3 classes" in repr(regularizer) and "refine 0.7" in repr(regularizer) and "no prompts" in repr(regularizer)
-    regularizer.prompts = BackgroundPrompts(3, 4, clip.text_width)
-    assert "prompts of length 4, not learned" in repr(regularizer) and clip.name in repr(regularizer)
-    words = f"BackgroundPrompts(3 classes, 4 vectors of {clip.text_width}, not learned, for {clip.name})"
-    assert repr(regularizer.prompts) == words
+    start = f"SemPLeSRegularizer({clip}; 3 classes; weights: {weights}; "
+    assert repr(regularizer) == start + "no prompts)"
+    prompts = regularizer.prompts = BackgroundPrompts(3, 4, clip.text_width)
+    assert repr(regularizer) == start + "prompts of length 4, not learned)"
+    assert repr(prompts) == "BackgroundPrompts(3 classes, 4 vectors of 64, not learned, for CLIP 0)"
+    prompts.learned = True
+    assert repr(regularizer) == start + "prompts of length 4, learned)"
+    assert repr(prompts) == "BackgroundPrompts(3 classes, 4 vectors of 64, learned, for CLIP 0)"
 
 
 def test_statistics_that_are_no_triples_are_named(clip):
@@ -641,9 +646,9 @@ def test_statistics_that_are_no_triples_are_named(clip):
 
 
 def test_one_statistic_without_the_other_is_refused(clip):
-    for one in ({"input_mean": (0, 0, 0)}, {"input_std": (1, 1, 1)}, {"input_mean": None}, {"input_std": None}):
+    for option in ({"input_mean": (0, 0, 0)}, {"input_std": (1, 1, 1)}, {"input_mean": None}, {"input_std": None}):
         with pytest.raises(ValueError, match="input_mean and input_std: give both"):
-            SemPLeSRegularizer(clip, NAMES, **one)
+            SemPLeSRegularizer(clip, NAMES, **option)
     SemPLeSRegularizer(clip, NAMES, input_mean=[*IMAGENET_MEAN], input_std=(1 / 255,) * 3)  # Caffe's
 
 
@@ -668,6 +673,33 @@ def test_parts_that_are_computed_again_have_the_settings_of_the_forward_pass():
         (losses["loss_match_foreground"] + 5 * losses["loss_refine"]).backward()
         found.append(maps.grad)
     torch.testing.assert_close(*found, atol=1e-12, rtol=1e-9)
+
+
+class WithArea(SemPLeSRegularizer):
+    """A loss of one's own: masks that cover less."""
+
+    def _term_weights(self):
+        return {**super()._term_weights(), "loss_area": 0.1}
+
+    def _terms(self, images, masks, weights, prompts):
+        losses, similarities = super()._terms(images, masks, weights, prompts)
+        return {"loss_area": masks.maps.mean(), **losses}, similarities
+
+
+@pytest.mark.parametrize("max_pairs", [None, 2])
+def test_a_loss_of_ones_own_takes_a_weight_and_a_formula(max_pairs):
+    maps = cams(torch.float64)
+    masks = ClassMasks.from_dense(maps, LABELS).sigmoid()
+    usual = double_regularizer()(host_images(torch.float64), masks)
+    usual_gradient = torch.autograd.grad(sum(usual.values()), maps, retain_graph=True)[0]
+    own = WithArea(build_frozen(double=True), NAMES, weights=WEIGHTS, max_pairs=max_pairs)
+    own.prompts = BackgroundPrompts(3, 4, own.clip.text_width, std=1.0).double()
+    losses = own(host_images(torch.float64), masks)
+    assert list(losses) == [*usual, "loss_area"]
+    torch.testing.assert_close(losses, {**usual, "loss_area": 0.1 * masks.maps.mean()}, atol=1e-12, rtol=1e-9)
+    (gradient,) = torch.autograd.grad(sum(losses.values()), maps, retain_graph=True)
+    area_gradient = torch.autograd.grad(0.1 * masks.maps.mean(), maps)[0]
+    torch.testing.assert_close(gradient, usual_gradient + area_gradient, atol=1e-12, rtol=1e-9)
 
 
 def test_inference_mode_gives_losses_and_a_clip_made_there_is_refused():

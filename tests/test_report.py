@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_show_draws_the_chosen_images(world, tmp_path, capsys):
     evaluations = [judge(world, "before"), judge(world, "after")]
     order = ranked(evaluations)
     assert [last, first] == order[:-3:-1] and (tmp_path / "a.png").stat().st_size > 1000
-    ious = [round(100 * image_iou(one, last)) for one in evaluations]
+    ious = [round(100 * image_iou(evaluation, last)) for evaluation in evaluations]
     assert f"IoU {ious[0]} -> {ious[1]} %" in describe_image(evaluations, last)
     assert gain_of(evaluations, last) <= gain_of(evaluations, order[0])
     assert main([*command, "--names", "0001", "nope"]) == 1
@@ -138,7 +139,7 @@ def test_show_draws_the_chosen_images(world, tmp_path, capsys):
     assert "a.txt: expected a name that ends in a picture's format" in capsys.readouterr().err
 
 
-def test_a_damaged_photograph_costs_its_row(world, tmp_path, clip, prompts, capsys):
+def test_a_damaged_image_costs_its_row(world, tmp_path, clip, prompts, capsys):
     shutil.copytree(world / "images", tmp_path / "images")
     evaluations = [judge(world, "before"), judge(world, "after")]
     first, *_, last = ranked(evaluations)
@@ -198,6 +199,21 @@ def page_of(world, path, evaluations, titles):
     return (path / "r.html").read_text()
 
 
+def test_names_are_text_wherever_they_stand(world, tmp_path):
+    hostile = """<script>alert('1')</script>" onerror="x"""
+    names = [hostile, *OBJECTS[1:]]
+    evaluation = evaluate_folder(world / "after", world / "masks", names, setting=0.5, progress=False)
+    write_report(tmp_path / "r.html", [evaluation], [hostile], images=world / "images", shown=8, heading=hostile)
+    tags, texts = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.handle_data = texts.append
+    parser.feed((tmp_path / "r.html").read_text())
+    assert "script" not in dict(tags) and not any("onerror" in attributes for _, attributes in tags)
+    # The page's title and heading, a tile, the table's head, note and row, captions, and the legends of some images.
+    assert "".join(texts).count(hostile) > 7 and hostile in [attributes.get("alt") for _, attributes in tags]
+
+
 def test_no_gain_is_neither_good_nor_bad(world, tmp_path):
     before, after = judge(world, "before"), judge(world, "after")
     for second, ways in ((before, {""}), (after, {"", "up"})):
@@ -236,22 +252,22 @@ def test_a_report_doubts_cams_of_other_classes(world, tmp_path):
         mask = np.asarray(Image.open(path))
         Image.fromarray(np.where(mask > 0, mask % 8 + 1, 0).astype(np.uint8)).save(path)
     with pytest.warns(UserWarning, match="only"):
-        found = evaluate_folder(world / "after", tmp_path / "masks", OBJECTS, setting=0.5, progress=False)
-    page = page_of(world, tmp_path, [found], ["after"])
+        evaluation = evaluate_folder(world / "after", tmp_path / "masks", OBJECTS, setting=0.5, progress=False)
+    page = page_of(world, tmp_path, [evaluation], ["after"])
     assert re.search(r'<p class="warn">[^<]*after: only \d+ of \d+ CAMs', page)
 
 
 def test_near_words_are_the_contexts_that_prompts_hold(world, clip, prompts, capsys):
-    found = nearest_words(prompts, clip, [*OBJECTS, *CONTEXTS], count=1)
+    words = nearest_words(prompts, clip, [*OBJECTS, *CONTEXTS], count=1)
     # The template makes "rails" of the vectors of "rails".
-    assert [one.words[0][0] for one in found] == list(CONTEXTS) and found[0].quality.after.background == 0.9
-    assert all(one.label < one.words[0][1] for one in found)
+    assert [prompt.words[0][0] for prompt in words] == list(CONTEXTS) and words[0].quality.after.background == 0.9
+    assert all(prompt.label < prompt.words[0][1] for prompt in words)
     assert main(["prompts", "words", str(world / "prompts.safetensors")]) == 0  # the file says which CLIP
-    said = capsys.readouterr().out
-    assert f"{OBJECTS[0]:16}" in said and f"{CONTEXTS[0]} 1.00" in said
-    assert re.search(rf"^{OBJECTS[0]} +0\.\d\d +0\.90 +0\.31 +0\.88  {CONTEXTS[0]} 1.00", said, re.MULTILINE)
-    assert "label: cosine of the prompt and its class's own label text; lower is safer" in said
-    assert said.splitlines()[-1].startswith(
+    output = capsys.readouterr().out
+    assert f"{OBJECTS[0]:16}" in output and f"{CONTEXTS[0]} 1.00" in output
+    assert re.search(rf"^{OBJECTS[0]} +0\.\d\d +0\.90 +0\.31 +0\.88  {CONTEXTS[0]} 1.00", output, re.MULTILINE)
+    assert "label: cosine of the prompt and its class's own label text; lower is safer" in output
+    assert output.splitlines()[-1].startswith(
         "(b) went well: the prompts describe backgrounds (sim(u_b, v_b) 0.90, before"
     )
     with pytest.raises(ValueError, match="no words"):

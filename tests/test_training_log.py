@@ -31,15 +31,15 @@ def batch():
     return regularizer, torch.randn(2, 3, 32, 32).clamp(-1, 1), masks
 
 
-def test_the_writer_gets_means_between_two_looks(batch, capsys):
+def test_the_writer_gets_means_between_two_updates(batch, capsys):
     *_, masks = batch
     writer = Writer()
     with TrainingLog(10, writer, every=4, title="a") as log:
-        looks = []
+        due = []
         for step in range(10):
             log({"loss_refine": torch.tensor(float(step), requires_grad=True)}, masks, {"mask_area": torch.tensor(0.5)})
-            looks.append(log.due)
-    assert [i + 1 for i, due in enumerate(looks) if due] == [4, 8]
+            due.append(log.due)
+    assert [i + 1 for i, is_due in enumerate(due) if is_due] == [4, 8]
     means = {step: value for (name, step), value in writer.scalars.items() if name == "a/loss_refine"}
     assert means == {1: 0.0, 4: 2.0, 8: 5.5, 10: 8.5}  # of steps 0; 1 to 3; 4 to 7; 8 and 9
     assert writer.scalars["a/mask_area", 8] == 0.5 and writer.scalars["a/pairs_per_second", 8] > 0
@@ -61,7 +61,7 @@ def test_the_writer_gets_means_between_two_looks(batch, capsys):
 
 def test_the_bar_tells_a_slow_runs_pairs_per_second(batch, monkeypatch, capsys):
     *_, masks = batch  # three pairs
-    for seconds, said in (
+    for seconds, rate in (
         (0.01, "pairs/s=300"),
         (0.8, "pairs/s=3.8"),
         (8.0, "pairs/s=0.38"),
@@ -72,7 +72,7 @@ def test_the_bar_tells_a_slow_runs_pairs_per_second(batch, monkeypatch, capsys):
         with TrainingLog(2, every=2) as log:
             log({"loss_refine": 1.0}, masks)
             log({"loss_refine": 1.0}, masks)
-        assert said in capsys.readouterr().err
+        assert rate in capsys.readouterr().err
 
 
 def test_pictures_show_each_pairs_image_and_mask(batch):

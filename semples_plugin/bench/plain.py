@@ -1,6 +1,6 @@
 """Straightforward steps, with the encoder passes that the authors' public code makes; each waste can be left out.
 
-They are written from a count of those passes, in batches of all pairs, and compute the same losses as the library.
+They were written from a count of those passes, encode all pairs in one batch, and compute the library's losses.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PlainSteps:
             return self._refinement(images, masks)
 
     def prompts(self, images: Tensor, masks: ClassMasks, features: Tensor) -> Tensor:
-        """L_prompt of a batch, whose background features are at hand unless that is among the waste."""
+        """L_prompt of a batch from its background features, unless encoding these again is among the waste."""
         with self._towers():
             return self._prompt_loss(images, masks, features)
 
@@ -104,8 +104,8 @@ class PlainSteps:
 
     @contextmanager
     def _towers(self) -> Iterator[None]:
-        """The library's towers, with torch's and open_clip's own parts where those are among the waste."""
-        lean = fast_towers.attend, fast_towers.embed
+        """The library's towers, with attention and patches of torch and open_clip where those are among the waste."""
+        own = fast_towers.attend, fast_towers.embed
         if "attention" in self.waste:
             fast_towers.attend = lambda attn, q, kv, mask: attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
         if "patches" in self.waste:
@@ -113,14 +113,15 @@ class PlainSteps:
         try:
             yield
         finally:
-            fast_towers.attend, fast_towers.embed = lean
+            fast_towers.attend, fast_towers.embed = own
 
     def _thaw(self) -> None:
         self.model.requires_grad_("weight gradients" in self.waste)  # each time: the library freezes it again
 
     def _images(self, views: Tensor) -> Tensor:
         if not self.waste & {"weight gradients", "last block"}:
-            return self.regularizer.clip.encode_images(views)  # which would freeze the weights again
+            return self.regularizer.clip.encode_images(views)
+        # `encode_images` would freeze the weights again, and skip the last block's other tokens.
         dtype = next(self.model.visual.parameters()).dtype
         return F.normalize(self.model.visual(views.to(dtype)).float(), dim=-1)
 
@@ -135,7 +136,8 @@ class PlainSteps:
         (ids,) = self.regularizer.clip.tokenizer(["a photo of " + "x " * prompts.vectors.shape[1] + "."])
         ids = ids.to(self.label_ids).expand(prompts.num_classes, -1)
         embedded = model.token_embedding(ids)
-        start, end = 4, 4 + prompts.vectors.shape[1]
+        start = 4  # after the start of text and "a photo of"
+        end = start + prompts.vectors.shape[1]
         embedded = torch.cat([embedded[:, :start], prompts.vectors.to(embedded), embedded[:, end:]], dim=1)
         hidden = model.transformer(embedded + model.positional_embedding.to(embedded), attn_mask=model.attn_mask)
         pooled = model.ln_final(hidden)[torch.arange(len(ids)), ids.argmax(-1)]

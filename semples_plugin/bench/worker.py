@@ -36,53 +36,95 @@ def build(name: str, device: str, precision: str, lean: bool) -> FrozenClip:
 
 
 def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Tensor]]:
-    """The step that `spec` asks for, and all that it may give a gradient.
+    """The step that `spec` asks for, and all tensors that it may give a gradient.
 
     The step returns the loss to be differentiated, or None where there is none.
 
     Args:
-        spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step), `pairs`,
-            `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`, `device`, `precision`.
+        spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step),
+            `pairs`, `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`,
+            `device`, `precision`.
     """
-    clip = build(spec["clip"], spec["device"], spec["precision"], "activations" not in (spec["waste"] or ()))
+    waste = spec["waste"]
+    lean = waste is None or "activations" not in waste
+    clip = build(spec["clip"], spec["device"], spec["precision"], lean)
+    regularizer = _regularizer(clip, spec)
+    images, masks = _batch(clip, spec)
+    make_step = _our_step if waste is None else _plain_step
+    step = make_step(spec, regularizer, images, masks)
+    prompts = regularizer._need_prompts()
+    return step, [masks.maps, prompts.vectors, *clip.model.parameters()]
+
+
+def _regularizer(clip: FrozenClip, spec: dict[str, Any]) -> SemPLeSRegularizer:
+    """With VOC's weights and prompts that count as learned."""
     names = [f"class {k}" for k in range(spec["classes"])]
     prompts = BackgroundPrompts(len(names), spec["length"], clip.text_width)
     prompts.learned = True
     weights = LossWeights(background=2.4, text=0.02, refine=0.05)
-    regularizer = SemPLeSRegularizer(
+    return SemPLeSRegularizer(
         clip, names, weights=weights, prompts=prompts, input_mean=None, input_std=None, max_pairs=spec["max_pairs"]
     )
+
+
+def _batch(clip: FrozenClip, spec: dict[str, Any]) -> tuple[Tensor, ClassMasks]:
+    """Random images and masks, one pair of each image; some classes are common, most are rare, as in COCO."""
     pairs, generator = spec["pairs"], torch.Generator().manual_seed(0)
     height, width = clip.image_size
     images = torch.randn(pairs, 3, height, width, generator=generator).to(clip.device)
     maps = torch.rand(pairs, 14, 14, generator=generator).to(clip.device).requires_grad_()
-    frequencies = 1 / torch.arange(1, len(names) + 1)  # some classes are common, most are rare, as in COCO
+    frequencies = 1 / torch.arange(1, spec["classes"] + 1)
     classes = torch.multinomial(frequencies, pairs, replacement=True, generator=generator).to(clip.device)
-    masks = ClassMasks.from_pairs(maps, torch.arange(pairs), classes)
-    features = regularizer.background_features(images[:1], masks[:1]).expand(pairs, -1)
-    plain = PlainSteps(regularizer, spec["waste"] or ())
-    part = min(spec["part"] or pairs, pairs)
-    rest = PlainSteps(regularizer, plain.waste - {"prompt texts"})  # parts share what is encoded once in a step
+    return images, ClassMasks.from_pairs(maps, torch.arange(pairs), classes)
 
-    def plain_refinement() -> Tensor:
+
+def _kept_backgrounds(regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks) -> Tensor:
+    """Background features `[P, D]` as (b) keeps them; that of the first pair for all, since values don't matter."""
+    return regularizer.background_features(images[:1], masks[:1]).expand(len(masks), -1)
+
+
+def _our_step(
+    spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks
+) -> Callable[[], Tensor | None]:
+    """A step of the library's."""
+    if spec["step"] == "refinement":
+        return lambda: sum_of(regularizer(images, masks))
+    if spec["step"] == "prompts":
+        features = _kept_backgrounds(regularizer, images, masks)
+        return lambda: sum_of(regularizer.prompt_losses_of(features, masks.class_index))
+
+    def walk() -> None:
+        regularizer.pair_features(images, masks)
+
+    return walk
+
+
+def _plain_step(
+    spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks
+) -> Callable[[], Tensor | None]:
+    """A plain step with the waste of `spec`, in parts of `part` pairs."""
+    plain = PlainSteps(regularizer, spec["waste"])
+    if spec["step"] == "prompts":
+        features = _kept_backgrounds(regularizer, images, masks)
+        return lambda: plain.prompts(images, masks, features)
+    pairs = spec["pairs"]
+    part = min(spec["part"] or pairs, pairs)
+    other_parts = PlainSteps(regularizer, plain.waste - {"prompt texts"})  # what a step encodes once, parts share
+
+    def refinement() -> Tensor:
         for start in range(part, pairs, part):
-            some = masks[start : start + part]
-            (rest.refinement(images, some) * len(some) / pairs).backward()
+            chosen = masks[start : start + part]
+            loss = other_parts.refinement(images, chosen)
+            (loss * len(chosen) / pairs).backward()
         return plain.refinement(images, masks[:part]) * part / pairs
 
-    steps: dict[tuple[str, bool], Callable[[], Tensor | None]] = {
-        ("walk", True): lambda: (regularizer.pair_features(images, masks), None)[1],
-        ("refinement", True): lambda: sum_of(regularizer(images, masks)),
-        ("refinement", False): plain_refinement,
-        ("prompts", True): lambda: sum_of(regularizer.prompt_losses_of(features, classes)),
-        ("prompts", False): lambda: plain.prompts(images, masks, features),
-    }
-    return steps[spec["step"], spec["waste"] is None], [maps, prompts.vectors, *clip.model.parameters()]
+    return refinement
 
 
 def measure(spec: dict[str, Any]) -> dict[str, float | None]:
     """Median seconds, added peak memory in bytes and floating-point operations of a step with its backward pass."""
-    (step, reached), device = prepare(spec), torch.device(spec["device"])
+    step, differentiated = prepare(spec)
+    device = torch.device(spec["device"])
 
     def run() -> float:
         begun = time.perf_counter()
@@ -93,10 +135,10 @@ def measure(spec: dict[str, Any]) -> dict[str, float | None]:
             torch.cuda.synchronize(device)
         return time.perf_counter() - begun
 
-    run()  # warms up: libraries get their buffers, features of fixed prompts are kept
+    run()  # warm-up: libraries allocate buffers, features of fixed prompts are kept
     with FlopCounterMode(display=False) as counter:
         run()
-    for tensor in reached:
+    for tensor in differentiated:
         tensor.grad = None
     before = _memory(device, restart=True)
     first = run()  # gradients of weights stay from here on, as an optimiser would keep them
@@ -125,7 +167,7 @@ def matmul_peak(device: str, precision: str) -> float:
 
 
 def _memory(device: torch.device, restart: bool = False) -> int | None:
-    """Peak memory in bytes since the last restart: of the device, or of this process where the kernel tells."""
+    """Peak memory in bytes since the last restart: of the GPU, or of this process; None where that is unknown."""
     if device.type == "cuda":
         if restart:
             torch.cuda.reset_peak_memory_stats(device)
@@ -133,7 +175,7 @@ def _memory(device: torch.device, restart: bool = False) -> int | None:
     try:
         if restart:
             gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what Python has freed already is no memory of the step
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that Python has freed is not the step's
             Path("/proc/self/clear_refs").write_text("5")
         status = Path("/proc/self/status").read_text()
     except OSError:

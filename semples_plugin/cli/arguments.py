@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 EXIT_STATUS = (
@@ -11,26 +12,25 @@ EXIT_STATUS = (
 
 
 class _Help(argparse.HelpFormatter):
-    """Says an option's default once: where there is one, and the text doesn't tell it in words."""
+    """States an option's default once: where it has one, and its help doesn't state it in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        told = "(default" in text or not action.default or action.nargs == 0
-        return text if told else f"{text} (default: %(default)s)"
+        has_no_default = not action.default or action.nargs == 0
+        return text if has_no_default or "(default" in text else f"{text} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
-    """Its help says what the exit status means, as does that of each command below it."""
+    """A parser whose help explains the exit status, as do those of the commands below it."""
 
     def __init__(self, *, epilog: str = "", **options: Any) -> None:
         super().__init__(epilog=f"{epilog} {EXIT_STATUS}".strip(), formatter_class=_Help, **options)
 
 
-def add_command(commands: Any, name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
-    """A command's parser; `summary` stands in the list of commands, and with `more` in the command's own help."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}"
-    )
+def add_command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """A command's parser; `summary` stands in the list of commands, and with `details` in the command's own help."""
+    description = f"{summary[0].upper()}{summary[1:]}. {details}".strip()
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=description)
     return parser
 
 
@@ -39,6 +39,23 @@ def whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option `--device`."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The option `--workers`."""
+    parser.add_argument(
+        "--workers", type=whole_number, default=os.cpu_count(), help="processes (default: one per core)"
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """The option `--quiet`."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def add_clip(parser: argparse.ArgumentParser) -> None:
@@ -50,4 +67,4 @@ def add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained", help="its tag, or the path of its weights (default: what the prompts file says)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add_device(parser)

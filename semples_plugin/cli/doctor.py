@@ -1,4 +1,4 @@
-"""`semples doctor`: what is installed, which devices there are, and whether CLIP loads, or can be downloaded."""
+"""`semples doctor`: installed packages, devices, and whether CLIP loads or can be downloaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semples_plugin.cli.arguments import add_command
 from semples_plugin.utils.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -17,16 +18,17 @@ _OPTIONAL = {
     "mmengine": f"mmsegmentation configs: {how_to_install('mmseg')}",
     "pydensecrf2": f"the CRF of semples pseudo-masks: {how_to_install('crf')}",
 }
-_SAME = {"opencv-python": "opencv-python-headless", "mmengine": "onedl-mmengine"}
+_OTHER_NAMES = {"opencv-python": "opencv-python-headless", "mmengine": "onedl-mmengine"}
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser's commands."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "doctor",
-        help="what is installed, which devices there are, whether CLIP's weights are at hand",
-        description="Prints the versions, devices and CLIP that training will meet, and what to do about what is "
-        "missing; weights that are there are loaded and tried. The exit status is 1 where training could not begin.",
+        "list installed packages, devices and CLIP's weights",
+        "Prints the versions, devices and CLIP that training will use, and what to do about what is missing; cached "
+        "weights are loaded and tried. The exit status is 1 where training could not begin.",
     )
     parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, local-dir:PATH, or demo")
     parser.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_report(clip: str, pretrained: str) -> int:
-    """Prints the report; returns 0 when training can begin, 1 when something that it needs is missing."""
+    """Prints the report; returns 0 where training can begin, 1 where something that it needs is missing."""
     import platform
 
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -47,29 +49,31 @@ def print_report(clip: str, pretrained: str) -> int:
     for name, use in _OPTIONAL.items():
         _print_version(name, f"optional, for {use}")
     _print_devices()
-    return int(bool(missing) + _print_clip(clip, pretrained))
+    clip_loads = _print_clip(clip, pretrained)
+    return int(bool(missing) or not clip_loads)
 
 
 def _print_clip(clip: str, pretrained: str) -> bool:
-    """What CLIP is, once it is loaded, or where its weights come from; returns whether training can't begin."""
+    """Prints what CLIP is, once it is loaded, or where its weights come from; returns whether training can begin."""
     from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.clip.loading import DEMO, LOCAL_DIR, check_download, check_source, find_cached, where_to_get
 
     try:
         check_source(clip, pretrained)
-        if clip != DEMO and not clip.startswith(LOCAL_DIR) and not Path(pretrained).is_file():
+        is_local = clip == DEMO or clip.startswith(LOCAL_DIR) or Path(pretrained).is_file()
+        if not is_local:
             cached = find_cached(clip, pretrained)
             if cached is None:
                 check_download(clip, pretrained)
                 print("weights   not cached; the first load downloads them")
                 print(f"          where there is no network, {where_to_get(clip, pretrained)}")
-                return False
+                return True
             print(f"weights   {cached}")
         print(f"CLIP      {_describe(FrozenClip.load(clip, pretrained))}")
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"CLIP      {error}")
-        return True
-    return False
+        return False
+    return True
 
 
 def _describe(clip: FrozenClip) -> str:
@@ -85,15 +89,16 @@ def _describe(clip: FrozenClip) -> str:
 
 
 def _print_version(name: str, use: str) -> str | None:
+    """Prints and returns the version of a package; where it is missing prints what it is for, and returns None."""
     from importlib.metadata import PackageNotFoundError, version
 
-    for distribution in filter(None, (name, _SAME.get(name))):
+    for distribution in filter(None, (name, _OTHER_NAMES.get(name))):
         try:
-            found = version(distribution)
+            installed = version(distribution)
         except PackageNotFoundError:
             continue
-        print(f"installed {distribution} {found}")
-        return found
+        print(f"installed {distribution} {installed}")
+        return installed
     print(f"missing   {name} ({use})")
     return None
 

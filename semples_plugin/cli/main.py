@@ -25,7 +25,7 @@ from semples_plugin.cli.arguments import Parser
 from semples_plugin.cli.streams import lasting_streams
 from semples_plugin.version import __version__
 
-# In the order of their use, which is that of the help.
+# In the order of the help.
 COMMANDS = (demo, doctor, labels, patch, run, bench, eval, show, report, convert, pseudo_masks, prompts)
 
 
@@ -48,24 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with lasting_streams(), warnings.catch_warnings():
         options = build_parser().parse_args(arguments)
         warnings.simplefilter("default", UserWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)  # some libraries' are both, and no user's business
+        warnings.simplefilter("ignore", DeprecationWarning)  # some libraries' are UserWarnings as well
         warnings.showwarning = lambda message, *_, **__: print(f"semples {options.command}: {message}", file=sys.stderr)
         return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        code = int(options.run(options) or 0)
+        status = int(options.run(options) or 0)
         sys.stdout.flush()
-        return code
+        return status
     except (ImportError, OSError, TypeError, ValueError, KeyboardInterrupt) as error:
-        interrupted = _comes_of_interrupt(error)
+        interrupted = _is_interrupt(error)
         print(f"semples {options.command}: {'interrupted' if interrupted else error}", file=sys.stderr)
         return 130 if interrupted else 1
 
 
-def _comes_of_interrupt(error: BaseException | None) -> bool:
-    """Whether it is an interrupt, or one that a library turned into an error of its own while it was imported."""
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is an interrupt, or an error that a library raised on account of one while it was imported."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -6,13 +6,16 @@ import argparse
 import sys
 from typing import Any
 
+from semples_plugin.cli.arguments import add_command
+
 
 def add(commands: Any) -> None:
     """Adds the command to the parser's commands."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "run",
-        help="start a script of CLIMS, WeakTr or FMA-WSSS on today's Python and packages",
-        description="Becomes `python SCRIPT ...` with stand-ins for packages that are gone and corrections of lines "
+        "start a script of CLIMS, WeakTr or FMA-WSSS on today's Python and packages",
+        "Becomes `python SCRIPT ...` with stand-ins for packages that are gone and corrections of lines "
         "that stop on today's ones, also in the processes that the script starts. No file of the host changes, and "
         "`semples patch` fits as before. Run it in the host's checkout.",
     )

@@ -13,9 +13,11 @@ from semples_plugin.cli.judging import add_judging, judge
 def add(commands: Any) -> None:
     """Adds the command to the parser's commands."""
     parser = add_command(
-        commands, "show", "draw images with their CAMs, before and after, and what is wrong with them",
+        commands,
+        "show",
+        "draw images with their CAMs, before and after, and what is wrong with them",
         "Missed objects, backgrounds taken for an object and wrong classes get a colour each.",
-    )  # fmt: skip
+    )
     add_judging(parser)
     parser.add_argument("--images", required=True, help="folder of the images")
     chosen = parser.add_mutually_exclusive_group()
@@ -38,23 +40,28 @@ def run(options: argparse.Namespace) -> int:
     # What would fail at the end fails before the work.
     check_picture_name(options.out)
     _check_names(options.names, list_cams(options.cams[0], masks=True), f"the CAMs of {options.cams[0]}")
-    evaluations, titles, code = judge(options)
-    names = ranked(evaluations)
-    if options.names:
-        _check_names(options.names, names, f"the {len(names)} images that were judged")
-        names = options.names
-    elif options.best or options.worst:
-        names = names[: options.best] if options.best else names[: -options.worst - 1 : -1]
-    elif len(names) > 6:
-        names = [*names[:3], *names[-3:]]
+    evaluations, titles, status = judge(options)
+    names = _choose(options, ranked(evaluations))
     check_images(options.images, names)
     write_picture(options.out, draw_images(evaluations, names, options.images, titles))
     print("\n".join(describe_image(evaluations, name) for name in names))
     print(f"wrote {options.out}")
-    return code
+    return status
 
 
-def _check_names(names: Sequence[str] | None, known: Container[str], what: str) -> None:
-    unknown = [name for name in names or () if name not in known]
+def _choose(options: argparse.Namespace, ranked: Sequence[str]) -> Sequence[str]:
+    """The images to draw, of those that were judged, from best to worst."""
+    if options.names:
+        _check_names(options.names, ranked, f"the {len(ranked)} images that were judged")
+        return options.names
+    if options.best:
+        return ranked[: options.best]
+    if options.worst:
+        return ranked[::-1][: options.worst]
+    return ranked if len(ranked) <= 6 else [*ranked[:3], *ranked[-3:]]
+
+
+def _check_names(names: Sequence[str], known: Container[str], what: str) -> None:
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: not among {what}")

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their readers."""
+"""Standard output and error whose loss doesn't end the work."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Where standard output or error is closed, or loses its reader, words are lost, and the work goes on."""
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # else the next file would get the number of a closed stream
-        pass
-    os.close(number)
+    """Lets the work go on, without its messages, where standard output or error is closed or loses its reader."""
+    _occupy_standard_numbers()
     with contextlib.ExitStack() as stack:
         for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
-            lasting = _LastingStream(stream or stack.enter_context(open(os.devnull, "w")))  # noqa: PTH123, of Windows, too
+            if stream is None:  # it was closed when Python started
+                stream = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+            lasting = _LastingStream(stream)
             stack.enter_context(redirect(lasting))
             stack.callback(lasting.flush)
         yield
+
+
+def _occupy_standard_numbers() -> None:
+    """Opens the null device in place of closed streams; the next file to be opened would get their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(number)
 
 
 class _LastingStream:
@@ -43,7 +50,7 @@ class _LastingStream:
         try:
             action(*arguments)
         except OSError as error:
-            # What is left in its buffer would fail again when Python ends.
+            # The rest of its buffer would fail again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             if not isinstance(error, BrokenPipeError):
                 raise

@@ -1,1 +1,1 @@
-"""The frozen CLIP: found, loaded, encoded with."""
+"""The frozen CLIP: loading it, and encoding images, texts and prompts with it."""

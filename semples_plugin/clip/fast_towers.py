@@ -1,11 +1,15 @@
-"""open_clip's transformers without the work that nobody reads; whatever is built otherwise runs as it is.
+"""open_clip's transformers without the computations whose results are not used; other models run as they are.
 
-A feature is read from one token. In the last block only that token's query, and what follows from it, matters: a
-twelfth of the tower's time and memory for ViT-B. torch's attention turns batch and tokens around, after which a CPU
-multiplies token by token; its projections are called on the batch as it is. Patches don't overlap, so their embedding
-and its gradient are one matrix product each, where a convolution's gradient takes ten times as long. QuickGELU,
-x sigmoid(1.702 x), keeps two tensors for its gradient; written as silu(1.702 x) / 1.702 it keeps one, which is a
-quarter of the memory. What each of them saves is measured by `semples bench`.
+- A feature is read from one token: in the last block only that token's query, and what follows from it, is
+  computed. That saves a twelfth of the tower's time and memory for ViT-B.
+- torch's attention transposes batch and tokens, after which a CPU multiplies token by token: here the
+  projections are applied to the batch as it is.
+- Patches don't overlap, so that their embedding and its gradient are one matrix product each; a convolution's
+  gradient takes ten times as long.
+- QuickGELU, x sigmoid(1.702 x), keeps two tensors for its gradient; as silu(1.702 x) / 1.702 it keeps one,
+  which saves a quarter of the memory.
+
+`semples bench` measures what each of them saves.
 """
 
 from __future__ import annotations
@@ -22,14 +26,13 @@ def read_one_token(transformer: Any, x: Tensor, token: slice, attn_mask: Tensor 
 
     Args:
         transformer: open_clip's `Transformer`.
-        x: `[B, T, W]`.
-        token: of length 1.
-        attn_mask: `[T, T]`.
+        x: embedded tokens `[B, T, W]`.
+        token: a slice of length 1.
+        attn_mask: `[T, T]`, added to the attention's logits.
     """
-    blocks: Any = getattr(transformer, "resblocks", ())
-    plain = all(type(block).__name__ == "ResidualAttentionBlock" and not hasattr(block, "ln_1_kv") for block in blocks)
-    if not (plain and len(blocks) and type(transformer).__name__ == "Transformer" and transformer.batch_first):
+    if not _is_supported(transformer):
         return None
+    blocks: Any = transformer.resblocks
     mask = None if attn_mask is None else attn_mask.to(x.dtype)
     for block in blocks[:-1]:
         normed = block.ln_1(x)
@@ -37,60 +40,84 @@ def read_one_token(transformer: Any, x: Tensor, token: slice, attn_mask: Tensor 
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     last: Any = blocks[-1]
     normed = last.ln_1(x)
-    read: Tensor = x[:, token]
-    read = read + last.ls_1(attend(last.attn, normed[:, token], normed, None if mask is None else mask[token]))
-    read = read + last.ls_2(last.mlp(last.ln_2(read)))
-    return read
+    token_mask = None if mask is None else mask[token]
+    output: Tensor = x[:, token]
+    output = output + last.ls_1(attend(last.attn, normed[:, token], normed, token_mask))
+    output = output + last.ls_2(last.mlp(last.ln_2(output)))
+    return output
+
+
+def _is_supported(transformer: Any) -> bool:
+    """Whether a transformer is open_clip's own, with batches first and self-attention in every block."""
+    blocks: Any = getattr(transformer, "resblocks", ())
+    if type(transformer).__name__ != "Transformer" or not len(blocks) or not transformer.batch_first:
+        return False
+    return all(type(block).__name__ == "ResidualAttentionBlock" and not hasattr(block, "ln_1_kv") for block in blocks)
 
 
 def encode_pixels(visual: Any, images: Tensor) -> Any:
     """`visual(images)`: features `[B, D]` of normalised images."""
-    features: Any = None
-    if type(visual).__name__ == "VisionTransformer" and hasattr(visual, "_embeds"):
-        whole = visual.attn_pool is not None or visual.pool_type != "tok" or visual.output_tokens
-        features = None if whole else read_one_token(visual.transformer, embed(visual, images), slice(0, 1))
-    if features is None:
+    class_token = None
+    if _reads_class_token(visual):
+        class_token = read_one_token(visual.transformer, embed(visual, images), slice(0, 1))
+    if class_token is None:
         return visual(images)
-    features = visual.ln_post(features[:, 0])
+    features = visual.ln_post(class_token[:, 0])
     return features if visual.proj is None else features @ visual.proj
 
 
+def _reads_class_token(visual: Any) -> bool:
+    """Whether an image tower is a vision transformer whose feature comes from its class token alone."""
+    if type(visual).__name__ != "VisionTransformer" or not hasattr(visual, "_embeds"):
+        return False
+    return visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
+
+
 def attend(attn: Any, q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
-    """`attn(q, kv, kv, attn_mask=mask)[0]`, of batches first."""
+    """`attn(q, kv, kv, attn_mask=mask)[0]`, batches first: q `[B, S, W]` and kv `[B, T, W]` to `[B, S, W]`."""
     if type(attn) is not nn.MultiheadAttention or attn.in_proj_weight is None or attn.bias_k is not None:
         attended: Tensor = attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
         return attended
     weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
     if q is kv:
-        parts = F.linear(q, weight, bias).chunk(3, dim=-1)
+        query, key, value = F.linear(q, weight, bias).chunk(3, dim=-1)
     else:
-        parts = F.linear(q, weight[:width], bias[:width]), *F.linear(kv, weight[width:], bias[width:]).chunk(2, dim=-1)
-    query, key, value = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in parts)
-    together = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-    return F.linear(together, attn.out_proj.weight, attn.out_proj.bias)
+        query = F.linear(q, weight[:width], bias[:width])
+        key, value = F.linear(kv, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (_split_heads(tensor, attn.num_heads) for tensor in (query, key, value))
+    heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return F.linear(heads.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """`[B, T, heads * w]` as `[B, heads, T, w]`."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def embed(visual: Any, images: Tensor) -> Any:
     """`visual._embeds(images)`: tokens `[B, 1 + T, W]`."""
     conv, dropout = visual.conv1, visual.patch_dropout
-    plain = conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.bias is None
-    if not plain or (dropout.training and not isinstance(dropout, nn.Identity)):
+    disjoint = conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.bias is None
+    drops_patches = dropout.training and not isinstance(dropout, nn.Identity)
+    if not disjoint or drops_patches:
         return visual._embeds(images)
     high, wide = conv.kernel_size
-    whole = images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]  # as the convolution sees
-    patches = whole.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    # The convolution ignores pixels beside the last whole patch.
+    covered = images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]
+    grid = covered.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # [B, 3, rows, high, columns, wide]
+    patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, rows * columns, 3 * high * wide]
     tokens = F.linear(patches, conv.weight.flatten(1))
-    first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
-    return visual.ln_pre(torch.cat([first, tokens], dim=1) + visual.positional_embedding.to(tokens.dtype))
+    class_token = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+    return visual.ln_pre(torch.cat([class_token, tokens], dim=1) + visual.positional_embedding.to(tokens.dtype))
 
 
 class OnceDifferentiable(torch.autograd.Function):
-    """The identity; says which attention kernels can be differentiated twice, where others were used."""
+    """The identity; a RuntimeError with advice where fused attention kernels would be differentiated twice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()  # CPUs', too
-        ctx.fused = fused
+        # Despite their names, these switches hold for CPUs as well.
+        ctx.fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
         return x.view_as(x)
 
     @staticmethod

@@ -18,14 +18,16 @@ from semples_plugin.utils.checks import CheckSchedule, check_device, check_tenso
 Tokenizer = Callable[[list[str]], Tensor]
 
 PROMPT_TEMPLATE = "a photo of {}."
-"""Where the learned vectors stand in a background prompt."""
+"""Text of a background prompt; the context vectors take the place of "{}"."""
 
 _PLACEHOLDERS = (("photo", "of"), ("x", "o"))  # words that a tokenizer is likely to keep as single tokens
+
+_TEXT_TOWER = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection", "attn_mask")
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Token ids of a prompt `[T]`, in which positions `start` to `start + length` are the learned vectors'."""
+    """Token ids of a prompt `[T]`; the context vectors replace those from `start` to `start + length`."""
 
     ids: Tensor
     start: int
@@ -36,14 +38,31 @@ class FrozenClip:
     """CLIP's joint space: unit vectors for images, texts and prompts; gradients reach inputs, never CLIP.
 
     The model is set to eval mode and its parameters stop requiring gradients, in place. It computes in the
-    precision of its own weights: a surrounding autocast neither speeds it up nor changes its features. It is no
-    `nn.Module`, so a host model that holds one keeps its state dict, its parameters and its optimiser as they are.
+    precision of its own weights: a surrounding autocast neither speeds it up nor changes its features. It is
+    no `nn.Module`, so a host model that holds one keeps its state dict, its parameters and its optimiser as
+    they are.
+
+    >>> clip = FrozenClip.load("demo")  # the embedded tiny CLIP
+    >>> clip
+    FrozenClip(the demo's tiny CLIP, images 64 x 64, float32, on cpu)
+    >>> texts = clip.encode_texts(["a photo of rails.", "a photo of water."])
+    >>> images = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    >>> similarities = clip.encode_images(images) @ texts.T
+    >>> similarities.shape
+    torch.Size([1, 2])
+    >>> similarities.sum().backward()
+    >>> images.grad.shape, any(parameter.requires_grad for parameter in clip.model.parameters())
+    (torch.Size([1, 3, 64, 64]), False)
 
     Args:
-        model: an `open_clip.CLIP` or `CustomTextCLIP` whose text tower takes token embeddings. Hugging Face text
-            towers and CoCa are refused.
+        model: an `open_clip.CLIP` or `CustomTextCLIP` whose text tower takes token embeddings. Hugging Face
+            text towers and CoCa are refused.
         tokenizer: maps a list of M strings to token ids `[M, context]`; nothing else is asked of it.
-        name: what error messages and saved prompts call this model; guessed from its class where left out.
+        name: what error messages and saved prompts call this model; made from its class where left out.
+
+    Raises:
+        TypeError: for a model without a text tower that takes token embeddings.
+        ValueError: for a model made under `torch.inference_mode()`.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, name: str | None = None) -> None:
@@ -52,7 +71,7 @@ class FrozenClip:
             raise ValueError("model: made under torch.inference_mode(), it lets no gradient through; make it outside")
         self.model = model
         self._checks = CheckSchedule()
-        self._as_it_is()
+        self._freeze()
         self.tokenizer = tokenizer
         self.name = name or f"{type(model).__name__} built by the caller"
         visual: Any = model.visual
@@ -79,16 +98,17 @@ class FrozenClip:
         Args:
             name: an open_clip name ("ViT-B-32-quickgelu"), "local-dir:PATH", a folder with
                 `open_clip_config.json` and the weights, or "demo", the embedded tiny CLIP.
-            pretrained: an open_clip tag ("openai"), or the path of a weights file. OpenAI's own `ViT-B-32.pt` is
-                recognised and gets its QuickGELU; for other files the name decides, and a warning says so where
-                it matters. Not used with "local-dir:" and "demo".
+            pretrained: an open_clip tag ("openai"), or the path of a weights file. OpenAI's own `ViT-B-32.pt`
+                is recognised and gets its QuickGELU; for other files the name decides, and a warning says so
+                where it matters. Not used with "local-dir:" and "demo".
             device: where the model is put; see `to`.
             precision: "fp32", "bf16" or "fp16", of the weights and of the computation.
             cache_dir: where open_clip keeps its downloads.
 
         Raises:
-            ValueError: for an unknown name, tag or precision (the nearest known ones are named), weights that are
-                damaged or another model's, a device that isn't there, or a tower that can't take prompt vectors.
+            ValueError: for an unknown name, tag or precision (the nearest known ones are named), weights that
+                are damaged or another model's, a device that isn't there, or a tower that can't take prompt
+                vectors.
             FileNotFoundError: when the weights or the tokenizer are neither cached nor to be downloaded.
         """
         from semples_plugin.clip.loading import load_open_clip
@@ -124,28 +144,32 @@ class FrozenClip:
         return self
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """E_I.
+        """E_I, CLIP's image encoder.
 
         Args:
             images: `[B, 3, H, W]`, CLIP-normalised, H x W = `image_size`.
 
         Returns:
             `[B, D]`, unit length, float32 (float64 for a float64 model); differentiable in `images`.
+
+        Raises:
+            TypeError: for what is no tensor of floating-point values.
+            ValueError: for images of another size, and where a model in fp16 overflows.
         """
         check_tensor("images", images, shape="[B, 3, H, W]")
         if images.shape[1:] != (3, *self.image_size):
             height, width = self.image_size
             raise ValueError(f"images: {self.name} takes [B, 3, {height}, {width}], got {list(images.shape)}")
-        with self._as_it_is():
+        with self._frozen():
             return self._unit(encode_pixels(self.model.visual, images.to(self._image_dtype)), "images")
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """E_T of M strings: `[M, D]`, unit length, without gradients."""
+        """E_T, CLIP's text encoder, of M strings: `[M, D]`, unit length, without gradients."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("texts: expected a list of strings")
+            raise TypeError(f"texts: expected a list of strings, got {texts!r:.80}")
         ids = self._token_ids(list(texts)).to(self.device)
-        with self._as_it_is():
+        with self._frozen():
             return self._unit(self.model.encode_text(ids), "texts")  # type: ignore[operator]
 
     def encode_prompts(
@@ -154,16 +178,21 @@ class FrozenClip:
         template: str = PROMPT_TEMPLATE,
         suffix_ids: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """E_T of prompt vectors that take the place of "{}" in a template.
+        """E_T of context vectors that take the place of "{}" in a template.
 
         Args:
-            prompts: vectors `[K, L, W]` in the space of the token embeddings.
+            prompts: context vectors `[K, L, W]` in the space of the token embeddings.
             template: text around the vectors.
             suffix_ids: token ids in place of what follows "{}", for the release's prompts; as many as it has.
 
         Returns:
-            `[K, D]`, unit length; differentiable in the vectors. A causal tower is fed no padding behind the end
-            of text, which it can't see: 36 tokens instead of 77 for 30 vectors, and the same features.
+            `[K, D]`, unit length; differentiable in the vectors. A causal tower gets no padding behind the
+            end of text, which its features don't depend on: 36 tokens instead of 77 for 30 vectors.
+
+        Raises:
+            TypeError: for what is no tensor of floating-point values.
+            ValueError: for vectors of another width, more of them than fit into the context, a template
+                without "{}", or another number of suffix ids.
         """
         check_tensor("prompts", prompts, shape="[K, L, W]")
         if prompts.shape[2] != self.text_width:
@@ -171,25 +200,25 @@ class FrozenClip:
         layout = self.layout(prompts.shape[1], template, suffix_ids)
         ids = layout.ids.to(self.device).expand(len(prompts), -1)
         embedded = self._text.token_embedding(ids).to(prompts.dtype)
-        end = layout.start + layout.length
+        end = layout.start + layout.length  # of the vectors
         embedded = torch.cat([embedded[:, : layout.start], prompts, embedded[:, end:]], dim=1)
-        with self._as_it_is():
+        with self._frozen():
             return self._unit(self._encode_embedded(embedded, ids), "prompts")
 
     def signature(self) -> Tensor:
         """A unit vector `[D]` on the CPU that tells one CLIP from another, whatever its precision and device.
 
-        It is the direction from one text to another, so it depends on tokenizer, weights and activation alike. The
-        texts differ in length, so that they differ for a tokenizer that knows neither word.
+        It is the direction from one text to another, so it depends on tokenizer, weights and activation
+        alike. The texts differ in length, so that they differ for a tokenizer that knows neither word.
         """
         sentence, word = self.encode_texts(["a photo of a cat.", "street"]).double().cpu()
         return F.normalize(sentence - word, dim=0).float()
 
     def _unit(self, features: Tensor, what: str) -> Tensor:
-        """Features at unit length, in float32 or better."""
-        # Only half precision overflows, at 65,504; others aren't worth waiting for the device.
-        half = features.dtype == torch.float16 and not torch.compiler.is_compiling()
-        if half and self._checks.is_due(features.device) and not bool(features.isfinite().all()):
+        """Features of images, texts or prompts at unit length, in float32 or better."""
+        # fp16 alone overflows, at 65,504: in other precisions a check isn't worth waiting for the device.
+        may_overflow = features.dtype == torch.float16 and not torch.compiler.is_compiling()
+        if may_overflow and self._checks.is_due(features.device) and not bool(features.isfinite().all()):
             raise ValueError(
                 f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
                 '"bf16" or "fp32"'
@@ -198,24 +227,27 @@ class FrozenClip:
             features = OnceDifferentiable.apply(features)
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
-    def _as_it_is(self) -> torch.autocast:
-        # Each time anew: a host that owns the model may have switched it back to training.
+    def _freeze(self) -> None:
         self.model.eval().requires_grad_(False)
+
+    def _frozen(self) -> torch.autocast:
+        """A context without autocast; the model is frozen again, as its owner may have trained it meanwhile."""
+        self._freeze()
         return torch.autocast(self.device.type, enabled=False)
 
     def _encode_embedded(self, embedded: Tensor, ids: Tensor) -> Tensor:
-        # open_clip's text towers, from the embeddings on; checked against `encode_text` in the tests.
+        """What `encode_text` of open_clip's text towers does from the embeddings on."""
         from open_clip.transformer import text_global_pool
 
         text, tokens = self._text, ids.shape[1]
         dtype = text.transformer.get_cast_dtype()
         mask = text.attn_mask if text.attn_mask is None else text.attn_mask[:tokens, :tokens]
         hidden = embedded.to(dtype) + text.positional_embedding[:tokens].to(dtype)
-        # A cropped prompt ends with the token that its feature is read from.
-        cropped = tokens < text.positional_embedding.shape[0]
-        read = read_one_token(text.transformer, hidden, slice(tokens - 1, tokens), mask) if cropped else None
-        if read is not None:
-            pooled = text.ln_final(read)[:, 0]
+        last_token = None
+        if tokens < text.positional_embedding.shape[0]:  # a cropped prompt ends with the token that is read
+            last_token = read_one_token(text.transformer, hidden, slice(tokens - 1, tokens), mask)
+        if last_token is not None:
+            pooled = text.ln_final(last_token)[:, 0]
         else:
             pool_type, eos_id = _pooling(text)
             hidden = text.ln_final(text.transformer(hidden, attn_mask=mask))
@@ -233,13 +265,14 @@ class FrozenClip:
         return self._layouts[key]
 
     def _build_layout(self, length: int, template: str, suffix_ids: tuple[int, ...] | None) -> PromptLayout:
-        ids, start, room = self._read_template(template)
-        if not 1 <= length <= room:
+        ids, start, most = self._read_template(template)
+        if not 1 <= length <= most:
             raise ValueError(
                 f"prompts of {length} vectors don't fit into {self.name}: around {template!r} its context of "
-                f"{len(ids)} tokens has room for 1 to {room}"
+                f"{len(ids)} tokens has room for 1 to {most}"
             )
-        ids = torch.cat([ids[:start], ids[start].expand(length), ids[start + 1 :]])[: len(ids)]
+        placeholder = ids[start].expand(length)
+        ids = torch.cat([ids[:start], placeholder, ids[start + 1 :]])[: len(ids)]
         end = self._end_of_text(ids)
         if suffix_ids is not None:
             if end is None or len(suffix_ids) != end - start - length:
@@ -250,32 +283,34 @@ class FrozenClip:
         return PromptLayout(ids if end is None else ids[: end + 1], start, length)
 
     def _read_template(self, template: str) -> tuple[Tensor, int, int]:
-        """Token ids of the template with one word in it, that word's position, and how many fit there."""
+        """Token ids of the template with one word in it, that word's position, and how many vectors fit there."""
         if template.count("{}") != 1:
             raise ValueError(f'template: expected one "{{}}" where the vectors go, got {template!r}')
         for words in _PLACEHOLDERS:
             first, second = self._token_ids([template.replace("{}", word) for word in words]).cpu()
-            places = (first != second).nonzero()
-            if len(places) == 1:
-                padding = self._token_ids([words[0]])[0, -1].cpu()
-                spare = int(torch.ne(first.flip(0), padding).int().argmax())
+            positions = (first != second).nonzero()
+            if len(positions) == 1:  # the tokenizer keeps both words as single tokens
+                padding_id = self._token_ids([words[0]])[0, -1].cpu()
+                padding = int(torch.ne(first.flip(0), padding_id).int().argmax())
                 # Where padding and end of text are one token, a tower that reads the last position needs one of them.
-                last = _pooling(self._text)[0] == "last"
-                return first, int(places), 1 + spare - int(last)
+                reserved = 1 if _pooling(self._text)[0] == "last" else 0
+                return first, int(positions), 1 + padding - reserved
         raise ValueError(f"the tokenizer of {self.name} keeps none of {_PLACEHOLDERS} as single tokens in {template!r}")
 
     def _end_of_text(self, ids: Tensor) -> int | None:
+        """Position of the token that a causal tower's feature is read from; None for towers that can't be cropped."""
         pool_type, eos_id = _pooling(self._text)
         if self._text.attn_mask is None or pool_type not in ("argmax", "eos"):
-            return None  # such a tower sees all of its tokens and can't be cropped
-        return int(ids.argmax()) if pool_type == "argmax" else int(torch.eq(ids, eos_id).int().argmax())
+            return None  # every token sees the padding
+        if pool_type == "argmax":
+            return int(ids.argmax())
+        return int(torch.eq(ids, eos_id).int().argmax())
 
     def _token_ids(self, texts: list[str]) -> Tensor:
+        """Token ids `[M, context]`; a ValueError for those of another model's tokenizer."""
         ids = self.tokenizer(texts)
-        vocabulary, context = (
-            self._text.token_embedding.weight.shape[0],
-            self._text.positional_embedding.shape[0],
-        )
+        vocabulary = self._text.token_embedding.weight.shape[0]
+        context = self._text.positional_embedding.shape[0]
         if ids.shape != (len(texts), context) or not 0 <= int(ids.max()) < vocabulary:
             raise ValueError(
                 f"the tokenizer does not belong to {self.name}: expected [{len(texts)}, {context}] ids below "
@@ -285,21 +320,14 @@ class FrozenClip:
 
 
 def _text_tower(model: nn.Module) -> Any:
+    """The part of a model that encodes texts: `model.text`, or the model itself for `open_clip.CLIP`."""
     text: Any = getattr(model, "text", model)
     kind = type(model).__name__
     if type(text).__name__ == "HFTextEncoder":
         raise TypeError(f"{kind} has a Hugging Face text tower, which takes no prompt vectors; choose a native CLIP")
     if kind == "CoCa" or getattr(text, "cls_emb", None) is not None:
         raise TypeError(f"{kind} appends a token of its own to every text (CoCa), which leaves no place for prompts")
-    needed = (
-        "token_embedding",
-        "positional_embedding",
-        "transformer",
-        "ln_final",
-        "text_projection",
-        "attn_mask",
-    )
-    missing = [name for name in needed if not hasattr(text, name)]
+    missing = [name for name in _TEXT_TOWER if not hasattr(text, name)]
     if missing or not hasattr(model, "visual") or getattr(text, "use_pad_mask", False):
         raise TypeError(
             f"model: expected an open_clip CLIP or CustomTextCLIP with a text tower that takes embeddings, got {kind}"
@@ -309,7 +337,7 @@ def _text_tower(model: nn.Module) -> Any:
 
 
 def _pooling(text: Any) -> tuple[str, int]:
-    # `CLIP` prefixes what `TextTransformer` calls `pool_type` and `eos_id`.
-    if hasattr(text, "text_pool_type"):
+    """open_clip's name for the token that a feature is read from, and the id of the end of text."""
+    if hasattr(text, "text_pool_type"):  # `CLIP` adds a prefix to the names of `TextTransformer`
         return text.text_pool_type, text.text_eos_id
     return text.pool_type, text.eos_id

@@ -1,6 +1,6 @@
-"""Finding and loading CLIP weights through open_clip, with the two things that it gets silently wrong for files.
+"""Loads CLIP weights through open_clip, with QuickGELU and image statistics where a weights file needs them.
 
-A tag knows whether its weights want QuickGELU and which image statistics they were trained with; a path does not.
+open_clip knows both for a tag; for a file it would silently take the defaults of the architecture.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_open_clip(
     if name == DEMO:
         return load_tiny_clip(precision), TinyTokenizer(), TINY_CLIP
     name = name if name.startswith(LOCAL_DIR) else name.replace("/", "-")
-    tokenizer = _tokenizer(name)  # before the weights, which may be long in coming
+    tokenizer = _tokenizer(name)  # before the weights, whose download may take long
     if name.startswith(LOCAL_DIR):
         return _load_folder(name, precision), tokenizer, name
     pretrained = str(pretrained)
@@ -50,7 +50,7 @@ def load_open_clip(
 
 
 def check_source(name: str, pretrained: str | Path | None) -> None:
-    """Raises an error of `FrozenClip.load`'s where a name and weights can't be loaded; loads nothing."""
+    """Raises the error of `FrozenClip.load` for a name and weights that can't be loaded; loads nothing."""
     if not isinstance(name, str):
         raise TypeError(f'name: expected an open_clip name as "ViT-B-32-quickgelu", or "{LOCAL_DIR}PATH", got {name!r}')
     if not isinstance(pretrained, (str, os.PathLike, type(None))):
@@ -64,7 +64,7 @@ def check_source(name: str, pretrained: str | Path | None) -> None:
     name = name.replace("/", "-")
     _check_architecture(name)
     if pretrained is None:
-        raise ValueError(f"pretrained: {name} needs the tag of its weights ({_some(_tags(name))}) or a file's path")
+        raise ValueError(f"pretrained: {name} needs the tag of its weights ({_shorten(_tags(name))}) or a file's path")
     pretrained = str(pretrained)
     if Path(pretrained).is_file() or pretrained in _tags(name):
         return
@@ -77,7 +77,7 @@ def check_source(name: str, pretrained: str | Path | None) -> None:
 
 
 def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | None:
-    """The cached weights file of an open_clip name and tag, or None; never touches the network."""
+    """The cached weights file of an open_clip name and tag, or None; doesn't use the network."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, file = _published(name, tag)
@@ -85,9 +85,9 @@ def find_cached(name: str, tag: str, cache_dir: str | None = None) -> Path | Non
         path = Path(cache_dir or Path.home() / ".cache" / "clip") / Path(file).name
         return path if path.is_file() else None
     for candidate in (file, str(Path(file).with_suffix(".safetensors")), "open_clip_pytorch_model.bin"):
-        found = try_to_load_from_cache(repository, candidate, cache_dir=cache_dir)
-        if isinstance(found, str):
-            return Path(found)
+        cached = try_to_load_from_cache(repository, candidate, cache_dir=cache_dir)
+        if isinstance(cached, str):
+            return Path(cached)
     return None
 
 
@@ -121,18 +121,18 @@ def _published(name: str, tag: str) -> tuple[str, str]:
 
 
 def _reach_hub(repository: str, file: str) -> None:
-    """Raises a `ConnectionError` where the Hugging Face hub doesn't answer: it is asked once.
+    """Raises a `ConnectionError` where the Hugging Face hub doesn't answer one request.
 
-    `hf_hub_download` would ask for nearly a minute and print a line each time.
+    `hf_hub_download` would try again for nearly a minute, with a line of output each time.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import HfHubHTTPError
 
     try:
         get_hf_file_metadata(hf_hub_url(repository, file))
-    except HfHubHTTPError:  # an answer, too: there may be another file, or a token is needed
+    except HfHubHTTPError:  # the hub answered: the weights may be in another file, or need a token
         pass
-    except Exception as error:  # of the HTTP client's, which differs between versions
+    except Exception as error:  # the HTTP client's own, which differs between versions
         raise ConnectionError(reason(error)) from error
 
 
@@ -142,16 +142,15 @@ def _load_tag(name: str, tag: str, precision: str, cache_dir: str | None) -> nn.
     cached = find_cached(name, tag, cache_dir)
     if cached is None:
         check_download(name, tag)
-    wants_quick_gelu = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+    quick_gelu = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
     try:
-        return open_clip.create_model(
-            name, tag, precision=precision, cache_dir=cache_dir, force_quick_gelu=wants_quick_gelu
-        )
+        return open_clip.create_model(name, tag, precision=precision, cache_dir=cache_dir, force_quick_gelu=quick_gelu)
     except Exception as error:
         cached = cached or find_cached(name, tag, cache_dir)
         if cached is not None:
-            # The cached name may be a link; only without the file behind it is it downloaded again.
-            raise ValueError(_misfit(cached.resolve(), f"the weights of {name}", error) + "; delete it") from error
+            # The cache may hold a link: deleting the file that it points to makes the hub download it again.
+            mismatch = _describe_mismatch(cached.resolve(), f"the weights of {name}", error)
+            raise ValueError(f"{mismatch}; delete it") from error
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} could not be downloaded ({reason(error)}); {where_to_get(name, tag)}"
         ) from error
@@ -163,7 +162,7 @@ def _load_folder(name: str, precision: str) -> nn.Module:
     try:
         return open_clip.create_model(name, precision=precision)
     except Exception as error:
-        raise ValueError(_misfit(name, "the model that its config describes", error)) from error
+        raise ValueError(_describe_mismatch(name, "the model that its config describes", error)) from error
 
 
 def _load_file(name: str, path: Path, precision: str) -> nn.Module:
@@ -172,7 +171,7 @@ def _load_file(name: str, path: Path, precision: str) -> nn.Module:
 
     state = _openai_archive(path)
     config = _config_of_file(name, path)
-    logging.root.addFilter(_tells_of_weights)
+    logging.root.addFilter(_is_not_about_random_weights)
     try:
         model = open_clip.create_model(
             name,
@@ -182,22 +181,23 @@ def _load_file(name: str, path: Path, precision: str) -> nn.Module:
             pretrained_text=False,
         )
     finally:
-        logging.root.removeFilter(_tells_of_weights)
+        logging.root.removeFilter(_is_not_about_random_weights)
     try:
         if state is not None:
             model.load_state_dict(state)
         else:
             load_checkpoint(model, str(path))
     except Exception as error:
-        raise ValueError(_misfit(path, f"the weights of {name}", error)) from error
+        raise ValueError(_describe_mismatch(path, f"the weights of {name}", error)) from error
     return model
 
 
-def _tells_of_weights(record: logging.LogRecord) -> bool:
-    return "initialized randomly" not in record.getMessage()  # its weights come in the next step
+def _is_not_about_random_weights(record: logging.LogRecord) -> bool:
+    return "initialized randomly" not in record.getMessage()  # the weights are read in the next step
 
 
-def _misfit(source: Path | str, expected: str, error: Exception) -> str:
+def _describe_mismatch(source: Path | str, expected: str, error: Exception) -> str:
+    """That a file or folder isn't what was expected."""
     return f"{source} does not hold {expected}, or is damaged: {reason(error)}"
 
 
@@ -218,6 +218,7 @@ def _read_folder(name: str) -> dict[str, Any]:
 
 
 def _tokenizer(name: str) -> Any:
+    """The tokenizer of an open_clip name or folder, in one request to the hub where it isn't cached."""
     import open_clip
     from huggingface_hub import try_to_load_from_cache
 
@@ -246,7 +247,11 @@ def _openai_archive(path: Path) -> dict[str, torch.Tensor] | None:
 
 
 def _config_of_file(name: str, path: Path) -> dict[str, Any]:
-    """QuickGELU and image statistics for a weights file: those of the tag that its path names, else of the model."""
+    """QuickGELU and image statistics for a weights file: those of the tag that its path names, else of the model.
+
+    Returns:
+        A dictionary with "quick_gelu", "mean" and "std".
+    """
     import open_clip
 
     base = name.removesuffix("-quickgelu")
@@ -257,31 +262,39 @@ def _config_of_file(name: str, path: Path) -> dict[str, Any]:
     for config in configs.values():
         repository = config.get("hf_hub", "").rstrip("/").rpartition("/")[2]
         if repository and repository in str(path):
-            return {
-                "quick_gelu": config.get("quick_gelu", False),
-                "mean": config["mean"],
-                "std": config["std"],
-            }
-    statistics = {(tuple(config["mean"]), tuple(config["std"])) for config in configs.values()}
+            return {"quick_gelu": config.get("quick_gelu", False), "mean": config["mean"], "std": config["std"]}
     quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    if not quick_gelu and any(config.get("quick_gelu", False) for config in configs.values()):
-        wanting = [tag for tag, config in configs.items() if config.get("quick_gelu", False)]
+    if not quick_gelu:
+        _warn_of_quick_gelu(name, path, configs)
+    mean, std = _statistics_of_file(path, configs)
+    return {"quick_gelu": quick_gelu, "mean": mean, "std": std}
+
+
+def _warn_of_quick_gelu(name: str, path: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """Warns where some of a model's published weights want QuickGELU, and the name is that with GELU."""
+    tags = [tag for tag, config in configs.items() if config.get("quick_gelu", False)]
+    if tags:
         warnings.warn(
             f"{path.name} does not say whether it was trained with QuickGELU; {name} computes with GELU. Weights of "
-            f"{_some(wanting)} need the name {base}-quickgelu: features are off otherwise",
+            f"{_shorten(tags)} need the name {name.removesuffix('-quickgelu')}-quickgelu: features are off otherwise",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
+
+
+def _statistics_of_file(path: Path, configs: dict[str, dict[str, Any]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of a model's published weights; warns where these differ."""
+    statistics = {(tuple(config["mean"]), tuple(config["std"])) for config in configs.values()}
     if not statistics:  # an architecture without published weights
-        return {"quick_gelu": quick_gelu, "mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
-    mean, std = sorted(statistics)[0]
+        return OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    mean, std = min(statistics)
     if len(statistics) > 1:
         warnings.warn(
             f"{path.name} does not say which image statistics it was trained with; taking mean {mean}, std {std}",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return {"quick_gelu": quick_gelu, "mean": mean, "std": std}
+    return mean, std
 
 
 def _check_architecture(name: str) -> None:
@@ -308,9 +321,10 @@ def _tags(name: str) -> list[str]:
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
-    return _some(difflib.get_close_matches(word, known, n=4, cutoff=0.3) or known)
+    return _shorten(difflib.get_close_matches(word, known, n=4, cutoff=0.3) or known)
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
+    """The first six names."""
     shown = ", ".join(names[:6])
     return f"{shown}, ..." if len(names) > 6 else shown

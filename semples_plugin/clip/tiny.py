@@ -1,6 +1,6 @@
 """The embedded tiny CLIP, `FrozenClip.load("demo")`: a real `open_clip.CLIP`, and its tokenizer of whole words.
 
-It knows the demo's world alone; `tiny_clip/README.md` says how it was made and what it can't show.
+It knows the demo's world alone; `semples_plugin.demo.train_tiny_clip` made it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TinyTokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         tokens = torch.full((len(texts), CONTEXT_LENGTH), _PAD, dtype=torch.long)
         for row, text in zip(tokens, texts, strict=True):
-            # Special words such as <eot> can't come out of a text: the pattern splits off their brackets.
+            # A text can't hold special words such as <eot>: the pattern splits off their brackets.
             words = re.findall(r"\w+|[^\w\s]", text.lower())[: CONTEXT_LENGTH - 2]
             ids = [_SOS, *(self._ids.get(word, _UNKNOWN) for word in words), _EOT]
             row[: len(ids)] = torch.tensor(ids)

@@ -6,7 +6,7 @@
 | `weaktr` | WeakTr, MCTformer | `.npy` dictionary {class: full size, min-max} |
 | `fma` | FMA-WSSS | `.npz`: `cam` at CLIP's stride, as it came; `fg_cls` |
 
-Masks are read as CAMs of 0 and 1 (`labels`), so that they are judged and drawn the same way.
+Pseudo masks are read as CAMs of 0 and 1 (`labels`), so that they are judged and drawn the same way.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.data.image_names import ImageNames, image_name, read_image_paths
-from semples_plugin.data.images import read_mask
+from semples_plugin.data.images import IGNORED, read_mask
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.safe_pickle import read_header, read_pickled
 from semples_plugin.utils.text import reason, shown
 
 FORMATS = {"clims": ".npy", "weaktr": ".npy", "fma": ".npz"}
 Plane = NDArray[np.float32]
-EPS = 1e-7  # FMA-WSSS's, of its min-max normalisation
-MAX_CLASSES = 254  # masks are bytes: 0 is background, 255 ignored
-_MAX_BYTES = 1 << 29  # of the maps in a small .npz or PNG, which can be a thousand times as large as their file
+EPS = 1e-7  # of FMA-WSSS's min-max normalisation
+MAX_CLASSES = 254  # labels are bytes: 0 is background, 255 ignored
+_MAX_BYTES = 1 << 29  # of the maps in a small .npz or PNG, which may be compressed a thousandfold
+_MAX_SCORE = 1.001  # some hosts' rounding reaches 1.0000001
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +42,10 @@ class Cams:
     Attributes:
         planes: P maps `[h, w]` of one size, float32, as the file has them; other types are rounded to it.
         class_index: the P classes, 0-based, each once, 253 at most.
-        format: of the file, see `FORMATS`; or "labels" for a mask.
+        format: of the file, see `FORMATS`; or "labels" for a pseudo mask.
 
     Raises:
-        ValueError: where they are none of that.
+        ValueError: where maps, classes or format are anything else.
     """
 
     planes: Sequence[Plane]
@@ -55,9 +56,8 @@ class Cams:
         if self.format not in (*FORMATS, "labels"):
             raise ValueError(f"format: expected one of {', '.join(FORMATS)} or labels, got {shown(self.format)}")
         _check_count(len(self.planes), len(self.class_index))
-        if len(set(self.class_index)) < len(self.class_index) or not all(
-            0 <= k < MAX_CLASSES for k in self.class_index
-        ):
+        in_range = all(0 <= k < MAX_CLASSES for k in self.class_index)
+        if not in_range or len(set(self.class_index)) < len(self.class_index):
             raise ValueError(
                 f"expected different classes from 0 to {MAX_CLASSES - 1}, got {shown(list(self.class_index))}"
             )
@@ -67,8 +67,11 @@ class Cams:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the maps; None where there are none."""
-        return None if not len(self.planes) else (self.planes[0].shape[0], self.planes[0].shape[1])
+        """Height and width of the maps; None without maps."""
+        if not len(self.planes):
+            return None
+        height, width = self.planes[0].shape
+        return height, width
 
     @property
     def maps(self) -> NDArray[np.float32]:
@@ -86,13 +89,14 @@ class Cams:
         """
         if self.format == "fma":
             return [_min_max(resized(plane, height, width)) for plane in self.planes]
-        if self.size not in (None, (height, width)):
+        if self.size is not None and self.size != (height, width):
+            own_height, own_width = self.size
             raise ValueError(
-                f"CAMs of {' x '.join(map(str, self.size or ()))} pixels, where the image has {height} x {width}; was "
-                "it scaled since?"
+                f"CAMs of {own_height} x {own_width} pixels, where the image has {height} x {width}; was it scaled "
+                "since?"
             )
         highest = max((float(plane.max()) for plane in self.planes if plane.size), default=0.0)
-        if highest > 1.001:  # some hosts' rounding reaches 1.0000001
+        if highest > _MAX_SCORE:
             raise ValueError(
                 f"CAMs up to {highest:.3g}, where scores reach 1 and thresholds lie from 0 to 1; normalise each map, "
                 "as by its maximum, before it is saved"
@@ -101,7 +105,11 @@ class Cams:
 
 
 def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
-    """Image names to the CAM files of a folder, sorted; with `masks`, to its PNGs where it holds no CAMs.
+    """Image names to the CAM files of a folder, sorted.
+
+    Args:
+        folder: of CAM files.
+        masks: whether its PNGs, pseudo masks, are listed where it holds no CAMs.
 
     Raises:
         FileNotFoundError: where there is no such folder, or nothing of that kind in it.
@@ -110,60 +118,70 @@ def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # a kill leaves such files
-    if {".npy", ".npz"} <= {path.suffix for path in inside}:
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # a kill leaves such files
+    if {".npy", ".npz"} <= {path.suffix for path in files}:
         raise ValueError(f"{folder} holds .npy and .npz files, CAMs of two hosts: give each a folder of its own")
-    found = [path for path in inside if path.suffix in (".npy", ".npz")]
-    if masks and not found:
-        found = [path for path in inside if path.suffix == ".png"]
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no CAMs: expected .npy or .npz files" + (", or masks as .png" if masks else "")
-        )
+    cam_files = [path for path in files if path.suffix in (".npy", ".npz")]
+    if masks and not cam_files:
+        cam_files = [path for path in files if path.suffix == ".png"]
+    if not cam_files:
+        or_masks = ", or pseudo masks as .png" if masks else ""
+        raise FileNotFoundError(f"{folder} holds no CAMs: expected .npy or .npz files{or_masks}")
     names = ImageNames()
-    return {names.of(path): path for path in found}
+    return {names.of(path): path for path in cam_files}
 
 
 def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dict[str, Path]:
-    """The CAM files of a folder, or those of the images of a list alone; each of them must be there.
+    """Image names to the CAM files of a folder: of all images, or of those of a list, which must all have CAMs.
 
     Raises:
         FileNotFoundError: where there is no such folder, or an image of the list has no CAMs.
     """
-    found = list_cams(folder)
+    cam_files = list_cams(folder)
     if image_list is None:
-        return found
+        return cam_files
     names = read_image_list(image_list)
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in cam_files]
     if missing:
         raise FileNotFoundError(f"{folder} has no CAMs of {len(missing)} images of {image_list}, such as {missing[0]}")
-    return {name: found[name] for name in names}
+    return {name: cam_files[name] for name in names}
 
 
 def read_image_list(path: str | Path) -> list[str]:
-    """Image names of a list file, each once; what lines may hold, and what it raises, see `read_image_paths`."""
+    """Image names of a list file, each once; see `read_image_paths` for what a line may hold, and for errors."""
     return list(dict.fromkeys(map(image_name, read_image_paths(path))))
 
 
 def read_cams(path: str | Path) -> Cams:
-    """Reads a CAM file of any host, or a PNG of labels; what it holds says whose it is.
+    """Reads a CAM file of any host, or a pseudo mask in PNG; the format is told by the content.
 
     Raises:
         OSError: where it can't be read.
-        ValueError: where it is damaged, holds more than data, or holds something else than CAMs.
+        ValueError: where it is damaged, holds more than data, or holds anything but finite CAMs.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:  # as WeakTr saves them
+        ...     maps = {3: np.zeros((2, 5), np.float32), 14: np.ones((2, 5), np.float32)}
+        ...     np.save(f"{folder}/a.npy", np.array(maps, dtype=object))
+        ...     cams = read_cams(f"{folder}/a.npy")
+        >>> cams.format, cams.class_index, cams.maps.shape
+        ('weaktr', (3, 14), (2, 2, 5))
     """
     path = Path(path)
     try:
         if path.suffix == ".png":
             return _read_labels(path)
-        maps, class_index, form = _read_npz(path) if path.suffix == ".npz" else _read_dictionary(read_pickled(path))
+        if path.suffix == ".npz":
+            maps, class_index, format_ = _read_npz(path)
+        else:
+            maps, class_index, format_ = _read_dictionary(read_pickled(path))
         _check_count(len(maps), len(class_index))
         planes = [np.asarray(plane, dtype=np.float32) for plane in maps]
-        cams = Cams(planes, _whole_numbers(class_index), form)
-    except Exception as error:  # what damaged bytes raise, nobody can list
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        if str(error).startswith(str(path)):
+        cams = Cams(planes, _whole_numbers(class_index), format_)
+    except Exception as error:  # damaged bytes raise nearly anything
+        is_of_the_system = isinstance(error, OSError) and error.filename is not None
+        if is_of_the_system or str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} is damaged, or no CAM file: {reason(error)}") from error
     if not all(np.isfinite(plane.sum()) for plane in planes):  # a sum is quick, and keeps NaN and infinity
@@ -176,14 +194,22 @@ def write_cams(path: str | Path, cams: Cams, source_time: int | None = None) -> 
 
     Args:
         path: of the file.
-        cams: what it shall hold.
+        cams: of one image.
         source_time: see `replacing`.
 
     Raises:
         OSError: where it can't be written; an older file of that name stays as it was.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> cams = Cams([np.ones((4, 6), np.float32)], class_index=(14,), format="weaktr")
+        >>> with TemporaryDirectory() as folder:
+        ...     write_cams(f"{folder}/cams/2007_000032.npy", cams)
+        ...     read_cams(f"{folder}/cams/2007_000032.npy").class_index
+        (14,)
     """
     if cams.format == "fma":
-        # Its evaluation and its seeding read these two; logits and attention are its network's alone.
+        # FMA-WSSS's evaluation and its seeding read these two; logits and attention are for its network alone.
         content: Any = {"cam": cams.maps, "fg_cls": np.array(cams.class_index, dtype=np.int64)}
     elif cams.format == "clims":
         import torch
@@ -252,23 +278,24 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def _check_size(path: Path, shape: Sequence[int], itemsize: int) -> None:
-    longest = max(_MAX_BYTES, 4 * path.stat().st_size)  # what isn't compressed is never refused
-    if math.prod(shape) * max(itemsize, 4) > longest:
-        raise ValueError(f"maps of {' x '.join(map(str, shape))} pixels would take more than {longest >> 20} MiB")
+    most = max(_MAX_BYTES, 4 * path.stat().st_size)  # what isn't compressed is never refused
+    if math.prod(shape) * max(itemsize, 4) > most:
+        raise ValueError(f"maps of {' x '.join(map(str, shape))} pixels would take more than {most >> 20} MiB")
 
 
-def _read_dictionary(found: Any) -> tuple[Any, Any, str]:
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a dictionary of CAMs, got {type(found).__name__}")
-    if "keys" in found and "high_res" in found:
-        return found["high_res"], found["keys"], "clims"
-    if not all(isinstance(key, int) for key in found):
-        raise ValueError(f"expected the keys `keys` and `high_res`, or numbers of classes, got {shown(list(found))}")
-    return list(found.values()), list(found), "weaktr"
+def _read_dictionary(content: Any) -> tuple[Any, Any, str]:
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a dictionary of CAMs, got {type(content).__name__}")
+    if "keys" in content and "high_res" in content:
+        return content["high_res"], content["keys"], "clims"
+    if not all(isinstance(key, int) for key in content):
+        raise ValueError(f"expected the keys `keys` and `high_res`, or numbers of classes, got {shown(list(content))}")
+    return list(content.values()), list(content), "weaktr"
 
 
 def _read_labels(path: Path) -> Cams:
     mask = read_mask(path)
-    labels = [value for value in np.unique(mask).tolist() if 0 < value < 255]
-    _check_size(path, (len(labels), *mask.shape), 4)
-    return Cams([(mask == label).astype(np.float32) for label in labels], tuple(k - 1 for k in labels), "labels")
+    labels = [value for value in np.unique(mask).tolist() if 0 < value < IGNORED]
+    _check_size(path, (len(labels), *mask.shape), itemsize=4)
+    planes = [(mask == label).astype(np.float32) for label in labels]
+    return Cams(planes, tuple(label - 1 for label in labels), "labels")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from semples_plugin.data.cam_files import FORMATS, chosen_cams, list_cams, read_cams, write_cams
+from semples_plugin.data.cam_files import FORMATS, read_cams, write_cams
+from semples_plugin.data.derived_files import DerivedFiles, size_of_image
 from semples_plugin.data.image_names import image_name
-from semples_plugin.data.images import check_images, find_image, image_size
-from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
+from semples_plugin.data.images import image_size
 
 
 def convert_folder(
@@ -46,44 +46,37 @@ def convert_folder(
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
-    found, out = chosen_cams(folder, image_list), Path(out)
-    if out.resolve() == Path(folder).resolve():
-        raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
-    if images is not None:
-        check_images(images, found)
-    elif to != "fma" and all(path.suffix == FORMATS["fma"] for path in found.values()):
-        raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
-    sources = {path.stem: path for path in list_cams(folder).values()}
-
-    def is_own(path: Path) -> bool:
-        source = sources.get(path.stem)
-        if source is None or path.suffix != FORMATS[to] or not is_made_of(path, source):
-            return False
-        try:
-            there, size = read_cams(path), None
-            if source.suffix == FORMATS["fma"] != path.suffix and images is not None:
-                size = image_size(find_image(images, image_name(path)))
-        except (OSError, ValueError):
-            return False
-        return there.format == to and (size is None or there.size in (None, size))
-
-    claim_folder(out, is_own)
+    files = DerivedFiles(folder, out, FORMATS[to], images, image_list)
+    files.check_images(sizes_needed=to != "fma")
+    files.claim(lambda path: files.is_current(path) and _is_conversion(path, to, files))
     failed: dict[str, str] = {}
-    for name, path in tqdm(found.items(), f"to {to}", unit="image", disable=not progress):
-        target = out / f"{path.stem}{FORMATS[to]}"
-        if target.exists():  # of an interrupted call
+    for name, cam_file in tqdm(files.cam_files.items(), f"to {to}", unit="image", disable=not progress):
+        if files.targets[name].exists():  # of an interrupted call
             continue
         try:
-            source_time, cams = path.stat().st_mtime_ns, read_cams(path)
-            if cams.format == "fma" and to != "fma":
-                if images is None:
-                    raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
-                scores = cams.scores(*image_size(find_image(images, name)))
-                cams = replace(cams, planes=scores)
-            write_cams(target, replace(cams, format=to), source_time)
+            _convert(cam_file, files.targets[name], to, files.image_of(name))
         except (OSError, ValueError) as error:
             failed[name] = str(error)
-    for name, path in found.items():
-        if name not in failed and not is_made_of(out / f"{path.stem}{FORMATS[to]}", path):
-            failed[name] = CHANGED
-    return failed
+    written = [name for name in files.cam_files if name not in failed]
+    return {**failed, **files.changed(written, files.is_current)}
+
+
+def _convert(cam_file: Path, target: Path, to: str, image: Path | None) -> None:
+    source_time, cams = cam_file.stat().st_mtime_ns, read_cams(cam_file)
+    if cams.format == "fma" and to != "fma":
+        cams = replace(cams, planes=cams.scores(*size_of_image(cams, cam_file, image)))
+    write_cams(target, replace(cams, format=to), source_time)
+
+
+def _is_conversion(path: Path, to: str, files: DerivedFiles) -> bool:
+    """Whether a file holds CAMs of the format, of its image's size where that decided about theirs."""
+    source = files.source_of(path)
+    sized_by_image = to != "fma" and source is not None and source.suffix == FORMATS["fma"]
+    try:
+        cams, size = read_cams(path), None
+        image = files.image_of(image_name(path))
+        if sized_by_image and image is not None:
+            size = image_size(image)
+    except (OSError, ValueError):
+        return False
+    return cams.format == to and (size is None or cams.size in (None, size))

@@ -26,14 +26,22 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
         OSError: where the file can't be read.
         ValueError: where it is damaged, holds more than arrays, holds labels other than 0 and 1 or of several lengths,
             or has two keys for one image.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:  # as CLIMS and IRNet keep them
+        ...     stored = {2007000032: np.array([1.0, 0.0, 1.0], np.float32)}
+        ...     np.save(f"{folder}/cls_labels.npy", np.array(stored, dtype=object))
+        ...     load_image_labels(f"{folder}/cls_labels.npy")
+        {'2007_000032': array([1., 0., 1.], dtype=float32)}
     """
-    found = read_pickled(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a dictionary of image names and labels, got {type(found).__name__}")
+    content = read_pickled(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dictionary of image names and labels, got {type(content).__name__}")
     keys: dict[str, Any] = {}
     labels: dict[str, NDArray[np.float32]] = {}
     try:
-        for key, value in found.items():
+        for key, value in content.items():
             name = name_of_key(key)
             if name in keys:
                 raise ValueError(f"the keys {keys[name]!r:.80} and {key!r:.80} both mean the image {name:.80}")
@@ -46,7 +54,7 @@ def load_image_labels(path: str | Path) -> dict[str, NDArray[np.float32]]:
 
 
 def classes_beside(source: str | Path) -> Path | None:
-    """The `classes.txt` that stands beside a folder of masks, or a table of labels; None where none does."""
+    """The `classes.txt` beside a folder of masks, or beside a table of labels; None where it doesn't exist."""
     path = Path(source).absolute().parent / "classes.txt"
     return path if path.is_file() else None
 
@@ -55,6 +63,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Class names of a preset, by its name, or from a text file, one a line, in label order; empty lines don't count.
 
     A file that is called like a preset is given with its folder, `./voc`.
+
+    Raises:
+        FileNotFoundError: where it is neither a preset nor a file.
+        ValueError: where the file is no text in UTF-8, or its names are no class names.
     """
     if str(path) in CLASS_NAMES:
         return CLASS_NAMES[str(path)]
@@ -71,9 +83,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
 
 def _multi_hot(key: Any, value: Any) -> NDArray[np.float32]:
-    array = np.asarray(value)
-    numbers = array.ndim == 1 and array.dtype.kind in "fiub"
-    if not numbers or not np.isin(array, (0, 1)).all():
-        found = array[~np.isin(array, (0, 1))][0] if numbers else f"{array.dtype} {list(array.shape)!r:.40}"
-        raise ValueError(f"expected multi-hot labels [K] of 0 and 1 for {key!r:.80}, got {found}")
+    array, expected = np.asarray(value), f"expected multi-hot labels [K] of 0 and 1 for {key!r:.80}"
+    if array.ndim != 1 or array.dtype.kind not in "fiub":
+        raise ValueError(f"{expected}, got {array.dtype} {list(array.shape)!r:.40}")
+    others = array[~np.isin(array, (0, 1))]
+    if others.size:
+        raise ValueError(f"{expected}, got {others[0]}")
     return array.astype(np.float32)

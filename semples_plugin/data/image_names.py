@@ -20,7 +20,7 @@ _SHOWN = 100  # characters of a path in a message
 
 
 def file_stem(path: str | PurePath) -> str:
-    """What a file is called without folder, of either kind of slash, and ending, of a picture, mask or CAM file.
+    """What a file is called without folder, of either kind of slash, and ending, of an image, mask or CAM file.
 
     Raises:
         ValueError: where nothing is left, or control characters are.
@@ -36,10 +36,17 @@ def image_name(path: str | PurePath) -> str:
 
     Raises:
         ValueError: where nothing is left, or control characters are.
+
+    Examples:
+        >>> image_name("JPEGImages/2007_000032.jpg"), image_name("COCO_train2014_000000000009.jpg")
+        ('2007_000032', '000000000009')
     """
     stem = file_stem(path)
-    found = next((stem.removeprefix(prefix) for prefix in _COCO_PREFIXES if stem.startswith(prefix)), stem)
-    return found if _COCO_DIGITS.fullmatch(found) else stem
+    for prefix in _COCO_PREFIXES:
+        digits = stem.removeprefix(prefix)
+        if _COCO_DIGITS.fullmatch(digits):
+            return digits
+    return stem
 
 
 def file_stems(name: str) -> tuple[str, ...]:
@@ -105,7 +112,7 @@ def read_image_paths(path: str | Path) -> list[str]:
     """Paths or names of images in a list file, one for each line that isn't empty.
 
     A line is one path, which may hold spaces, or FMA-WSSS's and IRNet's columns `/JPEGImages/a.jpg /Masks/a.png`: those
-    of which each has the ending of a picture or CAM file; the first is the image.
+    of which each has the ending of an image or CAM file; the first is the image.
 
     Raises:
         OSError: where it can't be read.
@@ -115,7 +122,8 @@ def read_image_paths(path: str | Path) -> list[str]:
         lines = read_lines(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no list {path} of image names") from None
-    names, found, columns = ImageNames(), list[str](), dict[str, str]()
+    names, paths = ImageNames(), list[str]()
+    other_columns: dict[str, str] = {}  # by image name
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -123,14 +131,15 @@ def read_image_paths(path: str | Path) -> list[str]:
         image, *others = parts if all(map(_ENDINGS.search, parts)) else [line.strip()]
         try:
             name, other = names.of(image), " ".join(others).replace("\\", "/")
-            if other and columns.setdefault(name, other) != other:
+            first = other_columns.setdefault(name, other) if other else other
+            if first != other:
                 raise ValueError(
-                    f"{image[-_SHOWN:]} stands beside {columns[name][-_SHOWN:]} and {other[-_SHOWN:]}; a file whose "
-                    "name has spaces is listed without its ending"
+                    f"{image[-_SHOWN:]} stands beside {first[-_SHOWN:]} and {other[-_SHOWN:]}; a file whose name has "
+                    "spaces is listed without its ending"
                 )
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        found.append(image)
-    if not found:
+        paths.append(image)
+    if not paths:
         raise ValueError(f"{path} names no images")
-    return found
+    return paths

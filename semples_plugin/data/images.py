@@ -23,7 +23,7 @@ IGNORED = 255
 _NOTE = "semples"  # keyword in a PNG
 _MASKS = ("PNG",)  # Pillow knows many more formats, and starts Ghostscript for one of them
 _IMAGES = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
-_MAX_PIXELS = 8192 * 8192  # of a picture, which can be a thousand times as large as its file
+_MAX_PIXELS = 8192 * 8192  # of an image, whose file may be compressed a thousandfold
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
 
 
@@ -31,7 +31,7 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     """Class numbers `[H, W]` of a PNG, of palette or grey.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: where it doesn't exist.
         ValueError: where it is no PNG, is damaged, has more than 8192 x 8192 pixels, or is in colours.
     """
     mask = _read(path, "mask in PNG", _MASKS, None)
@@ -58,13 +58,13 @@ def write_mask(path: str | Path, mask: NDArray[np.uint8], source_time: int | Non
     info = PngInfo()
     info.add_text(_NOTE, note)
     with replacing(path, source_time) as temporary:
-        picture = Image.fromarray(mask, mode="P")
-        picture.putpalette(voc_palette().flatten().tolist())
-        picture.save(temporary, format="PNG", pnginfo=info if note else None)
+        image = Image.fromarray(mask, mode="P")
+        image.putpalette(voc_palette().flatten().tolist())
+        image.save(temporary, format="PNG", pnginfo=info if note else None)
 
 
 def voc_palette() -> NDArray[np.uint8]:
-    """PASCAL VOC's 256 colours, RGB `[256, 3]`: the bits of a label, dealt to the channels' high bits in turn."""
+    """PASCAL VOC's 256 colours, RGB `[256, 3]`: the bits of a label go to the channels' high bits in turn."""
     labels = np.arange(256)
     palette = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
@@ -74,7 +74,7 @@ def voc_palette() -> NDArray[np.uint8]:
 
 
 def read_note(path: str | Path) -> str:
-    """What `write_mask` noted; nothing where it didn't, or where the file can't be read."""
+    """The note of `write_mask`; empty without one, or where the file can't be read."""
     from PIL import Image
 
     try:
@@ -85,27 +85,31 @@ def read_note(path: str | Path) -> str:
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """RGB `[H, W, 3]` of a picture of the usual formats, of 8192 x 8192 pixels at most.
+    """RGB `[H, W, 3]` of an image in one of the usual formats, of 8192 x 8192 pixels at most.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: where it doesn't exist.
         ValueError: where it can't be read.
     """
     return _read(path, "image", _IMAGES, "RGB")
 
 
 def find_image(folder: str | Path, name: str) -> Path:
-    """The image of that name; the path of a JPEG where there is none, for an error to name."""
+    """The path of the image of that name; without one, the path that a JPEG would have, for an error to name."""
     return _find(folder, name, _SUFFIXES)
 
 
 def find_mask(folder: str | Path, name: str) -> Path:
-    """The mask of that name; its likeliest path where there is none, for an error to name."""
+    """The path of the mask of that name; without one, the likeliest path, for an error to name."""
     return _find(folder, name, (".png",))
 
 
 def check_images(folder: str | Path, names: Iterable[str]) -> None:
-    """A `FileNotFoundError` where there is no such folder, or none of the images in it."""
+    """Checks that a folder holds images.
+
+    Raises:
+        FileNotFoundError: where there is no such folder, or none of the images in it.
+    """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     names = list(names)
@@ -114,7 +118,7 @@ def check_images(folder: str | Path, names: Iterable[str]) -> None:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width, without decoding it."""
+    """Height and width, read without decoding the image; it raises what `read_image` raises."""
     with _opened(path, "image", _IMAGES) as image:
         return image.height, image.width
 

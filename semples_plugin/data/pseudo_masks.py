@@ -7,24 +7,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from semples_plugin.data.cam_files import FORMATS, Cams, chosen_cams, list_cams, read_cams
+from semples_plugin.data.cam_files import Cams, read_cams
+from semples_plugin.data.derived_files import DerivedFiles, size_of_image
 from semples_plugin.data.image_names import image_name
-from semples_plugin.data.images import (
-    IGNORED,
-    check_images,
-    find_image,
-    image_size,
-    read_image,
-    read_note,
-    write_mask,
-)
-from semples_plugin.utils.atomic_files import CHANGED, claim_folder, is_made_of
+from semples_plugin.data.images import IGNORED, image_size, read_image, read_note, write_mask
 from semples_plugin.utils.extras import how_to_install
 from semples_plugin.utils.parallel import in_parallel
 
@@ -67,22 +59,22 @@ def write_pseudo_masks(
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Writes a mask for every CAM file; an interrupted call goes on where it was.
+    """Writes a pseudo mask for every CAM file; an interrupted call goes on where it was.
 
-    A mask gets the time of the CAM file that it is made from, and holds the recipe, and where the images were that
-    a CRF looked at, as a text of PNG's.
+    A pseudo mask gets the time of the CAM file that it is made from, and holds the recipe, and where the images were
+    that a CRF looked at, as a text of PNG's.
 
     Args:
         folder: of CAM files of any host.
         out: folder for PNGs with VOC's palette, and nothing else: 0 background, k + 1 class k, 255 ignored.
         recipe: thresholds and CRF.
         images: folder of the images; needed for the CRF, and for FMA-WSSS's CAMs, which don't know their size.
-        image_list: text file of image names, to make masks of these alone.
+        image_list: text file of image names, to make pseudo masks of these alone.
         workers: processes; more than one want a script that guards its start with `if __name__ == "__main__"`.
         progress: show a progress bar.
 
     Returns:
-        Image name to what was wrong, of the images without a mask.
+        Image name to what was wrong, of the images without a pseudo mask.
 
     Raises:
         FileNotFoundError: where there are no CAMs or images.
@@ -90,54 +82,36 @@ def write_pseudo_masks(
         ValueError: where images are needed, or `out` is the CAMs' folder or holds files that were not made with
             this recipe, of these CAMs as they are now.
     """
-    found, out = chosen_cams(folder, image_list), Path(out)
-    if out.resolve() == Path(folder).resolve():
-        raise ValueError(f"{out} is the folder of the CAMs themselves; choose another")
-    if images is not None:
-        check_images(images, found)
-    elif recipe.crf:
+    files = DerivedFiles(folder, out, ".png", images, image_list)
+    if recipe.crf and images is None:
         raise ValueError("a CRF looks at the images: give --images FOLDER")
-    elif all(path.suffix == FORMATS["fma"] for path in found.values()):
-        raise ValueError(f"{folder} doesn't say how large its images are: give --images FOLDER")
+    files.check_images(sizes_needed=True)
     if recipe.crf:
         _import_crf()
-    sources = {path.stem: path for path in list_cams(folder).values()}
-    # What changes a mask: images do so by their edges, which the CRF sees, or by their size, which the mask has.
-    note = json.dumps({**asdict(recipe), "images": str(Path(images).resolve()) if recipe.crf and images else None})
+    note = _note(recipe, images)
 
     def is_own(path: Path) -> bool:
-        source = sources.get(path.stem)
-        if source is None or not is_made_of(path, source) or read_note(path) != note:
+        if not files.is_current(path) or read_note(path) != note:
             return False
-        return images is None or _size(find_image(images, image_name(path))) in (None, _size(path))
+        image = files.image_of(image_name(path))
+        return image is None or _size_if_readable(image) in (None, _size_if_readable(path))
 
-    claim_folder(out, is_own)
-    targets = {name: out / f"{path.stem}.png" for name, path in found.items()}
-    todo = [name for name in found if not targets[name].exists()]
-    image_paths = {name: find_image(images, name) for name in todo} if images is not None else {}
-    tasks = [(found[name], targets[name], image_paths.get(name), recipe, note) for name in todo]
-    failed: dict[str, str] = {}
-    bar = tqdm(
-        total=len(found), initial=len(found) - len(todo), desc="pseudo masks", unit="image", disable=not progress
-    )
-    with bar:
-        results = in_parallel(_write_one, tasks, workers, chunk=1 if recipe.crf else 8)
-        empty = labelled = 0
-        for name, (error, holds) in zip(todo, results, strict=True):
-            if error:
-                failed[name] = error
-            empty, labelled = empty + (holds is False), labelled + (holds is not None)
+    files.claim(is_own)
+    pending = files.pending()
+    tasks = [_Task(files.cam_files[name], files.targets[name], files.image_of(name), recipe, note) for name in pending]
+    outcomes: dict[str, _Outcome] = {}
+    total = len(files.targets)
+    with tqdm(
+        total=total, initial=total - len(pending), desc="pseudo masks", unit="image", disable=not progress
+    ) as bar:
+        results = in_parallel(_make_mask, tasks, workers, chunk=1 if recipe.crf else 8)
+        for name, outcome in zip(pending, results, strict=True):
+            outcomes[name] = outcome
             bar.update()
-    if empty and 2 * empty >= labelled:
-        warnings.warn(
-            f"{empty} of {labelled} masks of images with CAMs are background alone: CAMs want to be scores that reach "
-            "1, each divided by its maximum, and to exceed the threshold somewhere",
-            stacklevel=2,
-        )
-    for name in found:
-        if name not in failed and not is_own(targets[name]):
-            failed[name] = CHANGED
-    return failed
+    _warn_of_empty(list(outcomes.values()))
+    failed = {name: outcome.error for name, outcome in outcomes.items() if outcome.error}
+    written = [name for name in files.targets if name not in failed]
+    return {**failed, **files.changed(written, is_own)}
 
 
 def to_labels(scores: NDArray[np.float32], class_index: Sequence[int], recipe: Recipe) -> NDArray[np.uint8]:
@@ -180,43 +154,69 @@ def refine_labels(labels: NDArray[np.uint8], image: NDArray[np.uint8], iteration
     return values[marginals.argmax(0)]
 
 
-def _write_one(task: tuple[Path, Path, Path | None, Recipe, str]) -> tuple[str, bool | None]:
-    """An error in a sentence, or nothing; and whether the mask holds an object, None where there are no CAMs."""
-    path, target, image, recipe, note = task
+class _Task(NamedTuple):
+    """A pseudo mask to make."""
+
+    cam_file: Path
+    target: Path
+    image: Path | None
+    recipe: Recipe
+    note: str
+
+
+class _Outcome(NamedTuple):
+    """What became of it: an error in a sentence, or nothing; whether it shows an object, None without CAMs."""
+
+    error: str
+    shows_object: bool | None
+
+
+def _make_mask(task: _Task) -> _Outcome:
     try:
-        source_time, cams = path.stat().st_mtime_ns, read_cams(path)
-        labels = _labels_of(cams, image, recipe, path)
-        write_mask(target, labels, source_time, note)
+        source_time, cams = task.cam_file.stat().st_mtime_ns, read_cams(task.cam_file)
+        labels = _labels_of(cams, task)
+        write_mask(task.target, labels, source_time, task.note)
     except (OSError, ValueError) as error:
-        return str(error), None
-    return "", bool(labels.any()) if cams.planes else None
+        return _Outcome(str(error), None)
+    return _Outcome("", bool(labels.any()) if cams.planes else None)
 
 
-def _size(picture: Path) -> tuple[int, int] | None:
-    """None where there is no such picture that can be read."""
+def _labels_of(cams: Cams, task: _Task) -> NDArray[np.uint8]:
+    size, recipe = size_of_image(cams, task.cam_file, task.image), task.recipe
+    if not cams.planes:
+        return np.zeros(size, np.uint8)
+    scores = np.stack(cams.scores(*size))
+    if not recipe.crf or task.image is None:
+        return to_labels(scores, cams.class_index, recipe)
+    pixels = read_image(task.image)
+    single = [recipe] if recipe.power is not None else [replace(recipe, thresholds=(t,)) for t in recipe.thresholds]
+    refined = [refine_labels(to_labels(scores, cams.class_index, step), pixels, recipe.crf) for step in single]
+    # Where a low and a high background score disagree, the class is uncertain.
+    return np.where(refined[0] == refined[-1], refined[0], IGNORED).astype(np.uint8)
+
+
+def _note(recipe: Recipe, images: str | Path | None) -> str:
+    """All that changes a pseudo mask but for its CAMs and its size: the recipe, and the images of a CRF."""
+    used = str(Path(images).resolve()) if recipe.crf and images else None
+    return json.dumps({**asdict(recipe), "images": used})
+
+
+def _size_if_readable(image: Path) -> tuple[int, int] | None:
     try:
-        return image_size(picture)
+        return image_size(image)
     except (OSError, ValueError):
         return None
 
 
-def _labels_of(cams: Cams, image: Path | None, recipe: Recipe, path: Path) -> NDArray[np.uint8]:
-    if image is not None:
-        size = image_size(image)
-    elif cams.format == "fma" or cams.size is None:
-        raise ValueError(f"{path} doesn't say how large its image is: give --images FOLDER")
-    else:
-        size = cams.size
-    if not cams.planes:
-        return np.zeros(size, np.uint8)
-    scores = np.stack(cams.scores(*size))
-    if not recipe.crf or image is None:
-        return to_labels(scores, cams.class_index, recipe)
-    pixels = read_image(image)
-    single = [recipe] if recipe.power is not None else [replace(recipe, thresholds=(t,)) for t in recipe.thresholds]
-    each = [refine_labels(to_labels(scores, cams.class_index, one), pixels, recipe.crf) for one in single]
-    # Where a low and a high background score disagree, nobody knows.
-    return np.where(each[0] == each[-1], each[0], IGNORED).astype(np.uint8)
+def _warn_of_empty(outcomes: Sequence[_Outcome]) -> None:
+    of_cams = [outcome for outcome in outcomes if outcome.shows_object is not None]
+    empty = sum(not outcome.shows_object for outcome in of_cams)
+    if empty and 2 * empty >= len(of_cams):
+        warnings.warn(
+            f"{empty} of {len(of_cams)} masks of images with CAMs are background alone: CAMs want to be scores that "
+            "reach 1, each divided by its maximum, and to exceed the threshold somewhere",
+            stacklevel=3,
+        )
 
 
 def _import_crf() -> Any:
@@ -224,6 +224,6 @@ def _import_crf() -> Any:
         import pydensecrf.densecrf
     except ImportError as error:
         raise ImportError(
-            f"the CRF needs one package more, which is there for Python 3.10 to 3.12: {how_to_install('crf')}"
+            f"the CRF needs one more package, which exists for Python 3.10 to 3.12: {how_to_install('crf')}"
         ) from error
     return pydensecrf.densecrf

@@ -85,7 +85,7 @@ def _draw_scene(rng: Generator, own_context: float) -> tuple[Bytes, Bytes, Bytes
     contexts = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     count = 2 if rng.random() < TWO_OBJECTS else 1
     classes = rng.choice(len(OBJECTS), count, replace=False)
-    centres = _place(rng, count)
+    centres = _draw_centres(rng, count)
 
     for k, centre in zip(classes, centres, strict=True):
         context = _choose_context(rng, int(k), own_context)
@@ -104,7 +104,7 @@ def _draw_scene(rng: Generator, own_context: float) -> tuple[Bytes, Bytes, Bytes
     return np.clip(canvas, 0, 255).astype(np.uint8), objects, contexts
 
 
-def _place(rng: Generator, count: int) -> Floats:
+def _draw_centres(rng: Generator, count: int) -> Floats:
     """Centres [count, 2] as (row, column); two objects stand in opposite halves of the image."""
     if count == 1:
         return rng.uniform(18, 46, (1, 2)).astype(np.float32)
@@ -114,6 +114,7 @@ def _place(rng: Generator, count: int) -> Floats:
 
 
 def _choose_context(rng: Generator, k: int, own_context: float) -> int | None:
+    """The context of object k; None where it stands in none."""
     if rng.random() < own_context:
         return k
     if rng.random() < 0.5:
@@ -122,7 +123,7 @@ def _choose_context(rng: Generator, k: int, own_context: float) -> int | None:
 
 
 def _draw_blob(rng: Generator, centre: Floats, share: float) -> Mask:
-    """A wavy disc that covers about `share` of the image, near the centre and pulled to the middle."""
+    """A wavy disc [64, 64] over about `share` of the image, between the object's centre and the image's."""
     row, column = 0.6 * centre + 0.4 * 31.5 + rng.uniform(-6, 6, 2)
     angle = np.arctan2(ROWS - row, COLUMNS - column)
     waves = sum(rng.uniform(0, 0.12) * np.sin(n * angle + rng.uniform(0, 6.3)) for n in (2, 3, 5))
@@ -135,8 +136,8 @@ def _place_object(rng: Generator, k: int, centre: Floats) -> Parts:
     """The parts of object k at its place, slightly turned, mirrored half of the time."""
     pixels = OBJECT_SHARE * IMAGE_SIZE**2 * rng.uniform(0.75, 1.3)
     scale = np.sqrt(pixels / _unit_area(k))
-    turn = rng.uniform(-0.25, 0.25)
-    x, y = turned(turn, centre[1], centre[0])
+    row, column = centre
+    x, y = turned(rng.uniform(-0.25, 0.25), column, row)
     return OBJECT_SHAPES[k](x / scale * rng.choice((-1, 1)), y / scale)
 
 

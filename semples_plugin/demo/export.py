@@ -34,7 +34,7 @@ def write_stage(folder: Path, scenes: Scenes, cams: np.ndarray) -> None:
     """CAMs `[N, K, H, W]` in [0, 1] of the present classes, in WeakTr's format."""
     for i, (maps, labels) in enumerate(zip(cams, scenes.labels, strict=True)):
         present = np.flatnonzero(labels)
-        write_cams(folder / f"{i:04}.npy", Cams(maps[present], tuple(map(int, present)), "weaktr"))
+        write_cams(folder / f"{i:04}.npy", Cams(maps[present], tuple(present.tolist()), "weaktr"))
 
 
 def write_world_report(
@@ -56,21 +56,27 @@ def write_world_report(
 
 
 def write_world(folder: Path, train: int = 1000, test: int = 300, seed: int = 0) -> None:
-    """Train and test scenes under `train/` and `test/`, with lists and `cls_labels.npy`, for other code to read."""
+    """Train and test scenes under `train/` and `test/`, with lists and `cls_labels.npy`, for other code to read.
+
+    Args:
+        folder: to write into.
+        train, test: numbers of scenes, at least 1.
+        seed: of the scenes, at least 0.
+    """
     for name, value, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
         check_integers(name, (value,), least=least)
-    for part, count, first in (("train", train, seed), ("test", test, seed + 10_000)):
-        scenes = make_scenes(count, first)
-        write_scenes(folder / part, scenes)
+    for split, count, scene_seed in (("train", train, seed), ("test", test, seed + 10_000)):
+        scenes = make_scenes(count, scene_seed)
+        write_scenes(folder / split, scenes)
         labels = {f"{i:04}": row.astype(np.float32) for i, row in enumerate(scenes.labels)}
-        with replacing(folder / part / "cls_labels.npy") as temporary, temporary.open("wb") as file:
+        with replacing(folder / split / "cls_labels.npy") as temporary, temporary.open("wb") as file:
             np.save(file, np.array(labels, dtype=object), allow_pickle=True)
-        with replacing(folder / part / "list.txt") as temporary:
+        with replacing(folder / split / "list.txt") as temporary:
             temporary.write_text("\n".join(labels) + "\n")
 
 
 def main() -> None:
-    """Writes the world."""
+    """Writes the world; the command line's entry."""
     parser = argparse.ArgumentParser(
         prog="python -m semples_plugin.demo.export",
         description="Writes scenes of the demo's world, to train on and to test with, for configs and scripts that "

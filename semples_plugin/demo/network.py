@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 
 
 class CamNet(nn.Module):
@@ -31,6 +37,17 @@ class CamNet(nn.Module):
         """Raw, signed class maps [N, K, H/4, W/4] of images [N, 3, H, W] in ImageNet's statistics."""
         maps: Tensor = self.classifier(self.features(images))
         return maps
+
+
+def normalize_images(
+    images: np.ndarray,
+    device: str | torch.device = "cpu",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """uint8 RGB `[N, H, W, 3]` to normalised floats `[N, 3, H, W]`."""
+    shift, scale = torch.tensor([mean, std], device=device).view(2, 1, 3, 1, 1)
+    return (torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 255 - shift) / scale
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

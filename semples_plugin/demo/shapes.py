@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Colour = tuple[int, int, int]
 Parts = list[tuple[Mask, Colour]]
+"""Parts of an object, as wheels and windows, in the order in which they are drawn."""
 
 IMAGE_SIZE = 64
 ROWS, COLUMNS = (grid.astype(np.float32) for grid in np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE])
@@ -25,7 +27,7 @@ def turned(angle: float, column: float = 0.0, row: float = 0.0) -> tuple[Floats,
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
-# Objects: parts in drawing order. Coordinates are the object's own, over [-1.5, 1.5] with y downwards.
+# Objects, in coordinates of their own: [-1.5, 1.5] in each direction, with y downwards.
 
 
 def _box(x: Floats, y: Floats, left: float, right: float, top: float, bottom: float) -> Mask:
@@ -147,7 +149,7 @@ def _butterfly(x: Floats, y: Floats) -> Parts:
 
 
 def _smooth_noise(rng: Generator, rows: int, columns: int) -> Floats:
-    """Noise in [0, 1] whose grains number rows x columns; float32 [64, 64]."""
+    """Noise in [0, 1] with rows x columns grains; float32 [64, 64]."""
     grains = rng.random((rows, columns), np.float32)
     return np.asarray(cv2.resize(grains, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_LINEAR))
 
@@ -219,19 +221,26 @@ def draw_generic(rng: Generator) -> Floats:
     return _blend(tuple(dark), tuple(light), patterns[rng.integers(len(patterns))]())
 
 
-_CATALOGUE: tuple[
-    tuple[str, Callable[[Floats, Floats], Parts], str, Callable[[Floats, Floats, Generator], Floats]], ...
-] = (
-    ("train", _train, "rails", _rails),
-    ("boat", _boat, "water", _water),
-    ("aeroplane", _aeroplane, "clouds", _clouds),
-    ("sheep", _sheep, "grass", _grass),
-    ("car", _car, "road", _road),
-    ("bird", _bird, "leaves", _leaves),
-    ("camel", _camel, "sand", _sand),
-    ("butterfly", _butterfly, "flowers", _flowers),
+class _Pair(NamedTuple):
+    """An object and the context that it keeps company with."""
+
+    object_name: str
+    shape: Callable[[Floats, Floats], Parts]
+    context_name: str
+    texture: Callable[[Floats, Floats, Generator], Floats]
+
+
+_CATALOGUE = (
+    _Pair("train", _train, "rails", _rails),
+    _Pair("boat", _boat, "water", _water),
+    _Pair("aeroplane", _aeroplane, "clouds", _clouds),
+    _Pair("sheep", _sheep, "grass", _grass),
+    _Pair("car", _car, "road", _road),
+    _Pair("bird", _bird, "leaves", _leaves),
+    _Pair("camel", _camel, "sand", _sand),
+    _Pair("butterfly", _butterfly, "flowers", _flowers),
 )
-OBJECTS: tuple[str, ...] = tuple(row[0] for row in _CATALOGUE)
-CONTEXTS: tuple[str, ...] = tuple(row[2] for row in _CATALOGUE)
-OBJECT_SHAPES = tuple(row[1] for row in _CATALOGUE)
-CONTEXT_TEXTURES = tuple(row[3] for row in _CATALOGUE)
+OBJECTS = tuple(pair.object_name for pair in _CATALOGUE)
+CONTEXTS = tuple(pair.context_name for pair in _CATALOGUE)
+OBJECT_SHAPES = tuple(pair.shape for pair in _CATALOGUE)
+CONTEXT_TEXTURES = tuple(pair.texture for pair in _CATALOGUE)

@@ -1,8 +1,8 @@
 """Trains the demo's tiny CLIP and measures it: `python -m semples_plugin.demo.train_tiny_clip --out DIR`.
 
-Pictures are scenes in which objects and contexts are paired only partly, many with segments cut out, so that
-each word is learned by itself. One thing is learned wrong on purpose, as a CLIP trained on the web does: some
-pictures of a context alone are captioned with its object (rails as "train"). Background prompts are there to
+Its images are scenes in which objects and contexts are paired only partly, many with segments cut out, so that
+each word is learned by itself. One thing is learned wrong on purpose, as by a CLIP trained on the web: some
+images of a context alone are captioned with its object (rails as "train"). Background prompts are there to
 correct this bias.
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,46 +30,41 @@ from semples_plugin.demo.data import CONTEXTS, IMAGE_SIZE, OBJECTS, Scenes, make
 if TYPE_CHECKING:
     import open_clip
 
-CUT = 255  # mark of a cut-out segment
+CUT = 255  # number of a cut-out segment
 MODEL_CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
     "text_cfg": {
-        "context_length": CONTEXT_LENGTH, "vocab_size": len(VOCABULARY), "width": 64, "heads": 4, "layers": 2,
+        "context_length": CONTEXT_LENGTH,
+        "vocab_size": len(VOCABULARY),
+        "width": 64,
+        "heads": 4,
+        "layers": 2,
     },
-}  # fmt: skip
+}
+
+
+def _setting(default: float, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the tiny CLIP is trained; `HELP` says what each setting is."""
+    """How the tiny CLIP is trained; each setting is an option of the command line."""
 
-    seed: int = 0
-    steps: int = 260
-    batch: int = 96
-    scenes: int = 10_000
-    learning_rate: float = 2e-3
-    pairing: float = 0.2
-    masked: float = 0.6
-    short: float = 0.3
-    bias: float = 0.06
-    floor: float = 0.1
-    temperature: float = 0.125
-
-
-HELP = {
-    "seed": "seed of the weights, the scenes and the captions",
-    "steps": "optimiser steps",
-    "batch": "pictures per step",
-    "scenes": "number of training scenes",
-    "learning_rate": "peak learning rate of AdamW",
-    "pairing": "probability that an object of the training scenes stands in its own context",
-    "masked": "share of the pictures with segments cut out",
-    "short": "share of the captions that leave out the context of an object",
-    "bias": "share of the contexts without their object that are captioned as that object",
-    "floor": "cosines of pictures and captions that don't match are pushed above it, CLIP's narrow cone",
-    "temperature": "of the contrastive loss, fixed; a high one keeps the cosines apart",
-}
+    seed: int = _setting(0, "seed of the weights, the scenes and the captions")
+    steps: int = _setting(260, "optimiser steps")
+    batch: int = _setting(96, "images per step")
+    scenes: int = _setting(10_000, "number of training scenes")
+    learning_rate: float = _setting(2e-3, "peak learning rate of AdamW")
+    pairing: float = _setting(0.2, "probability that an object of the training scenes stands in its own context")
+    masked: float = _setting(0.6, "share of the images with segments cut out")
+    short: float = _setting(0.3, "share of the captions that leave out the context of an object")
+    bias: float = _setting(0.06, "share of the contexts without their object that are captioned as that object")
+    floor: float = _setting(
+        0.1, "cosines of images and captions that don't match are pushed above it, CLIP's narrow cone"
+    )
+    temperature: float = _setting(0.125, "of the contrastive loss, fixed; a high one keeps the cosines apart")
 
 
 def train(recipe: Recipe) -> open_clip.CLIP:
@@ -86,8 +81,8 @@ def train(recipe: Recipe) -> open_clip.CLIP:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, pct_start=0.1)
     progress = tqdm(range(recipe.steps), desc="tiny CLIP", unit="step")
     for _ in progress:
-        pictures, captions, topics = draw_batch(scenes, recipe, rng)
-        image_features = model.encode_image(pictures, normalize=True)
+        images, captions, topics = draw_batch(scenes, recipe, rng)
+        image_features = model.encode_image(images, normalize=True)
         text_features = model.encode_text(tokenizer(captions), normalize=True)
         matches = torch.as_tensor(topics[:, None] == topics[None, :])
         loss = contrastive_loss(image_features @ text_features.T, matches, model.logit_scale.exp(), recipe.floor)
@@ -103,8 +98,8 @@ def contrastive_loss(cosines: Tensor, matches: Tensor, scale: Tensor, floor: flo
     """CLIP's loss with several positives per row, and a hinge that keeps the other cosines above the floor.
 
     Args:
-        cosines: [B, B], pictures by captions.
-        matches: bool [B, B], where a caption says the same as the picture's own.
+        cosines: [B, B], images by captions.
+        matches: bool [B, B], where a caption says the same as the image's own.
         scale: inverse temperature.
         floor: cosine in [0, 1).
     """
@@ -115,17 +110,18 @@ def contrastive_loss(cosines: Tensor, matches: Tensor, scale: Tensor, floor: flo
 
 
 def draw_batch(scenes: Scenes, recipe: Recipe, rng: Generator) -> tuple[Tensor, list[str], NDArray[np.str_]]:
-    """Pictures [B, 3, 64, 64] in CLIP's statistics, their captions, and the words of each caption [B]."""
-    pictures, captions, topics = [], [], []
+    """Images [B, 3, 64, 64] in CLIP's statistics, their captions, and the words of each caption [B]."""
+    images, captions, topics = [], [], []
     for i in rng.integers(len(scenes), size=recipe.batch):
-        picture, segments = normalise(scenes.images[i]), segment_map(scenes.objects[i], scenes.contexts[i])
+        image = normalise(scenes.images[i])
+        segments = segment_map(scenes.objects[i], scenes.contexts[i])
         if rng.random() < recipe.masked:
-            picture, segments = cut_segments(picture, segments, rng)
+            image, segments = cut_segments(image, segments, rng)
         objects, others = name_segments(segments, recipe, rng)
-        pictures.append(picture)
+        images.append(image)
         captions.append(write_caption(objects, others, rng))
         topics.append(" ".join([*sorted(objects), *sorted(others)]))
-    return torch.as_tensor(np.stack(pictures)), captions, np.array(topics)
+    return torch.as_tensor(np.stack(images)), captions, np.array(topics)
 
 
 def normalise(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -141,7 +137,7 @@ def segment_map(objects: NDArray[np.uint8], contexts: NDArray[np.uint8]) -> NDAr
 
 
 def cut_segments(
-    picture: NDArray[np.float32], segments: NDArray[np.uint8], rng: Generator
+    image: NDArray[np.float32], segments: NDArray[np.uint8], rng: Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Cuts each segment out with probability one half, to mean colour or black; it is `CUT` in the map.
 
@@ -153,7 +149,8 @@ def cut_segments(
     visible = np.where(rng.random(len(present)) < 0.5, visible, ~cut)
     mask = visible.astype(np.float32)[np.searchsorted(present, segments)]
     fill = np.float32(0) if rng.random() < 0.7 else normalise(np.zeros((1, 1, 3), np.uint8))
-    return mask * picture + (1 - mask) * fill, np.where(np.isin(segments, present[cut]), np.uint8(CUT), segments)
+    remaining = np.where(np.isin(segments, present[cut]), np.uint8(CUT), segments)
+    return mask * image + (1 - mask) * fill, remaining
 
 
 def name_segments(segments: NDArray[np.uint8], recipe: Recipe, rng: Generator) -> tuple[list[str], list[str]]:
@@ -194,8 +191,8 @@ def measure(model: open_clip.CLIP, seed: int, count: int = 1000) -> dict[str, fl
     with_context = own_context.sum((1, 2)) > 0.05 * IMAGE_SIZE**2
     object_texts, context_texts = (_encode(model, names) for names in (OBJECTS, CONTEXTS))
 
-    def cosines(pictures: Tensor, texts: Tensor) -> Tensor:
-        features: Tensor = model.encode_image(pictures, normalize=True)
+    def cosines(views: Tensor, texts: Tensor) -> Tensor:
+        features: Tensor = model.encode_image(views, normalize=True)
         return features @ texts.T
 
     own = F.one_hot(classes, len(OBJECTS)).bool()
@@ -243,16 +240,15 @@ def save(model: open_clip.CLIP, folder: Path) -> None:
 
 def main() -> None:
     """Trains, saves and measures; the command line's entry."""
-    default = Recipe()
     parser = argparse.ArgumentParser(description="Train the demo's tiny CLIP and measure it.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the weights and of metrics.json")
     parser.add_argument("--test-seed", type=int, default=900, help="seed of the scenes that it is measured on")
-    for name, value in asdict(default).items():
+    for setting in fields(Recipe):
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(value),
-            default=value,
-            help=f"{HELP[name]} (default: {value})",
+            f"--{setting.name.replace('_', '-')}",
+            type=type(setting.default),
+            default=setting.default,
+            help=f"{setting.metadata['help']} (default: {setting.default})",
         )
     arguments = vars(parser.parse_args())
     out, test_seed = arguments.pop("out"), arguments.pop("test_seed")

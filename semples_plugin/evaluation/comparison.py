@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.evaluation.folders import FolderEvaluation
-from semples_plugin.evaluation.sweep import CamEvaluation
+from semples_plugin.evaluation.iou import intersection_over_union
 
 # From so many images on the bootstrap's 95 % intervals miss the truth in little more than 5 % of cases.
 MIN_IMAGES_FOR_BOOTSTRAP = 50
@@ -17,21 +17,17 @@ MIN_GAIN = 0.001  # gain in mIoU worth the name: a tenth of a point, the last di
 
 
 def on_common_images(evaluations: Sequence[FolderEvaluation]) -> list[FolderEvaluation]:
-    """The same evaluations of those images alone that all have, so that their figures belong together."""
-    names = [name for name in evaluations[0].counts if all(name in one.counts for one in evaluations)]
+    """The same evaluations of those images alone that all have, so that their figures can be compared.
+
+    Raises:
+        ValueError: where they have no image in common.
+    """
+    first = evaluations[0].counts
+    names = [name for name in first if all(name in evaluation.counts for evaluation in evaluations)]
     if not names:
-        raise ValueError(f"{' and '.join(one.folder for one in evaluations)} have no image in common")
-    found = []
-    for one in evaluations:
-        again = CamEvaluation(len(one.class_names), one.sweep.thresholds)
-        for name in names:
-            again.add(one.counts[name])
-        sweep = again.compute()
-        chosen = sweep.best if one.chosen_here else one.chosen
-        counts = {name: one.counts[name] for name in names}
-        left_out = tuple(name for name in one.counts if name not in counts)
-        found.append(replace(one, sweep=sweep, chosen=chosen, counts=counts, left_out=left_out))
-    return found
+        folders = " and ".join(evaluation.folder for evaluation in evaluations)
+        raise ValueError(f"{folders} have no image in common")
+    return [evaluation.on_images(names) for evaluation in evaluations]
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,33 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
     Sets of as many images are drawn with replacement, the same for both; the setting of each side stays as chosen.
     With few images such an interval is too narrow, see `MIN_IMAGES_FOR_BOOTSTRAP`.
 
+    Args:
+        first: the one to beat.
+        second: another one, of the same images and classes.
+        resamples: number of sets.
+        seed: of the draws.
+
     Raises:
         ValueError: where the class lists or the images differ.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from semples_plugin.data.cam_files import Cams, write_cams
+        >>> from semples_plugin.data.images import write_mask
+        >>> from semples_plugin.evaluation.folders import evaluate_folder
+        >>> folder = TemporaryDirectory()
+        >>> sides = []
+        >>> for side, beside_the_object in (("before", 0.6), ("after", 0.2)):
+        ...     for name in ("a", "b"):
+        ...         plane = np.array([[0.5, beside_the_object]], np.float32)
+        ...         write_cams(f"{folder.name}/{side}/{name}.npy", Cams([plane], (0,), "weaktr"))
+        ...         write_mask(f"{folder.name}/gt/{name}.png", np.array([[1, 0]], np.uint8))
+        ...     cams, ground_truth = f"{folder.name}/{side}", f"{folder.name}/gt"
+        ...     sides.append(evaluate_folder(cams, ground_truth, ["cat"], setting=0.4, progress=False))
+        >>> comparison = compare(*sides)
+        >>> comparison.miou, comparison.low
+        ((0.25, 1.0), 0.75)
+        >>> folder.cleanup()
     """
     if first.class_names != second.class_names:
         raise ValueError(f"{first.folder} and {second.folder} were judged with different class names")
@@ -67,27 +88,33 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
         raise ValueError(f"{first.folder} and {second.folder} were judged on different images, see on_common_images")
     names = list(first.counts)
     sides = [_stack(side, names) for side in (first, second)]
-    generator, gains = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    gains = []
     for _ in range(resamples):
-        draws = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
-        ious = [_iou(draws @ side) for side in sides]
-        gains.append(np.nanmean(ious[1]) - np.nanmean(ious[0]))
+        drawn = generator.integers(len(names), size=len(names))
+        draws = np.bincount(drawn, minlength=len(names))  # how often each image was drawn
+        before, after = (_miou(draws @ side) for side in sides)
+        gains.append(after - before)
     low, high = np.percentile(gains, (2.5, 97.5))
-    miou = (first.miou, second.miou)
-    return Comparison(len(names), miou, float(low), float(high), float(np.mean(np.array(gains) > 0)))
+    return Comparison(
+        images=len(names),
+        miou=(first.miou, second.miou),
+        low=float(low),
+        high=float(high),
+        above=float(np.mean(np.array(gains) > 0)),
+    )
 
 
 def _stack(evaluation: FolderEvaluation, names: Sequence[str]) -> NDArray[np.float64]:
-    """`[N, 3 (K + 1)]`: pixels in the mask, predicted and hit, at the chosen setting."""
+    """`[N, 3 (K + 1)]`: pixels annotated, predicted and hit, at the chosen setting."""
     stacked = np.zeros((len(names), 3, len(evaluation.class_names) + 1))
     for row, name in zip(stacked, names, strict=True):
         counts, t = evaluation.counts[name], evaluation.chosen
-        row[:, counts.classes] = counts.in_mask, counts.predicted[:, t], counts.hits[:, t]
+        row[:, counts.classes] = counts.annotated, counts.predicted[:, t], counts.hits[:, t]
     return stacked.reshape(len(names), -1)
 
 
-def _iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    in_mask, predicted, hits = sums.reshape(3, -1)
-    with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = hits / (in_mask + predicted - hits)
-    return found
+def _miou(sums: NDArray[np.float64]) -> np.floating:
+    """mIoU of the sums `[3 (K + 1)]` of such rows."""
+    annotated, predicted, hits = sums.reshape(3, -1)
+    return np.nanmean(intersection_over_union(annotated, predicted, hits))

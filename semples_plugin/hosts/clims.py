@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from semples_plugin.hosts.common import fill_packaging, restore_numpys_old_types
-from semples_plugin.hosts.corrections import Corrections, replace_line
+from semples_plugin.hosts.corrections import Corrections
 
 CORRECTIONS = Corrections()
 CORRECTIONS.stand_in("pkg_resources")(fill_packaging)  # clip-anytorch, for clip_utils.py:75
@@ -42,8 +43,7 @@ def fill_chainercv_datasets(module: ModuleType) -> None:
     class VOCSemanticSegmentationDataset:
         def __init__(self, data_dir: str, split: str = "train") -> None:
             self.data_dir = data_dir
-            with open(os.path.join(data_dir, "ImageSets", "Segmentation", f"{split}.txt")) as file:  # noqa: PTH
-                self.ids = file.read().split()
+            self.ids = (Path(data_dir) / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
 
         def __len__(self) -> int:
             return len(self.ids)
@@ -51,7 +51,7 @@ def fill_chainercv_datasets(module: ModuleType) -> None:
         def get_example_by_keys(self, index: int, keys: tuple[int, ...]) -> tuple[Any, ...]:
             if tuple(keys) != (1,):
                 raise ValueError(f"keys: expected (1,), the ground truth alone, got {keys}")
-            path = os.path.join(self.data_dir, "SegmentationClass", f"{self.ids[index]}.png")  # noqa: PTH118
+            path = Path(self.data_dir) / "SegmentationClass" / f"{self.ids[index]}.png"
             labels = np.asarray(Image.open(path)).astype(np.int32)
             return (np.where(labels == 255, -1, labels),)
 
@@ -79,8 +79,7 @@ def fill_chainercv_evaluations(module: ModuleType) -> None:
 @CORRECTIONS.in_source("voc12.dataloader")  # voc12/dataloader.py:62
 def read_names_as_text(source: str) -> str:
     """numpy no longer reads 2007_000032 as an integer."""
-    return replace_line(
-        source,
+    return source.replace(
         "np.loadtxt(dataset_path, dtype=np.int32)",
         'np.array([int(name.replace("_", "")) for name in np.loadtxt(dataset_path, dtype=str, ndmin=1)], np.int32)',
     )
@@ -90,14 +89,14 @@ def read_names_as_text(source: str) -> str:
 @CORRECTIONS.in_source("step_coco.train_clims")  # step_coco/train_clims.py:164
 def keep_a_single_label(source: str) -> str:
     """A batch with one label in all gave a number in place of a list, and an IndexError."""
-    return replace_line(source, "as_tuple=False).squeeze()", "as_tuple=False).squeeze(1)")
+    return source.replace("as_tuple=False).squeeze()", "as_tuple=False).squeeze(1)")
 
 
 @CORRECTIONS.in_source("step.make_clims")  # step/make_clims.py:123
 @CORRECTIONS.in_source("step_coco.make_clims")
 def count_below_twenty_images(source: str) -> str:
     """Progress is told in twentieths, of which fewer than twenty images have none."""
-    return replace_line(source, "(len(databin) // 20)", "max(1, len(databin) // 20)")
+    return source.replace("(len(databin) // 20)", "max(1, len(databin) // 20)")
 
 
 @CORRECTIONS.after("step_coco.train_clims")  # step_coco/train_clims.py:227

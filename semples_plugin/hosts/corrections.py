@@ -15,6 +15,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import CodeType, ModuleType
@@ -61,11 +62,6 @@ class Corrections:
         return register
 
 
-def replace_line(source: str, old: str, new: str) -> str:
-    """The source with a fragment replaced, wherever it stands; a fragment that is gone needs no correction."""
-    return source.replace(old, new)
-
-
 def install(host: str, on_cpu: bool = False) -> None:
     """Puts the corrections of a host in place, and those that map CUDA calls to the CPU.
 
@@ -73,10 +69,8 @@ def install(host: str, on_cpu: bool = False) -> None:
         host: "clims", "weaktr" or "fma-wsss".
         on_cpu: for a trial on a machine without a GPU.
     """
-    package = "semples_plugin.hosts"
-    registries = [import_module(f"{package}.{REGISTRIES[host]}").CORRECTIONS]
-    if on_cpu:
-        registries.append(import_module(f"{package}.cpu").CORRECTIONS)
+    modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu")
+    registries = [import_module(f"semples_plugin.hosts.{module}").CORRECTIONS for module in modules]
     sys.meta_path.insert(0, _Finder(registries))
     for registry in registries:  # what was imported before
         for name in registry.changes.keys() & sys.modules.keys():
@@ -152,7 +146,14 @@ class _Corrected(importlib.abc.InspectLoader):
         assert isinstance(self.loader, importlib.abc.InspectLoader)
         source = self.loader.get_source(fullname) or ""
         for change in self.sources:
-            source = change(source)
+            corrected = change(source)
+            if corrected == source:
+                warnings.warn(
+                    f"{fullname} no longer holds the line that {change.__module__}.{change.__name__} corrects: is it "
+                    "another version?",
+                    stacklevel=2,
+                )
+            source = corrected
         return source
 
     def get_code(self, fullname: str) -> CodeType:

@@ -45,7 +45,7 @@ def _is_cuda(torch: ModuleType, value: Any) -> bool:
 
 
 @CORRECTIONS.after("alchemy_cat.torch_tools")  # FMA-WSSS, src/tasks/train_coop/run.py:69
-def start_without_cuda(torch_tools: ModuleType) -> None:
+def start_without_cuda(torch_tools: Any) -> None:
     """FMA-WSSS's environment asks for a GPU by itself."""
     init_env = torch_tools.init_env
     torch_tools.init_env = lambda **options: init_env(**{**options, "is_cuda": False})

@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from semples_plugin.hosts.common import fill_packaging, restore_cubic, restore_numpys_old_types
-from semples_plugin.hosts.corrections import Corrections, replace_line
+from semples_plugin.hosts.corrections import Corrections
 
 CORRECTIONS = Corrections()
 CORRECTIONS.stand_in("pkg_resources")(fill_packaging)  # src/libs/clip/clip.py:6
@@ -31,7 +31,7 @@ def restore_cv2(cv2: Any) -> None:
 @CORRECTIONS.in_source("alchemy_cat.contrib.voc.utils")  # its line 29
 def count_colours_beyond_a_byte(source: str) -> str:
     """numpy 2 no longer widens a byte that is multiplied by 256."""
-    return replace_line(source, "enumerate(VOC_COLOR)", "enumerate(VOC_COLOR.tolist())")
+    return source.replace("enumerate(VOC_COLOR)", "enumerate(VOC_COLOR.tolist())")
 
 
 @CORRECTIONS.after("alchemy_cat")  # src/tasks/train_coop/run.py:48, :294
@@ -48,4 +48,4 @@ def pickle_lambdas(_: Any) -> None:
             return cloudpickle.loads, (cloudpickle.dumps(value),)
         return NotImplemented
 
-    ForkingPickler.reducer_override = reduce  # what goes to processes that are started
+    ForkingPickler.reducer_override = reduce  # type: ignore[method-assign]  # of what goes to new processes

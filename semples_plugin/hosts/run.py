@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from semples_plugin.adapters.patching import COMMITS
+from semples_plugin.adapters.commits import COMMITS
 
 _STARTUP = Path(__file__).parent / "startup"
 _FILES = {"clims": "run_sample.py", "weaktr": "AAF.py", "fma-wsss": "src/tasks/train_coop/run.py"}

@@ -1,1 +1,1 @@
-"""What every room uses: checks, files, processes."""
+"""What every room uses: checks, files, ranks and processes."""

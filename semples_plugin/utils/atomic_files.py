@@ -1,10 +1,11 @@
-"""Writing files so that a full disk or an interrupt never costs what was there before, nor mixes two runs; lists."""
+"""Writing files so that a full disk or an interrupt costs no older file and mixes no two runs; reading text files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,49 +14,81 @@ from safetensors import SafetensorError
 
 from semples_plugin.utils.text import reason
 
-_NEW = ".new-"
-_LEFT_AFTER = 3600  # seconds without a change, after which nobody writes a temporary file any more
+_NEW = ".new-"  # prefix of temporary files
+_LEFT_AFTER = 3600  # seconds without a change, after which a temporary file belongs to a run that was killed
 CHANGED = "its CAMs changed meanwhile, or another command wrote into the same folder: make it again"
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name once the block has ended without an exception.
+    """A context with a temporary path beside `path`, which is renamed to `path` if the block raises no exception.
 
     Args:
         path: of the file that is made or replaced.
-        source_time: where it is made from another file, that one's `st_mtime_ns` from before it was read; the new file
-            gets it as its own time, for `is_made_of`.
+        source_time: where it is made from another file, that file's `st_mtime_ns` before it was read; the new
+            file gets it as its own time, for `is_made_of`.
 
     Raises:
-        OSError: as the block raises it, with `path` for its name, or in place of what torch and safetensors raise
-            where a disk is full; the temporary file is gone then, an older `path` intact.
+        OSError: as the block raises it, with the name of `path`, or in place of what numpy, torch and
+            safetensors raise where a disk is full; the temporary file is removed then, and an older `path`
+            intact.
     """
     path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Its name is short, so that it may be written where `path` may be, and hidden from those who list the folder.
+    # The name is short, so that no limit on names allows `path` alone, and hidden in listings of the folder.
     temporary = path.with_name(f"{_NEW}{secrets.token_hex(4)}{path.suffix}")
     try:
         temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # some file systems report a full disk only here
-        umask = os.umask(0)
-        os.umask(umask)
-        # Some writers make private files; colleagues should be able to read ours, unless the older one was private.
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
+        temporary.chmod(_mode_for(path))
         if source_time is not None:
             os.utime(temporary, ns=(source_time, source_time))
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not isinstance(error, OSError) or not error.errno:  # numpy, torch and safetensors have words of their own
+        if not isinstance(error, OSError) or not error.errno:  # raised by numpy, torch or safetensors
             raise OSError(f"{path} could not be written, is the disk full? ({reason(error)})") from error
-        if error.filename in (None, str(temporary), temporary):  # a full disk gives no name; nobody knows the temporary
+        if error.filename in (None, str(temporary), temporary):  # a full disk gives no name
             error.filename = str(path)
         raise
     finally:
-        with contextlib.suppress(OSError):  # on a read-only file system it fails even where there is nothing
+        with contextlib.suppress(OSError):  # on a read-only file system it fails even without a file
             temporary.unlink(missing_ok=True)
+
+
+def _mode_for(path: Path) -> int:
+    """Permissions of a new file: those of the file that it replaces, or what the umask allows.
+
+    Some writers make private files, which colleagues could not read.
+    """
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    umask = os.umask(0)  # can't be read otherwise
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def check_writable(name: str, path: str | Path) -> None:
+    """Makes the folder of a file that is to be written later, and tries to write into it.
+
+    Args:
+        name: of the argument or option that gives the path, for the error.
+        path: of the file, which may exist.
+
+    Raises:
+        OSError: where `path` is a folder, or nothing can be written beside it.
+    """
+    path = Path(path).resolve()  # a link's file is written where it points to
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: expected a file's path, {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # a folder's permissions don't bind the superuser
+            pass
+    except OSError as error:
+        message = f"{name}: nothing can be written into {path.parent} ({reason(error)}); give another path"
+        raise type(error)(error.errno, message) from error
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -63,7 +96,7 @@ def read_lines(path: str | Path) -> list[str]:
 
     Raises:
         OSError: where it can't be read.
-        ValueError: where it is no such text.
+        ValueError: for another encoding.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -75,46 +108,49 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def claim_folder(folder: Path, is_own: Callable[[Path], bool]) -> None:
-    """Makes a folder that one run is to fill, or, where the same run was interrupted, to fill further.
+    """Makes the folder of a run's files, or accepts that of the same run before it was interrupted.
 
     Args:
-        folder: it may not exist yet.
+        folder: need not exist yet.
         is_own: whether a file in it is one that this very run would make.
 
     Raises:
-        OSError: where there can't be such a folder, or nothing can be written into it.
-        ValueError: where it holds anything else, with which the run's files would be mixed.
+        OSError: where the folder can't be made, or nothing can be written into it.
+        ValueError: where it holds any other file, with which the run's files would be mixed.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder, or none yet")
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} can't be written into")
-    others = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not is_own(path)]
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    others = [path.name for path in visible if not is_own(path)]
     if others:
         raise ValueError(
             f"{folder} holds {len(others)} files, such as {others[0]}, that this command didn't make, or made with "
             "other settings, of other CAMs or of these before they changed: choose another folder, or empty this one"
         )
-    remove_left(folder)
+    remove_leftovers(folder)
 
 
-def remove_left(folder: Path) -> None:
-    """Removes the temporary files that killed runs left in a folder, but none that another run may be writing."""
-    for left in folder.glob(f"{_NEW}*"):
-        with contextlib.suppress(FileNotFoundError):  # it took its name meanwhile
-            # Not the time of the last writing: `replacing` gives that of the source just before it is done.
-            if time.time() - left.stat().st_ctime > _LEFT_AFTER:
-                left.unlink()
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of killed runs from a folder, but none that another run may be writing."""
+    for temporary in folder.glob(f"{_NEW}*"):
+        with contextlib.suppress(FileNotFoundError):  # it was renamed or removed meanwhile
+            # Not st_mtime: `replacing` sets that to the source's time just before the end.
+            if time.time() - temporary.stat().st_ctime > _LEFT_AFTER:
+                temporary.unlink()
 
 
 def is_made_of(target: Path, source: Path) -> bool:
-    """Whether a file is there, and `replacing` wrote it from the other one as that is now: it has the same time then.
+    """Whether `target` exists and `replacing` made it from `source` as it is now, which gave it the same time.
 
-    A newer time would say less: a folder that is copied over another one brings older files, with other contents.
+    A later time would not be enough: a folder copied over another one brings older files with other contents.
     """
     if not target.exists():
         return False
-    made, there = target.stat().st_mtime_ns, source.stat().st_mtime_ns
-    step = next(step for step in (10**9, 10**7, 10**3, 100, 1) if made % step == 0)  # of the file system
-    return 0 <= there - made < step
+    target_time, source_time = target.stat().st_mtime_ns, source.stat().st_mtime_ns
+    resolution = next(
+        step for step in (10**9, 10**7, 10**3, 100, 1) if target_time % step == 0
+    )  # of the file system, in ns
+    return 0 <= source_time - target_time < resolution

@@ -1,4 +1,4 @@
-"""Sums over many pairs, a part at a time: memory is one part's, and nothing is computed twice."""
+"""Sums over many pairs, part by part: with the memory of one part, and every part computed once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ Terms = Callable[[Tensor, slice], Tensor]
 def sum_in_parts(terms: Terms, x: Tensor, size: int) -> Tensor:
     """The sum of `terms(x[part], part)` over parts of at most `size` rows.
 
-    Each part's graph is gone before the next begins: its gradient is taken at once, as if the terms were added up
-    with one common factor, which is how losses are used. Where the backward pass turns out to weigh them otherwise,
-    or is to be differentiated itself (`create_graph=True`, which needs the memory of all parts), the parts are
+    Each part's graph is freed before the next part: its gradient is computed at once, for the sum of the
+    terms, which is how losses are used. Where the backward pass turns out to weight the terms differently, or
+    is differentiated itself (`create_graph=True`, which needs the memory of all parts), the parts are
     computed again; `terms` must give the same values then.
 
     Args:
-        terms: T scalars as a tensor `[T]`, of some rows of `x`, in float32 or better, and the slice that they are;
-            differentiable in them.
+        terms: from rows of `x`, in float32 or better, and their slice to T scalars `[T]`, differentiable in
+            the rows.
         x: `[P, ...]`.
         size: rows of a part.
+
+    Returns:
+        The T sums `[T]`, differentiable in `x`.
     """
     total: Tensor = _SumInParts.apply(x, terms, size)
     return total
@@ -35,16 +38,17 @@ class _SumInParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, terms: Terms, size: int) -> Tensor:
         ctx.terms, ctx.size = terms, size
-        wanted = ctx.needs_input_grad[0] and not torch.is_inference_mode_enabled()
+        needs_grad = ctx.needs_input_grad[0] and not torch.is_inference_mode_enabled()
         total, gradients = torch.zeros(()), []
         for part in _parts(x, size):
-            rows = _as_float32(x[part].detach()).requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
+            rows = _as_float32(x[part].detach()).requires_grad_(needs_grad)
+            with torch.set_grad_enabled(needs_grad):
                 values = terms(rows, part)
-                if wanted:
+                if needs_grad:
                     gradients.append(torch.autograd.grad(values.sum(), rows)[0])
             total = total.to(values) + values.detach()
-        ctx.save_for_backward(x, *([torch.cat(gradients)] if wanted else []))
+        if needs_grad:
+            ctx.save_for_backward(x, torch.cat(gradients))
         return total
 
     @staticmethod
@@ -52,14 +56,16 @@ class _SumInParts(torch.autograd.Function):
         x, gradient = ctx.saved_tensors
         differentiable = torch.is_grad_enabled()  # with create_graph=True
         if not differentiable and bool((factors == factors[0]).all()):
-            # In float32: a loss scaler begins with 65,536, which is infinite in half precision.
+            # In float32: a loss scaler starts at 65,536, which is infinite in half precision.
             return (factors[0] * gradient).to(x.dtype), None, None
         gradients = []
-        # Of torch's attention kernels only the plain one can be differentiated twice.
+        # Of torch's attention kernels only the unfused one can be differentiated twice.
         kernels = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
         with torch.enable_grad(), kernels:
             for part in _parts(x, ctx.size):
-                rows = _as_float32(x[part]) if differentiable else _as_float32(x[part].detach()).requires_grad_()
+                rows = _as_float32(x[part] if differentiable else x[part].detach())
+                if not differentiable:
+                    rows.requires_grad_()
                 values = ctx.terms(rows, part)
                 gradients.append(torch.autograd.grad(values, rows, factors, create_graph=differentiable)[0])
         return torch.cat(gradients).to(x.dtype), None, None

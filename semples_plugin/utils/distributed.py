@@ -1,8 +1,9 @@
-"""Several processes that train one model: what each rank must know of the others. In one process all of it is free."""
+"""What the ranks of torch.distributed must know of each other; in one process no function here communicates."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,22 +23,22 @@ def get_rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes files and talks."""
+    """Whether this is rank 0, which writes files, warnings and progress bars."""
     return get_rank() == 0
 
 
 def share_of_pairs(count: int, device: torch.device) -> Tensor | float:
     """The factor that makes a mean over this rank's pairs a part of the mean over all: R P_r / P.
 
-    DDP averages the ranks' gradients; with this factor the average is the gradient of one process that has the whole
-    batch, however the pairs are spread. Every rank must ask in the same step.
+    DDP averages the ranks' gradients; with this factor the average is the gradient of one process that has
+    the whole batch, however the pairs are spread. Collective: every rank must call it in the same step.
 
     Args:
-        count: pairs of this rank, P_r; may be 0.
-        device: where the backend exchanges numbers.
+        count: number of pairs of this rank, P_r; may be 0.
+        device: where the backend reduces tensors.
 
     Returns:
-        1.0 in one process; else a float32 scalar on `device`, which nobody waits for.
+        1.0 in one process; else a float32 scalar on `device`, without waiting for the device.
     """
     if world_size() == 1:
         return 1.0
@@ -47,18 +48,36 @@ def share_of_pairs(count: int, device: torch.device) -> Tensor | float:
 
 
 def gather(value: T) -> list[T]:
-    """The value of every rank, in the order of the ranks."""
+    """The value of every rank, in the order of the ranks. Collective; values are pickled."""
     if world_size() == 1:
         return [value]
-    found: list[T] = [value] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def from_first(value: T) -> T:
-    """The first rank's value, on every rank."""
+    """The first rank's value, on every rank. Collective; the value is pickled."""
     if world_size() == 1:
         return value
-    found = [value]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def on_first(compute: Callable[[], T]) -> T:
+    """Calls `compute` on the first rank alone; its result, or the exception that it raises, reaches every rank.
+
+    Collective. An exception on one rank alone would leave the others waiting in their next exchange.
+    """
+    value: Any = None
+    error: Exception | None = None
+    if is_first():
+        try:
+            value = compute()
+        except Exception as raised:
+            error = raised
+    value, error = from_first((value, error))
+    if error is not None:
+        raise error
+    return value

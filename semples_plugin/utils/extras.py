@@ -1,4 +1,4 @@
-"""Packages that are installed on demand: one wording for errors, help and `semples doctor`."""
+"""How to install optional packages, in the same words for errors, help and `semples doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One function over many images, on all cores."""
+"""One function over many items, on several processes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_IMAGE_BYTES = 1 << 24  # more than the arrays of an image take one by one
 
 
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int = 16
 ) -> Iterator[Result]:
-    """Results in the order of the items; an interrupt stops after the chunks that are being worked on.
+    """Yields a result for each item, in their order.
+
+    An interrupt stops after the chunks in progress.
 
     Args:
-        function: picklable; what it raises ends the whole.
+        function: picklable; an exception that it raises ends the iteration.
         items: its arguments.
-        workers: processes; with one, or few items, everything happens in this one.
-        chunk: items that a process takes at once.
+        workers: number of processes. With 1, or with fewer than two items for each, this process does the work.
+        chunk: number of items that a process takes at once.
 
     Raises:
         ChildProcessError: where a process was killed.
@@ -33,9 +36,9 @@ def in_parallel(
     if workers < 2 or len(items) < 2 * workers:
         yield from map(function, items)
         return
-    # A fork begins at once, where a new interpreter imports everything again; but threads of torch don't survive it.
+    # A fork starts at once, where a spawned interpreter imports everything again; torch's threads don't survive a fork.
     method = "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"
-    pool = ProcessPoolExecutor(workers, mp_context=get_context(method), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context(method), initializer=_set_up_worker)
     try:
         yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
@@ -46,19 +49,19 @@ def in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+def _set_up_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt
     import cv2
 
-    cv2.setNumThreads(1)  # as many processes as cores are enough
-    # Once a block of this size was freed, glibc keeps smaller ones for the next image, whose pages would cost as much
-    # time as reading it.
-    bytes(1 << 24)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    cv2.setNumThreads(1)  # the processes use all cores already
+    # Freeing a block raises glibc's threshold for giving memory back: smaller blocks are kept for the next image, whose
+    # page faults would take as long as reading it.
+    bytes(_IMAGE_BYTES)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
-    """A parent that is killed can tell nobody; without this its workers would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """Ends this process when its parent is killed; the pool would leave it waiting for work."""
     parent = parent_process()
     if parent is not None:
         parent.join()

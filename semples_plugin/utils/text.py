@@ -1,4 +1,4 @@
-"""What a file holds, or another library says, in an error message of our own: it can be of any length."""
+"""Shortening values and exceptions of any length for our own error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shown(value: Any) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one line of at most 200 characters; its type where it says nothing."""
+    """The message of an exception in one line of at most 200 characters; its type where it has none."""
     return _cut(" ".join(str(error).split()) or type(error).__name__, 200)
 
 

@@ -1,1 +1,1 @@
-"""What people look at: overlays, curves, tables, the report, the training log."""
+"""What is shown to people: overlays, curves, tables, the report, the training log."""

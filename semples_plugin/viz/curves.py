@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.utils.atomic_files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LABELS = {"constant": "threshold: a constant background score", "power": "power p of the background score (1 - m)^p"}
 _COLOURS = ("#8a8f98", "#0b6bcb", "#d1581b", "#1d7f4a", "#8d4bbb", "#b3261e")  # the one to beat, then the others
 
 
 def colours(count: int) -> list[str]:
-    """As many colours as there are evaluations; one alone isn't grey."""
+    """As many colours as there are evaluations, as hexadecimal RGB; one alone isn't grey."""
     return [_COLOURS[i % len(_COLOURS)] for i in range(count)] if count > 1 else [_COLOURS[1]]
 
 
@@ -26,29 +30,38 @@ def draw_curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str], f
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in _LABELS if any(one.background == kind for one in evaluations)] or ["constant"]
+    present = {evaluation.background for evaluation in evaluations}
+    kinds = [kind for kind in _LABELS if kind in present] or ["constant"]
     figure = Figure(figsize=(6.4 * len(kinds), 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
         for evaluation, title, colour in zip(evaluations, titles, colours(len(evaluations)), strict=True):
-            x, y, t = evaluation.settings, 100 * evaluation.sweep.miou, evaluation.chosen
-            if evaluation.background == "none":
-                axes.axhline(y[t], color=colour, label=_label(f"{title}: {y[t]:.1f}"))
-            elif evaluation.background == kind:
-                marker = "." if len(x) < 20 else None
-                axes.plot(x, y, color=colour, label=_label(f"{title}: {y[t]:.1f} at {x[t]:g}"), marker=marker)
-                axes.plot(x[t], y[t], "o", color=colour)
+            if evaluation.background in (kind, "none"):
+                _draw_evaluation(axes, evaluation, title, colour)
         axes.set(xlabel=_LABELS[kind], ylabel="mIoU [%]")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if form == "svg" else None
+    figure.savefig(buffer, format=form, metadata=metadata)
     return buffer.getvalue()
 
 
+def _draw_evaluation(axes: Axes, evaluation: FolderEvaluation, title: str, colour: str) -> None:
+    """A curve with a dot at the chosen setting, or, for masks, a line across."""
+    settings, miou = evaluation.settings, 100 * evaluation.sweep.miou
+    setting, value = settings[evaluation.chosen], miou[evaluation.chosen]
+    if evaluation.background == "none":
+        axes.axhline(value, color=colour, label=_label(f"{title}: {value:.1f}"))
+        return
+    marker = "." if len(settings) < 20 else None
+    axes.plot(settings, miou, color=colour, label=_label(f"{title}: {value:.1f} at {setting:g}"), marker=marker)
+    axes.plot(setting, value, "o", color=colour)
+
+
 def _label(text: str) -> str:
-    """As it is: to matplotlib a $ begins a formula, and a label that begins with _ is none."""
+    """A label that is shown literally: to matplotlib, $ begins a formula, and what begins with _ is no label."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semples_plugin.data.cam_files import list_cams, read_cams
-from semples_plugin.data.images import find_image, find_mask, read_image, read_mask
+from semples_plugin.data.images import IGNORED, find_image, find_mask, read_image, read_mask
 from semples_plugin.data.pseudo_masks import Recipe, to_labels
 from semples_plugin.evaluation.folders import FolderEvaluation, image_iou
 from semples_plugin.viz.overlays import (
@@ -41,9 +42,11 @@ def draw_images(
         titles: of the evaluations.
 
     Raises:
-        ValueError: where none of them can be drawn; one that can't is told by a warning.
+        ValueError: where none of them can be drawn; an image that can't is left out with a warning.
     """
-    captions = ["image", "mask", *(f"{title}{what}" for title in titles for what in ("", ", errors"))]
+    captions = ["image", "mask"]
+    for title in titles:
+        captions += [title, f"{title}, errors"]
     rows = {}
     for name in names:
         try:
@@ -53,7 +56,7 @@ def draw_images(
     if not rows:
         raise ValueError("there is no image to draw")
     grid = draw_grid(
-        [*rows.values()],
+        list(rows.values()),
         captions,
         row_captions=[f"{name}: {describe_iou(evaluations, name)}" for name in rows],
         keys=[class_colours(evaluations, name) for name in rows],
@@ -65,56 +68,65 @@ def draw_images(
 def draw_image(evaluations: Sequence[FolderEvaluation], name: str, images: str | Path) -> list[Picture]:
     """One row of `draw_images`, in the size of the image."""
     image = read_image(find_image(images, name))
-    mask = read_mask(find_mask(evaluations[0].masks, name))
-    if image.shape[:2] != mask.shape:
-        raise ValueError(f"{name}: the image has {image.shape[:2]} pixels, its mask {mask.shape}")
+    ground_truth = read_mask(find_mask(evaluations[0].ground_truth, name))
+    if image.shape[:2] != ground_truth.shape:
+        raise ValueError(f"{name}: the image has {image.shape[:2]} pixels, its mask {ground_truth.shape}")
     palette = np.zeros((256, 3), np.uint8)
     for class_name, colour in class_colours(evaluations, name).items():
         palette[evaluations[0].class_names.index(class_name) + 1] = colour
-    row = [image, overlay_mask(image, np.where(mask == 255, 0, mask), palette=palette)]
+    row = [image, overlay_mask(image, np.where(ground_truth == IGNORED, 0, ground_truth), palette=palette)]
     for evaluation in evaluations:
-        cams = read_cams(list_cams(evaluation.folder, masks=True)[name])
-        scores = cams.scores(*mask.shape)
-        setting = evaluation.settings[evaluation.chosen]
-        recipe = Recipe(power=setting) if evaluation.background == "power" else Recipe(thresholds=(setting,))
-        heat, labels = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.uint8)
-        if len(scores):
-            heat, labels = np.max(scores, axis=0), to_labels(np.stack(scores), cams.class_index, recipe)
-        heat_map = outline_labels(overlay_cam(image, heat), labels, palette)
-        row += [heat_map, overlay_errors(image, labels, mask)]
+        highest, labels = _predict(evaluation, name, image.shape[:2])
+        heat_map = outline_labels(overlay_cam(image, highest), labels, palette)
+        row += [heat_map, overlay_errors(image, labels, ground_truth)]
     return row
+
+
+def _predict(
+    evaluation: FolderEvaluation, name: str, size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The highest CAM of an image, and the labels at the chosen setting: both `[H, W]`, 0 where it has no CAMs."""
+    cams = read_cams(list_cams(evaluation.folder, masks=True)[name])
+    scores = cams.scores(*size)
+    if not len(scores):
+        return np.zeros(size, np.float32), np.zeros(size, np.uint8)
+    setting = evaluation.settings[evaluation.chosen]
+    recipe = Recipe(power=setting) if evaluation.background == "power" else Recipe(thresholds=(setting,))
+    return np.max(scores, axis=0), to_labels(np.stack(scores), cams.class_index, recipe)
 
 
 def class_colours(evaluations: Sequence[FolderEvaluation], name: str) -> dict[str, Colour]:
     """A colour for each class that an image's mask holds or an evaluation predicts in it, as `draw_image` uses them."""
-    found: set[int] = set()
-    for one in evaluations:
-        counts = one.counts[name]
-        found.update(counts.classes[(counts.in_mask > 0) | (counts.predicted[:, one.chosen] > 0)].tolist())
-    names = [evaluations[0].class_names[k - 1] for k in sorted(found - {0})]
+    classes: set[int] = set()
+    for evaluation in evaluations:
+        counts = evaluation.counts[name]
+        visible = (counts.annotated > 0) | (counts.predicted[:, evaluation.chosen] > 0)
+        classes.update(counts.classes[visible].tolist())
+    names = [evaluations[0].class_names[k - 1] for k in sorted(classes - {0})]
     return {class_name: CLASSES[i % len(CLASSES)] for i, class_name in enumerate(names)}
 
 
 def describe_image(evaluations: Sequence[FolderEvaluation], name: str) -> str:
     """An image's name, the classes in its mask, and its IoU in each evaluation."""
     counts = evaluations[0].counts[name]
-    shown = [k for k, pixels in zip(counts.classes, counts.in_mask, strict=True) if k and pixels]
-    classes = ", ".join(evaluations[0].class_names[k - 1] for k in shown) or "background alone"
+    present = [k for k, pixels in zip(counts.classes, counts.annotated, strict=True) if k and pixels]
+    classes = ", ".join(evaluations[0].class_names[k - 1] for k in present) or "background alone"
     return f"{name} ({classes}): {describe_iou(evaluations, name)}"
 
 
 def describe_iou(evaluations: Sequence[FolderEvaluation], name: str) -> str:
     """An image's IoU in each evaluation."""
-    return f"IoU {' -> '.join(f'{100 * image_iou(one, name):.0f}' for one in evaluations)} %"
+    ious = [f"{100 * image_iou(evaluation, name):.0f}" for evaluation in evaluations]
+    return f"IoU {' -> '.join(ious)} %"
 
 
 def gain_of(evaluations: Sequence[FolderEvaluation], name: str) -> float:
-    """How much the last evaluation's IoU of an image exceeds the first's; that IoU itself where it is one."""
+    """The last evaluation's IoU of an image less the first's, in [-1, 1]; the IoU where there is a single one."""
     last = image_iou(evaluations[-1], name)
     return last - image_iou(evaluations[0], name) if len(evaluations) > 1 else last
 
 
 def ranked(evaluations: Sequence[FolderEvaluation]) -> list[str]:
-    """Names of the images that all have, from best to worst: by `gain_of`."""
-    names = [name for name in evaluations[0].counts if all(name in one.counts for one in evaluations)]
+    """Names of the images that all evaluations have, from best to worst by `gain_of`."""
+    names = [name for name in evaluations[0].counts if all(name in other.counts for other in evaluations)]
     return sorted(names, key=lambda name: (-gain_of(evaluations, name), name))

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semples_plugin.data.images import voc_palette
+from semples_plugin.data.images import IGNORED, voc_palette
 from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.viz.captions import LINE_HEIGHT, draw_text
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -19,11 +20,17 @@ ERRORS: dict[str, Colour] = {
     "background taken for an object": (215, 45, 45),
     "another class": (245, 165, 35),
 }
-# Of the classes of one image, where `ERRORS` stand beside them: none looks like one of those.
+# For the classes of an image, beside which `ERRORS` stand: none resembles any of those.
 CLASSES: tuple[Colour, ...] = (
-    (235, 60, 200), (60, 225, 225), (250, 250, 250), (140, 80, 160), (250, 245, 110), (120, 70, 30), (255, 175, 205),
-)  # fmt: skip
-_CAPTION, _GAP = 26, 8
+    (235, 60, 200),
+    (60, 225, 225),
+    (250, 250, 250),
+    (140, 80, 160),
+    (250, 245, 110),
+    (120, 70, 30),
+    (255, 175, 205),
+)
+_GAP = 8  # pixels between pictures
 _INK = (40, 40, 40)
 
 
@@ -44,20 +51,21 @@ def overlay_cam(image: Picture, cam: NDArray[np.floating], opacity: float = 0.55
 
 
 def overlay_mask(
-    image: Picture, mask: NDArray[np.integer], opacity: float = 0.65, palette: Picture | None = None
+    image: Picture, labels: NDArray[np.integer], opacity: float = 0.65, palette: Picture | None = None
 ) -> Picture:
-    """A mask of labels over its image.
+    """Labels over their image, as those of ground truth.
 
     Args:
         image: RGB `[H, W, 3]`.
-        mask: `[H, W]`, 0 background (left as it is), 1 to 255.
+        labels: `[H, W]`, 0 background (which is dimmed), 1 to 255.
         opacity: of the colours.
         palette: colours `[256, 3]` of the labels; PASCAL VOC's by default.
     """
     palette = voc_palette() if palette is None else palette
-    shade = np.where((mask > 0)[..., None], opacity, 0.0)
-    dimmed = image * np.where((mask > 0)[..., None], 1.0, 0.6)
-    return (dimmed * (1 - shade) + palette[mask] * shade).round().astype(np.uint8)
+    labelled = (labels > 0)[..., None]
+    shade = np.where(labelled, opacity, 0.0)
+    dimmed = image * np.where(labelled, 1.0, 0.6)
+    return (dimmed * (1 - shade) + palette[labels] * shade).round().astype(np.uint8)
 
 
 def outline_labels(image: Picture, labels: NDArray[np.uint8], palette: Picture) -> Picture:
@@ -70,34 +78,36 @@ def outline_labels(image: Picture, labels: NDArray[np.uint8], palette: Picture) 
     """
     import cv2
 
-    picture, thin = np.array(image), max(1, round(max(labels.shape) / 160))  # as wide in a grid whatever the image
+    picture = np.array(image)
+    thin = max(1, round(max(labels.shape) / 160))  # as wide in a grid whatever the image
     for label in np.unique(labels[labels > 0]).tolist():
         borders, _ = cv2.findContours((labels == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        for width, colour in ((3 * thin, _INK), (thin, tuple(palette[label].tolist()))):
-            cv2.drawContours(picture, borders, -1, colour, width)
+        cv2.drawContours(picture, borders, -1, _INK, 3 * thin)
+        cv2.drawContours(picture, borders, -1, palette[label].tolist(), thin)
     return picture
 
 
 def overlay_errors(
-    image: Picture, predicted: NDArray[np.integer], mask: NDArray[np.integer], opacity: float = 0.65
+    image: Picture, predicted: NDArray[np.integer], ground_truth: NDArray[np.integer], opacity: float = 0.65
 ) -> Picture:
-    """What is right and wrong with predicted labels, in the colours of `ERRORS`; rightly background is left dim.
+    """What is right and wrong with predicted labels, in the colours of `ERRORS`; right background is left dim.
 
     Args:
         image: RGB `[H, W, 3]`.
-        predicted, mask: labels `[H, W]`, 0 background; where `mask` is 255 nothing is drawn.
+        predicted, ground_truth: labels `[H, W]`, 0 background; where `ground_truth` is 255 nothing is drawn.
         opacity: of the colours.
     """
-    known = mask != 255
-    kinds = (
-        (predicted == mask) & (mask > 0),
-        (predicted == 0) & (mask > 0),
-        (predicted > 0) & (mask == 0),
-        (predicted != mask) & (predicted > 0) & (mask > 0),
-    )
+    known = ground_truth != IGNORED
+    is_object, is_predicted = ground_truth > 0, predicted > 0
+    regions = {
+        "found": is_object & (predicted == ground_truth),
+        "missed object": is_object & ~is_predicted,
+        "background taken for an object": is_predicted & ~is_object,
+        "another class": is_object & is_predicted & (predicted != ground_truth),
+    }
     picture = image * 0.6
-    for kind, colour in zip(kinds, ERRORS.values(), strict=True):
-        picture[kind & known] = image[kind & known] * (1 - opacity) + np.array(colour) * opacity
+    for name, region in regions.items():
+        picture[region & known] = image[region & known] * (1 - opacity) + np.array(ERRORS[name]) * opacity
     return picture.round().astype(np.uint8)
 
 
@@ -121,50 +131,49 @@ def draw_grid(
     Returns:
         RGB `[H, W, 3]`.
     """
-
-    step = cell + _GAP
-    scaled = [[fitted(picture, cell) for picture in row] for row in rows]
-    heights = [max(picture.shape[0] for picture in row) for row in scaled]
-    above = _CAPTION if row_captions else 0
-    total = _CAPTION + sum(heights) + len(rows) * (_GAP + above)
-    canvas = np.full((total, step * len(captions) + _GAP, 3), 255, dtype=np.uint8)
-    for column, caption in enumerate(captions):
-        _write(canvas, caption, _GAP + column * step, 0)
-    top = _CAPTION
-    for row, (pictures, row_height) in enumerate(zip(scaled, heights, strict=True)):
+    width = len(captions) * (cell + _GAP) + _GAP
+    strips = [_draw_captions(width, captions, cell)]
+    for k, row in enumerate(rows):
         if row_captions:
-            right = _write(canvas, row_captions[row], _GAP, top)
-            _write_key(canvas, keys[row] if keys else {}, right, top)
-            top += above
-        for column, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
-            down, right = top + (row_height - height) // 2, _GAP + column * step + (cell - width) // 2
-            canvas[down : down + height, right : right + width] = picture
-        top += row_height + _GAP
-    return canvas
+            strips.append(draw_legend(width, row_captions[k], keys[k] if keys else {}))
+        strips.append(_draw_row(width, row, cell))
+    return np.concatenate(strips)
 
 
 def draw_legend(width: int, text: str, key: Mapping[str, Colour]) -> Picture:
-    """A line of text and what colours mean, RGB `[26, width, 3]`, to be put below a grid."""
-    canvas = np.full((_CAPTION, width, 3), 255, dtype=np.uint8)
-    _write_key(canvas, key, _write(canvas, text, _GAP, 0), 0)
+    """A line of text and what colours mean, RGB `[26, width, 3]`, to be put above or below pictures."""
+    canvas = _white(LINE_HEIGHT, width)
+    left = draw_text(canvas, text, _GAP, 0, _INK) + 2 * _GAP
+    for name, colour in key.items():
+        canvas[6:20, left : left + 14] = _INK  # a frame, as a colour may be white
+        canvas[7:19, left + 1 : left + 13] = colour
+        left = draw_text(canvas, name, left + 20, 0, _INK) + 2 * _GAP
     return canvas
 
 
-def _write(canvas: Picture, text: str, left: int, top: int) -> int:
-    """Returns where a text that follows would begin."""
-    import cv2
+def _draw_captions(width: int, captions: Sequence[str], cell: int) -> Picture:
+    """A line in which each column has its caption."""
+    canvas = _white(LINE_HEIGHT, width)
+    for column, caption in enumerate(captions):
+        draw_text(canvas, caption, _GAP + column * (cell + _GAP), 0, _INK)
+    return canvas
 
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    cv2.putText(canvas, text, (left, top + 18), font, scale, _INK, 1, cv2.LINE_AA)
-    return left + int(cv2.getTextSize(text, font, scale, 1)[0][0]) + 2 * _GAP
+
+def _draw_row(width: int, pictures: Sequence[Picture], cell: int) -> Picture:
+    """Pictures side by side, each in the middle of its cell, with a gap below."""
+    scaled = [fitted(picture, cell) for picture in pictures]
+    row_height = max(picture.shape[0] for picture in scaled)
+    canvas = _white(row_height + _GAP, width)
+    for column, picture in enumerate(scaled):
+        height, picture_width = picture.shape[:2]
+        top = (row_height - height) // 2
+        left = _GAP + column * (cell + _GAP) + (cell - picture_width) // 2
+        canvas[top : top + height, left : left + picture_width] = picture
+    return canvas
 
 
-def _write_key(canvas: Picture, key: Mapping[str, Colour], left: int, top: int) -> None:
-    for name, colour in key.items():
-        canvas[top + 6 : top + 20, left : left + 14] = _INK  # a frame, as a colour may be white
-        canvas[top + 7 : top + 19, left + 1 : left + 13] = colour
-        left = _write(canvas, name, left + 20, top)
+def _white(height: int, width: int) -> Picture:
+    return np.full((height, width, 3), 255, dtype=np.uint8)
 
 
 def fitted(picture: Picture, side: int) -> Picture:
@@ -174,22 +183,26 @@ def fitted(picture: Picture, side: int) -> Picture:
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return np.asarray(cv2.resize(picture, size, interpolation=how), dtype=np.uint8)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), dtype=np.uint8)
 
 
 def encode(picture: Picture, suffix: str) -> bytes:
-    """An RGB picture in the format of a file's ending, such as `.png`; a `ValueError` where that can't hold it."""
+    """An RGB picture in the format of a file's ending, such as `.png`.
+
+    Raises:
+        ValueError: where the format can't hold it.
+    """
     import cv2
 
-    done, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
-    if not done:
+    fits, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    if not fits:
         raise ValueError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels doesn't fit into {suffix}")
     return bytes(encoded.tobytes())
 
 
 def check_picture_name(path: str | Path) -> None:
-    """A `ValueError` where the file's ending is no picture's."""
+    """Raises a `ValueError` where a file name doesn't end in a picture's format."""
     import cv2
 
     if not cv2.haveImageWriter(str(path)):

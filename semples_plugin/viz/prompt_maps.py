@@ -56,9 +56,11 @@ class NearWords:
     @property
     def columns(self) -> tuple[str, str, str, str]:
         """The figures under `tables.COLUMNS`, as text."""
-        after = self.quality and self.quality.after
-        found = (after.background, after.foreground, after.separation) if after else (None, None, None)
-        background, foreground, separation = ("-" if value is None else f"{value:.2f}" for value in found)
+        if self.quality is None:
+            return f"{self.label:.2f}", "-", "-", "-"
+        after = self.quality.after
+        values = (after.background, after.foreground, after.separation)
+        background, foreground, separation = ("-" if value is None else f"{value:.2f}" for value in values)
         return f"{self.label:.2f}", background, foreground, separation
 
 
@@ -72,29 +74,34 @@ def nearest_words(
 ) -> list[NearWords]:
     """The nearest words of each class's prompt.
 
+    Args:
+        prompts: that know their classes.
+        clip: the CLIP that they were learned with.
+        words: to look among.
+        count: words for each class at most.
+        template: for class names and words.
+
     Raises:
         ValueError: where the prompts don't say their classes, belong to another CLIP, or there are no words.
     """
     if prompts.class_names is None:
-        raise ValueError("the prompts don't say their classes, as the release's btp.pth doesn't: claim them first")
+        raise ValueError(
+            "the prompts don't say their classes, as the release's btp.pth doesn't: call check_belongs_to first"
+        )
     if not words:
         raise ValueError("the vocabulary has no words")
     names = prompts.class_names
     prompts.check_belongs_to(clip, names)
     features = prompts.to(clip.device).encode(clip)
     labels = clip.encode_texts([template.format(name) for name in names])
-    near = features @ clip.encode_texts([template.format(word) for word in words]).T
-    values, places = near.topk(min(count, len(words)))
-    quality = prompts.quality or [None] * len(names)
-    return [
-        NearWords(
-            name,
-            tuple((words[i], float(v)) for i, v in zip(places[k].tolist(), values[k], strict=True)),
-            float(features[k] @ labels[k]),
-            quality[k],
-        )
-        for k, name in enumerate(names)
+    cosines = features @ clip.encode_texts([template.format(word) for word in words]).T
+    highest, positions = cosines.topk(min(count, len(words)))
+    nearest = [
+        tuple((words[i], float(cosine)) for i, cosine in zip(row.tolist(), values, strict=True))
+        for row, values in zip(positions, highest, strict=True)
     ]
+    quality = prompts.quality or [None] * len(names)
+    return [NearWords(name, nearest[k], float(features[k] @ labels[k]), quality[k]) for k, name in enumerate(names)]
 
 
 @torch.no_grad()
@@ -103,8 +110,8 @@ def where_clip_sees(
 ) -> NDArray[np.float32]:
     """How similar each place of an image is to texts: cosines `[Q, grid, grid]`.
 
-    CLIP looks at the image through a soft round window at each place, everything else being its mean colour: the
-    view M X that training shows it (the paper's Figure 5 looks at patches).
+    CLIP sees the image through a soft round window at each place, everything else being its mean colour: the
+    view M X of training (the paper's Figure 5 takes patches instead).
 
     Args:
         clip: the CLIP.
@@ -113,21 +120,25 @@ def where_clip_sees(
         grid: places per side.
         width: standard deviation of a window, as a fraction of the side.
     """
-    height, wide = clip.image_size
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    pixels = torch.nn.functional.interpolate(pixels, (height, wide), mode="bilinear", antialias=True)
+    pixels = torch.nn.functional.interpolate(pixels, clip.image_size, mode="bilinear", antialias=True)
     mean, std = torch.tensor([clip.image_mean, clip.image_std]).view(2, 1, 3, 1, 1)
     pixels = ((pixels - mean) / std).to(clip.device)
+    cosines = []
+    for windows in _round_windows(grid, clip.image_size, width).to(pixels).split(32):
+        first = torch.zeros(len(windows), dtype=torch.int64, device=pixels.device)  # the only image
+        views = masked_views(pixels, ClassMasks(windows, first, first), torch.zeros(3))[: len(windows)]
+        cosines.append(clip.encode_images(views) @ texts.T)
+    maps: NDArray[np.float32] = torch.cat(cosines).T.reshape(-1, grid, grid).float().cpu().numpy()
+    return maps
+
+
+def _round_windows(grid: int, size: tuple[int, int], width: float) -> Tensor:
+    """A Gaussian around each place of a grid, `[grid * grid, H, W]` in [0, 1]; `width` is a fraction of the side."""
     places = (torch.arange(grid) + 0.5) / grid
-    rows, columns = (((torch.arange(n) + 0.5) / n)[None] - places[:, None] for n in (height, wide))
-    windows = torch.exp(-(rows[:, None, :, None] ** 2 + columns[None, :, None, :] ** 2) / (2 * width**2))
-    found = []
-    for part in windows.flatten(0, 1).to(pixels).split(32):
-        zeros = torch.zeros(len(part), dtype=torch.int64, device=pixels.device)
-        views = masked_views(pixels, ClassMasks(part, zeros, zeros), torch.zeros(3))[: len(part)]
-        found.append(clip.encode_images(views) @ texts.T)
-    cosines: NDArray[np.float32] = torch.cat(found).T.reshape(-1, grid, grid).float().cpu().numpy()
-    return cosines
+    rows, columns = (((torch.arange(side) + 0.5) / side)[None] - places[:, None] for side in size)
+    squares = rows[:, None, :, None] ** 2 + columns[None, :, None, :] ** 2
+    return torch.exp(-squares / (2 * width**2)).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -143,6 +154,14 @@ def draw_prompt(
 
     Each map is stretched to its own range; compare places within a map, not colours between maps.
 
+    Args:
+        prompts: that know their classes.
+        clip: the CLIP that they were learned with.
+        class_name: of the prompt.
+        image: RGB `[H, W, 3]`.
+        beside: hand-written texts.
+        template: for the class name and these texts.
+
     Raises:
         ValueError: where the prompts have no such class.
     """
@@ -150,14 +169,16 @@ def draw_prompt(
     position = class_positions(names)(class_name)
     if position is None:
         raise ValueError(f"the prompts have no class {class_name!r}; they have {', '.join(names):.300}")
-    k, class_name = torch.tensor([position], device=clip.device), names[position]
-    texts = [prompts.encode(clip, k), clip.encode_texts([template.format(text) for text in (class_name, *beside)])]
-    maps = stretched(where_clip_sees(clip, torch.cat(texts), image))
-    captions = ["learned prompt", f'"{class_name}"', *(f'"{text}"' for text in beside)]
-    return [("image", image), *((c, overlay_cam(image, m)) for c, m in zip(captions, maps, strict=True))]
+    texts = (names[position], *beside)
+    prompt = prompts.encode(clip, torch.tensor([position], device=clip.device))
+    features = torch.cat([prompt, clip.encode_texts([template.format(text) for text in texts])])
+    maps = stretched(where_clip_sees(clip, features, image))
+    captions = ["learned prompt", *(f'"{text}"' for text in texts)]
+    pictures = [overlay_cam(image, heat) for heat in maps]
+    return [("image", image), *zip(captions, pictures, strict=True)]
 
 
 def stretched(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Maps `[Q, h, w]` of cosines to [0, 1], each by its own range, to be drawn."""
+    """Maps `[Q, h, w]` of cosines, each stretched from its own range to [0, 1]."""
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     return (maps - low) / np.maximum(high - low, 1e-12)

@@ -1,8 +1,9 @@
-"""Judgements and prompts as text for a terminal."""
+"""Evaluations and prompts as text for a terminal, and the figures that tables show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,13 +27,45 @@ COLUMNS = {
 """What the figures of a learned prompt mean."""
 
 
-def counted(number: int, what: str) -> str:
+@dataclass(frozen=True)
+class ClassFigures:
+    """A class in one or more evaluations at their chosen settings, in percent; NaN where `ThresholdSweep` has it.
+
+    Attributes:
+        name: of the class.
+        iou: in each evaluation.
+        precision, recall: in the last one.
+    """
+
+    name: str
+    iou: tuple[float, ...]
+    precision: float
+    recall: float
+
+    @property
+    def gain(self) -> float | None:
+        """The last evaluation's IoU less the first's, in points; None where there is a single one."""
+        return self.iou[-1] - self.iou[0] if len(self.iou) > 1 else None
+
+
+def class_figures(evaluations: Sequence[FolderEvaluation]) -> list[ClassFigures]:
+    """Background and K classes in evaluations of the same classes."""
+    last = evaluations[-1]
+    ious = [100 * evaluation.sweep.iou[evaluation.chosen] for evaluation in evaluations]
+    precision, recall = 100 * last.sweep.precision[last.chosen], 100 * last.sweep.recall[last.chosen]
+    return [
+        ClassFigures(name, tuple(float(iou[k]) for iou in ious), float(precision[k]), float(recall[k]))
+        for k, name in enumerate(("background", *last.class_names))
+    ]
+
+
+def pluralize(number: int, noun: str) -> str:
     """ "1 image", "2 images"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first five."""
+    """The first five names, and dots where there are more."""
     names = list(names)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
@@ -41,29 +74,30 @@ def describe_judgement(evaluation: FolderEvaluation) -> str:
     """mIoU, over how many classes and images, and how the background was scored."""
     iou = evaluation.sweep.iou[evaluation.chosen]
     classes = f"{int((iou >= 0).sum())} of {len(iou)} classes"
-    on = describe_images(evaluation, evaluation.split)
-    return f"mIoU {100 * evaluation.miou:.2f} % over {classes} on {on}; {describe_setting(evaluation)}"
+    images = describe_images(evaluation, evaluation.split)
+    return f"mIoU {100 * evaluation.miou:.2f} % over {classes} on {images}; {describe_setting(evaluation)}"
 
 
 def describe_images(evaluation: FolderEvaluation, split: str | None) -> str:
     """How many images were judged, of which list, called `split`, or of the folder."""
     judged = len(evaluation.counts)
-    of = judged + sum(map(len, (evaluation.failed, evaluation.missing, evaluation.left_out)))
-    images = f"{judged} of the {of} images" if of > judged else counted(judged, "image")
+    total = judged + len(evaluation.failed) + len(evaluation.missing) + len(evaluation.left_out)
+    images = f"{judged} of the {total} images" if total > judged else pluralize(judged, "image")
     return f"{images} of {split or 'the folder'}"
 
 
 def describe_setting(evaluation: FolderEvaluation) -> str:
     """How the background was scored, and on what the setting was chosen."""
-    setting, how = evaluation.settings[evaluation.chosen], "as given"
     if evaluation.background == "none":
         return "masks as they are"
-    what = f"(1 - m)^{setting:g}" if evaluation.background == "power" else f"a constant {setting:g}"
-    if evaluation.chosen_here:
-        how = "the best on these masks"
-        if evaluation.background == "constant" and evaluation.chosen in (0, len(evaluation.settings) - 1):
-            how += ", and the last that was tried: do the CAMs span 0 to 1, and are few of them 0 everywhere?"
-    return f"background score {what}, {how}"
+    setting = evaluation.settings[evaluation.chosen]
+    score = f"(1 - m)^{setting:g}" if evaluation.background == "power" else f"a constant {setting:g}"
+    if not evaluation.chosen_here:
+        return f"background score {score}, as given"
+    choice = "the best on these masks"
+    if evaluation.background == "constant" and evaluation.chosen in (0, len(evaluation.settings) - 1):
+        choice += ", and the last that was tried: do the CAMs span 0 to 1, and are few of them 0 everywhere?"
+    return f"background score {score}, {choice}"
 
 
 def describe_gain(comparison: Comparison) -> str:
@@ -78,10 +112,10 @@ def describe_gain(comparison: Comparison) -> str:
         verdict = f"less than {100 * MIN_GAIN:g} points, too little to speak of, whatever the interval"
     else:
         verdict = f"{'better' if gain > 0 else 'worse'} on nearly every resampled set of images"
-    images = counted(comparison.images, "image")
+    images = pluralize(comparison.images, "image")
     return (
-        f"{100 * gain:+.2f} points of mIoU on {images}; 95 % bootstrap interval {low:+.2f} to {high:+.2f}, over images "
-        f"and not over training seeds: {verdict}"
+        f"{100 * gain:+.2f} points of mIoU on {images}; 95 % bootstrap interval {low:+.2f} to {high:+.2f}, "
+        f"over images and not over training seeds: {verdict}"
     )
 
 
@@ -90,20 +124,21 @@ def format_classes(evaluations: Sequence[FolderEvaluation], titles: Sequence[str
 
     A last line says whose the last columns are, where there are several evaluations.
     """
-    last = evaluations[-1]
-    columns = [100 * one.sweep.iou[one.chosen] for one in evaluations]
-    if len(columns) > 1:
-        columns.append(columns[-1] - columns[0])
-    columns += [100 * last.sweep.precision[last.chosen], 100 * last.sweep.recall[last.chosen]]
-    heads = [*titles, *(["gain"] if len(evaluations) > 1 else []), "precision", "recall"]
+    several = len(evaluations) > 1
+    heads = [*titles, "gain", "precision", "recall"] if several else [*titles, "precision", "recall"]
     widths = [max(len(head), 7) for head in heads]
-    lines = [f"{'IoU [%]':16}" + "".join(f"  {head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    for k, name in enumerate(("background", *last.class_names)):
-        cells = [format_percent(column[k]) for column in columns]
-        lines.append(f"{name:16}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
-    if len(evaluations) > 1:
+    lines = [_format_row("IoU [%]", heads, widths)]
+    for row in class_figures(evaluations):
+        gain = [] if row.gain is None else [row.gain]
+        cells = [format_percent(value) for value in (*row.iou, *gain, row.precision, row.recall)]
+        lines.append(_format_row(row.name, cells, widths))
+    if several:
         lines.append(f"The gain is that of {titles[-1]} over {titles[0]}; precision and recall are {titles[-1]}'s.")
     return "\n".join(lines)
+
+
+def _format_row(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    return f"{name:16}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def format_percent(value: float, sign: str = "") -> str:
@@ -116,15 +151,14 @@ def format_percent(value: float, sign: str = "") -> str:
 def format_words(words: Sequence[NearWords]) -> str:
     """A line per class with its figures and nearest words, what the figures mean, and whether (b) went well."""
     lines = [f"{'prompt of':16}  {'  '.join(COLUMNS)}  nearest words"]
-    for one in words:
-        figures = "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, one.columns, strict=True))
-        near = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
-        near = UNSEEN if one.unseen else near
-        lines.append(f"{one.class_name:16}  {figures}  {near}")
+    for prompt in words:
+        figures = "  ".join(f"{value:>{len(name)}}" for name, value in zip(COLUMNS, prompt.columns, strict=True))
+        nearest = UNSEEN if prompt.unseen else ", ".join(f"{word} {cosine:.2f}" for word, cosine in prompt.words)
+        lines.append(f"{prompt.class_name:16}  {figures}  {nearest}")
     lines += ["", *(f"{name}: {meaning}" for name, meaning in COLUMNS.items()), "", describe_words(words)]
     return "\n".join(lines)
 
 
 def describe_words(words: Sequence[NearWords]) -> str:
     """Whether (b) went well, by what the prompts' file says."""
-    return describe_quality([one.quality for one in words if one.quality is not None])
+    return describe_quality([prompt.quality for prompt in words if prompt.quality is not None])

@@ -30,7 +30,7 @@ class Writer(Protocol):
 
 
 class TrainingLog:
-    """Shows and keeps how a run goes; the device is waited for once every `every` steps and no more.
+    """Shows losses and figures of a run, and writes them; the device is waited for once every `every` steps.
 
         with TrainingLog(epochs * len(loader), SummaryWriter("runs/a")) as log:
             for images, labels in loader:
@@ -41,9 +41,9 @@ class TrainingLog:
                     log.draw(images, masks, regularizer)
 
     Args:
-        steps: of the whole run, also where it is resumed, for the time that is left; None where nobody knows.
-        writer: where scalars and pictures go, besides the bar; scalars are means since the last look.
-        every: steps between two looks; the first step and the last are looked at, too.
+        steps: of the whole run, also where it is resumed, for the time that is left; None where they aren't known.
+        writer: takes scalars, which are means over the steps since the last ones, and pictures.
+        every: steps between two updates of bar and writer; they follow the first step and the last one, too.
         title: of the bar, and before the names of scalars.
         start: steps that were made before, where a run is resumed.
         progress: show the bar.
@@ -64,18 +64,17 @@ class TrainingLog:
         if steps is not None and start > steps:
             raise ValueError(f"steps: expected those of the whole run, more than the {start} already made, got {steps}")
         self.writer, self.every, self.title, self.step = writer, every, title, start
-        self.due, self._first = False, start + 1
+        self.due = False
+        self._first = start + 1
         self._bar = tqdm(total=steps, initial=start, desc=title, disable=not progress)
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: Counter[str] = Counter()  # a name may be missing from some steps
-        self._pairs, self._since, self._steps = 0, time.perf_counter(), 0
+        self._reset()
 
     def __enter__(self) -> TrainingLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._steps:
-            self._tell()
+            self._write()
         self._bar.close()
 
     def __call__(
@@ -96,31 +95,38 @@ class TrainingLog:
         self.due = self.step % self.every == 0
         self._bar.update()
         if self.due or self.step == self._first:
-            self._tell()
+            self._write()
 
     def draw(self, images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
         """Draws the first pairs of a batch, see `draw_pairs`, gives them to the writer and returns the picture."""
         picture = draw_pairs(images, masks, regularizer, count)
         if self.writer is not None:
             # TensorBoard wants to be told the order of the axes, others know one.
-            known = inspect.signature(self.writer.add_image).parameters
-            order: dict[str, Any] = {"dataformats": "HWC"} if "dataformats" in known else {}
+            parameters = inspect.signature(self.writer.add_image).parameters
+            order: dict[str, Any] = {"dataformats": "HWC"} if "dataformats" in parameters else {}
             self.writer.add_image(f"{self.title}/masks", picture, self.step, **order)
         return picture
 
-    def _tell(self) -> None:
+    def _write(self) -> None:
+        """Gives the means since the last call to the bar and the writer."""
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        shown = {name.removeprefix("loss_"): f"{v:.3f}" for name, v in means.items() if name.startswith("loss_")}
+        losses = {name: mean for name, mean in means.items() if name.startswith("loss_")}
+        shown = {name.removeprefix("loss_"): f"{mean:.3f}" for name, mean in losses.items()}
         if self.step > self._first:  # the first step warms up
-            means["pairs_per_second"] = self._pairs / max(time.perf_counter() - self._since, 1e-9)
-            rate = means["pairs_per_second"]
+            rate = self._pairs / max(time.perf_counter() - self._since, 1e-9)
+            means["pairs_per_second"] = rate
             shown["pairs/s"] = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
         self._bar.set_postfix(shown)
         if self.writer is not None:
             for name, value in means.items():
                 self.writer.add_scalar(f"{self.title}/{name}", value, self.step)
-        self._sums, self._counts = {}, Counter()
-        self._pairs, self._since, self._steps = 0, time.perf_counter(), 0
+        self._reset()
+
+    def _reset(self) -> None:
+        """Begins to sum up anew."""
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: Counter[str] = Counter()  # a name may be missing from some steps
+        self._pairs, self._steps, self._since = 0, 0, time.perf_counter()
 
 
 @torch.no_grad()
@@ -137,15 +143,16 @@ def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularize
         return np.full((64, 64, 3), 255, dtype=np.uint8)
     part = masks[: max(count, 1)]
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (regularizer.input_mean, regularizer.input_std))
-    pixels = (images[part.image_index] * std + mean).clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    unit = (images[part.image_index] * std + mean).clamp(0, 1)
+    pixels = unit.mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
     maps = part.maps.float().cpu().numpy()
-    rows = {"image": [*pixels], "mask": [overlay_cam(image, cam) for image, cam in zip(pixels, maps, strict=True)]}
+    rows = {"image": list(pixels), "mask": [overlay_cam(image, cam) for image, cam in zip(pixels, maps, strict=True)]}
     prompts, clip = regularizer.prompts, regularizer.clip
     if prompts is not None and prompts.learned:
-        texts = prompts.encode(clip, part.class_index)
-        seen = [where_clip_sees(clip, text[None], image, grid=7) for text, image in zip(texts, pixels, strict=True)]
-        rows["where CLIP sees the prompt"] = [
-            overlay_cam(i, stretched(places)[0]) for i, places in zip(pixels, seen, strict=True)
-        ]
+        overlays = []
+        for text, image in zip(prompts.encode(clip, part.class_index), pixels, strict=True):
+            heat = stretched(where_clip_sees(clip, text[None], image, grid=7))[0]
+            overlays.append(overlay_cam(image, heat))
+        rows["where CLIP sees the prompt"] = overlays
     names = [regularizer.class_names[k] for k in part.class_index.tolist()]
-    return draw_grid([*rows.values()], names, row_captions=[*rows])
+    return draw_grid(list(rows.values()), names, row_captions=list(rows))

@@ -1,0 +1,325 @@
+"""Interrupted runs of stage (b): what a run leaves in its folder, and what tells one run from another.
+
+- `features.part-RANK-TIME.pt`: batches by their digests, while the walk goes on
+- `features.pt`: the features of all pairs, after the walk
+- `state.pt`: where the epochs stand, and the settings of their run
+
+Each file holds a digest of its content, since torch reads a flipped bit as another number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semples_plugin.clip.frozen import FrozenClip
+from semples_plugin.masks import ClassMasks
+from semples_plugin.prompts import same_clip
+from semples_plugin.utils.atomic_files import remove_leftovers, replacing
+from semples_plugin.utils.distributed import from_first, get_rank
+
+SAVE_EVERY = 30.0
+"""Seconds between two files of a walk: what a kill may cost."""
+
+FEATURES_FILE, STATE_FILE, PART_PREFIX = "features.pt", "state.pt", "features.part-"
+_FORMAT = 3  # version of these files' format
+_STATE_KEYS = ("run", "done", "vectors", "optimizer", "schedule", "history")
+_COST_OF_DELETING = {
+    FEATURES_FILE: "its pairs are encoded again then",
+    STATE_FILE: "the epochs begin anew then, on the features that are kept",
+    PART_PREFIX: "its batches are encoded again then",
+}
+
+
+class PairFeatures(NamedTuple):
+    """Features of all pairs of all ranks, on the CPU. `features.pt` has these names as its keys.
+
+    Attributes:
+        backgrounds: v_b `[P, D]`.
+        foregrounds: v_f `[P, D]`; None where the host kept backgrounds alone.
+        class_index: `[P]`.
+    """
+
+    backgrounds: Tensor
+    foregrounds: Tensor | None
+    class_index: Tensor
+
+
+EncodedBatches = dict[str, tuple[Tensor, Tensor]]
+"""v_f and v_b of batches, by the digest of their images and masks."""
+
+State = dict[str, Any]
+"""What `state.pt` holds, see `_STATE_KEYS`: the run's settings ("run") and how many epochs are done, among others."""
+
+
+class WorkDir:
+    """Reads and writes the files of an interrupted run; without a path every method does nothing.
+
+    Args:
+        path: of the folder.
+        made_with: settings that features depend on, by name.
+        signatures: of CLIP's texts, None where it isn't known, and of its images.
+
+    Attributes:
+        encoded: the batches that an interrupted walk left.
+        reused: how many of them came again in this walk.
+    """
+
+    def __init__(self, path: str | Path | None, made_with: dict[str, Any], signatures: list[Tensor | None]) -> None:
+        self.path = None if path is None else Path(path)
+        self.encoded: EncodedBatches = {}
+        self.reused = 0
+        self._made_with = made_with
+        self._signatures = signatures
+        self._unwritten: EncodedBatches = {}
+        self._written_at = time.monotonic()
+
+    def read(self) -> tuple[PairFeatures | None, State | None, EncodedBatches]:
+        """Features, state and the batches of an unfinished walk, as far as there are any; makes the folder.
+
+        Raises:
+            OSError: where the folder can't be made.
+            ValueError: for a damaged file, or one of another run or version.
+        """
+        if self.path is None:
+            return None, None, {}
+        self.path.mkdir(parents=True, exist_ok=True)  # where that fails, it is known before the walk
+        remove_leftovers(self.path)
+        content = self._read_file(FEATURES_FILE, PairFeatures._fields)
+        state = self._read_file(STATE_FILE, _STATE_KEYS)
+        if content is None:
+            return None, state, self._read_batches()
+        features = PairFeatures(**content)
+        if not _are_finite(features):
+            raise self.damage_error(FEATURES_FILE)
+        return features, state, {}
+
+    def find_batch(self, digest: str) -> tuple[Tensor, Tensor] | None:
+        """v_f and v_b of a batch that was encoded before the interruption; None for any other batch."""
+        features = self.encoded.get(digest)
+        if features is not None:
+            self.reused += 1
+        return features
+
+    def add_batch(self, digest: str, features: tuple[Tensor, Tensor]) -> None:
+        """Keeps v_f and v_b of a batch, on disk after `SAVE_EVERY` seconds at most."""
+        if self.path is None:
+            return
+        self._unwritten[digest] = features
+        if time.monotonic() - self._written_at >= SAVE_EVERY:
+            self.write_batches()
+
+    def write_batches(self) -> None:
+        """Writes the batches that are in memory alone, on every rank its own."""
+        if self._unwritten:
+            self._write_file(f"{PART_PREFIX}{get_rank()}-{time.time_ns()}.pt", {"batches": self._unwritten})
+        self._unwritten = {}
+        self._written_at = time.monotonic()
+
+    def write_features(self, features: PairFeatures) -> None:
+        """Writes the features of all pairs, after the walk."""
+        self._write_file(FEATURES_FILE, features._asdict())
+
+    def write_state(self, state: State) -> None:
+        """Writes where the epochs stand."""
+        self._write_file(STATE_FILE, state)
+
+    def remove_batches(self) -> None:
+        """Removes the files of the walk, and the folder where nothing else is in it."""
+        for path in self._part_paths():
+            if not path.is_dir():
+                path.unlink(missing_ok=True)  # another rank may have removed it meanwhile
+        self.encoded = {}
+        self.remove_if_empty()
+
+    def remove(self) -> None:
+        """Removes all files of a run that is done, and the folder where nothing else is in it."""
+        if self.path is not None:
+            for name in (FEATURES_FILE, STATE_FILE):
+                (self.path / name).unlink(missing_ok=True)
+            remove_leftovers(self.path)
+            self.remove_batches()
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder where nothing is in it."""
+        if self.path is not None:
+            with suppress(OSError):  # other files of the user's stay
+                self.path.rmdir()
+
+    def check_outside(self, save_to: str | Path) -> None:
+        """Raises a `ValueError` for a file that would be removed with the folder's own, an `OSError` for a folder."""
+        if self.path is None:
+            return
+        file, folder = Path(save_to).resolve(), self.path.resolve()
+        is_part = file.name.startswith(PART_PREFIX) and file.suffix == ".pt"
+        if file.parent == folder and (file.name in (FEATURES_FILE, STATE_FILE) or is_part):
+            raise ValueError(f"save_to: {file} is a file of work_dir, which is removed at the end; give another path")
+        if file in (folder, *folder.parents):
+            raise IsADirectoryError(
+                f"save_to: expected a file's path, {file} is a folder, work_dir or one that holds it"
+            )
+
+    def damage_error(self, name: str) -> ValueError:
+        """The error for a file that can't be used, with what deleting it costs."""
+        cost = next(cost for prefix, cost in _COST_OF_DELETING.items() if name.startswith(prefix))
+        return ValueError(
+            f"{self.path}/{name} is damaged, or no file of this command's: delete it, or use another work_dir, and "
+            f"call again; {cost}"
+        )
+
+    def _part_paths(self) -> list[Path]:
+        return [] if self.path is None else sorted(self.path.glob(f"{PART_PREFIX}*.pt"))
+
+    def _read_batches(self) -> EncodedBatches:
+        encoded: EncodedBatches = {}
+        for path in self._part_paths():
+            content = self._read_file(path.name, ("batches",))
+            batches: EncodedBatches = {} if content is None else content["batches"]
+            if not all(map(_are_finite, batches.values())):
+                raise self.damage_error(path.name)
+            encoded.update(batches)
+        return encoded
+
+    def _read_file(self, name: str, keys: Iterable[str]) -> dict[str, Any] | None:
+        """The values of `keys` in a file; None where there is no file."""
+        if self.path is None or not (self.path / name).exists():
+            return None
+        try:
+            content = dict(torch.load(self.path / name, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise self.damage_error(name) from error
+        numbered = "format" in content or "settings" in content  # version 0.1.0 had settings and no number
+        if numbered and content.get("format") != _FORMAT:
+            raise ValueError(
+                f"{self.path} holds a run that another version of semples-plugin left unfinished: finish it with that "
+                "one, or delete the folder to begin again"
+            )
+        written_digest = content.pop("digest", None)
+        if written_digest != digest(content) or not {"made_with", "signatures", *keys} <= content.keys():
+            raise self.damage_error(name)
+        self._check_same_features(content["made_with"], content["signatures"])
+        return {key: content[key] for key in keys}
+
+    def _check_same_features(self, made_with: dict[str, Any], signatures: list[Tensor | None]) -> None:
+        """Raises a `ValueError` where a file's features were made otherwise than this run's."""
+        if made_with != self._made_with:
+            raise ValueError(
+                f"{self.path} holds an unfinished run with {difference(made_with, self._made_with)}; delete "
+                "that folder to begin again, or use another work_dir"
+            )
+        if not all(map(same_clip, self._signatures, signatures)):
+            raise ValueError(
+                f"{self.path} holds an unfinished run with another CLIP; delete that folder to begin again, or use "
+                "another work_dir"
+            )
+
+    def _write_file(self, name: str, content: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        header = {"format": _FORMAT, "made_with": self._made_with, "signatures": self._signatures}
+        content = {**header, **content}
+        with replacing(self.path / name) as temporary:
+            torch.save({**content, "digest": digest(content)}, temporary)
+
+
+def digest(*values: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of tensors, plain values, and lists and dictionaries of them."""
+    sha256 = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            sha256.update(f"{value.dtype}{list(value.shape)}".encode())
+            sha256.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, (list, tuple, dict)):
+            sha256.update(f"{len(value)} of".encode())
+            for item in value.items() if isinstance(value, dict) else value:
+                add(item)
+        else:
+            sha256.update(f"{value!r};".encode())
+
+    add(values)
+    return sha256.hexdigest()[:16]
+
+
+def digest_batch(images: Tensor, masks: ClassMasks) -> str:
+    """The digest of a batch, of all its pixels: a part of them wouldn't tell it from every other batch."""
+    return digest(images, masks.maps, masks.image_index, masks.class_index)
+
+
+def name_origin(origin: str | os.PathLike[str] | nn.Module) -> str:
+    """What tells one origin of masks from another: the name, or a digest of the model's weights on the first rank."""
+    if isinstance(origin, nn.Module):
+        weights = (value for _, value in sorted(origin.state_dict().items()) if isinstance(value, Tensor))
+        return from_first(f"weights {digest(*weights)}")
+    if not isinstance(origin, (str, os.PathLike)):
+        raise TypeError(f"origin: expected the model that makes the masks, or its name or path, got {origin!r:.80}")
+    return os.fspath(origin)
+
+
+@torch.no_grad()
+def image_signature(clip: FrozenClip) -> Tensor:
+    """A unit vector `[D]` on the CPU that tells one image tower from another, as `FrozenClip.signature` does texts'.
+
+    It is the direction from the feature of horizontal stripes to that of a horizontal ramp.
+    """
+    height, width = clip.image_size
+    ramp = torch.linspace(-1.5, 1.5, width).expand(3, height, width)
+    wave = torch.linspace(0, 40, height)[:, None].sin()
+    stripes = (torch.tensor([1.5, -1.5, 0.0])[:, None, None] * wave).expand_as(ramp)
+    features = clip.encode_images(torch.stack([ramp, stripes]).to(clip.device)).double().cpu()
+    return F.normalize(features[0] - features[1], dim=0).float()
+
+
+def describe_interrupted(
+    folder: str | Path | None, walked: bool, pairs: int, state: State | None, settings: dict[str, Any]
+) -> str:
+    """What a call uses of the folder that an interrupted one left, and what it does not.
+
+    Args:
+        folder: `work_dir`.
+        walked: whether the features were encoded in this call, rather than read from the folder.
+        pairs: number of pairs, P.
+        state: of the interrupted run.
+        settings: of this run.
+    """
+    changed = "if the model has changed since, delete the folder and call again"
+    done = 0 if state is None else state["done"]
+    if state is None or state["run"] == settings:
+        return (
+            f"{folder} holds an interrupted run, which is continued: the backgrounds of {pairs} pairs, "
+            f"{done} of {settings['epochs']} epochs; {changed}"
+        )
+    if walked:
+        return f"{folder} holds {done} epochs of a run with other features or settings, which begins anew"
+    return (
+        f"{folder} holds an interrupted run with {difference(state['run'], settings)}: the backgrounds of {pairs} "
+        f"pairs are used again, its {done} epochs are not, and learning begins anew; {changed}"
+    )
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The first three settings that differ, with both values; of two lists the first element that differs."""
+    differences = []
+    for key, our_value in ours.items():
+        their_value = theirs.get(key)
+        if their_value == our_value:
+            continue
+        if isinstance(their_value, list) and isinstance(our_value, list) and len(their_value) == len(our_value):
+            pairs = zip(their_value, our_value, strict=True)
+            i, (their_value, our_value) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            key = f"{key}[{i}]"
+        differences.append(f"{key} = {their_value!s:.60}, this one has {our_value!s:.60}")
+    return "; ".join(differences[:3])
+
+
+def _are_finite(features: Iterable[Tensor | None]) -> bool:
+    return all(tensor is None or bool(tensor.isfinite().all()) for tensor in features)
