@@ -21,6 +21,8 @@ from semples_plugin.utils.atomic_files import replacing
 
 PATCHES = Path(semples_plugin.__file__).parent / "patches"
 
+GUIDE = "the page Hosts, docs/hosts.md in the repository"
+
 _APPLY = ("apply", "--unidiff-zero")
 
 
@@ -92,7 +94,7 @@ def _handle_patch(host: str, checkout: Path, action: str) -> str:
     if action == "check":
         return f"{checkout} is not patched; the patch fits"
     _change(_patched(host, checkout))
-    return f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see docs/hosts.md"
+    return f"patched {', '.join(touched)}; --semples in the host's own script now chooses a stage, see {GUIDE}"
 
 
 def _handle_patched(host: str, checkout: Path, action: str) -> str:
@@ -147,7 +149,7 @@ def _write_configs(checkout: Path, files: list[Path], existing: list[Path], text
         _change(dict.fromkeys(files, text.encode()))
     finally:
         _remove_empty_folders(files)
-    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see docs/hosts.md"
+    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see {GUIDE}"
 
 
 def _describe_configs(checkout: Path, files: list[Path], existing: list[Path], edited: list[Path]) -> str:

@@ -2,6 +2,6 @@
 
 import sys
 
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 
 sys.exit(main())

@@ -130,6 +130,9 @@ MUTATIONS = [
 def main() -> int:
     """Tries every mutation, or those whose name holds a word that was given, and prints a line for each."""
     chosen = [m for m in MUTATIONS if not sys.argv[1:] or any(word in m[0] for word in sys.argv[1:])]
+    if not chosen:
+        print(f"no mutation's name holds {' or '.join(sys.argv[1:])}", file=sys.stderr)
+        return 2
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         caught = []
         for mutation, test in zip(chosen, pool.map(noticed_by, chosen), strict=True):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_cam_files import HOSTS, stack_resized
 
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.data.cam_files import Cams, list_cams, read_image_list, write_cams
 from semples_plugin.data.images import write_mask
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
@@ -111,7 +111,7 @@ def test_the_commands_do_without_torch(tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
     code = """if 1:
         import sys
-        from semples_plugin.cli.main import main
+        from semples_plugin.cli.app import main
         cams, masks, images, out = sys.argv[1:]
         judging = [cams, "--masks", masks, "--quiet"]
         print(main(["eval", *judging, "--out", out]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semples_plugin.cli.main import build_parser, main
+from semples_plugin.cli.app import build_parser, main
 
 
 def test_help_names_every_command(capsys):
@@ -44,7 +44,7 @@ def test_every_help_says_defaults_once_and_exit_codes():
 
 def test_help_needs_none_of_the_large_packages():
     code = (
-        "import sys\nfrom semples_plugin.cli.main import main\n"
+        "import sys\nfrom semples_plugin.cli.app import main\n"
         "try: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

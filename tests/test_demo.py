@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from semples_plugin import BackgroundPrompts, FrozenClip
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
 from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from semples_plugin import FrozenClip, LossWeights, SemPLeSRegularizer
-from semples_plugin.cli.main import COMMANDS, build_parser
+from semples_plugin.cli.app import COMMANDS, build_parser
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.network import CamNet, normalize_images
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import TEXT, VISION, build_clip, save_clip
 from safetensors.torch import save_file
 
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.clip import loading
 from semples_plugin.utils import extras
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.data.cam_files import Cams, chosen_cams, list_cams, read_image_list, write_cams
 from semples_plugin.data.convert import convert_folder
 from semples_plugin.data.image_labels import load_image_labels

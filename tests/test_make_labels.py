@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.data.image_labels import classes_beside, load_image_labels
 from semples_plugin.data.make_labels import make_labels
 from semples_plugin.presets import load_preset

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from semples_plugin.adapters import patching
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 
 
 def git(folder, *arguments: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_cam_files import CLASSES, as_fma, as_weaktr, maps
 
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.data import pseudo_masks
 from semples_plugin.data.cam_files import Cams, write_cams
 from semples_plugin.data.images import read_note, voc_palette

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from semples_plugin import BackgroundPrompts, FrozenClip
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage
 from semples_plugin.evaluation.folders import evaluate_folder, image_iou

@@ -12,7 +12,18 @@ from semples_plugin.utils.extras import how_to_install
 if TYPE_CHECKING:
     from semples_plugin.clip.frozen import FrozenClip
 
-_NEEDED = ("semples-plugin", "torch", "torchvision", "open_clip_torch", "numpy", "opencv-python", "safetensors", "tqdm")
+_NEEDED = (
+    "semples-plugin",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "numpy",
+    "opencv-python",
+    "matplotlib",
+    "pillow",
+    "safetensors",
+    "tqdm",
+)
 _OPTIONAL = {
     "transformers": "tokenizers of SigLIP and other models of the Hugging Face hub: pip install transformers",
     "mmengine": f"mmsegmentation configs: {how_to_install('mmseg')}",

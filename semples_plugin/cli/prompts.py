@@ -116,7 +116,7 @@ def _source_of_clip(clip_name: str | None) -> tuple[str, str]:
     from semples_plugin.clip.tiny import TINY_CLIP
 
     if clip_name == TINY_CLIP:
-        return "demo", ""
+        return "demo", RELEASE_CLIP[1]
     if clip_name is None:
         return RELEASE_CLIP
     if clip_name.startswith("local-dir:"):
