@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from semples_plugin.adapters.commits import COMMITS
-from semples_plugin.cli.main import main
+from semples_plugin.cli.app import main
 from semples_plugin.hosts import clims
 from semples_plugin.hosts.corrections import REGISTRIES, Corrections, install
 from semples_plugin.hosts.run import check_checkout
