@@ -15,15 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import semples_plugin
+from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.adapters.host_options import STAGES
 from semples_plugin.utils.atomic_files import replacing
 
 PATCHES = Path(semples_plugin.__file__).parent / "patches"
-COMMITS = {
-    "clims": "f9546d32ad9b4545577eebdc9e4d879aff3366d7",
-    "weaktr": "3457ad3d052a2f65320671cd9fc801b5c9dcb5c6",
-    "fma-wsss": "112437ec2026cf93a79690d2a2b8b0541407178b",
-}
 
 GUIDE = "the page Hosts, docs/hosts.md in the repository"
 

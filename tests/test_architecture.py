@@ -19,9 +19,22 @@ MAY_IMPORT = {
     "evaluation": {"utils", "data"},
     "viz": {"utils", "clip", METHOD, "data", "evaluation"},
     "adapters": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
+    "hosts": {"utils", "data", "adapters"},
     "bench": {"utils", "clip", METHOD},
     "demo": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
-    "cli": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz", "adapters", "bench", "demo"},
+    "cli": {
+        "utils",
+        "clip",
+        METHOD,
+        "prompt_learning",
+        "data",
+        "evaluation",
+        "viz",
+        "adapters",
+        "hosts",
+        "bench",
+        "demo",
+    },
 }
 FRONT_DOORS = {"__init__", "__main__", "version"}  # they lead everywhere, or hold a number
 
@@ -49,7 +62,7 @@ def imported_by(path: Path) -> set[str]:
     return found & set(FILES)
 
 
-FILES = {name_of(path): path for path in ROOT.rglob("*.py") if "patches" not in path.parts}
+FILES = {name_of(path): path for path in ROOT.rglob("*.py") if not {"patches", "startup"} & set(path.parts)}
 FILES |= {name_of(path): path for path in (ROOT / "adapters").glob("*.py")}  # a link, which rglob doesn't follow
 GRAPH = {name: imported_by(path) for name, path in FILES.items()}
 

@@ -18,6 +18,7 @@ from semples_plugin.cli import (
     prompts,
     pseudo_masks,
     report,
+    run,
     show,
 )
 from semples_plugin.cli.arguments import Parser
@@ -25,7 +26,7 @@ from semples_plugin.cli.streams import lasting_streams
 from semples_plugin.version import __version__
 
 # In the order of the help.
-COMMANDS = (demo, doctor, labels, patch, bench, eval, show, report, convert, pseudo_masks, prompts)
+COMMANDS = (demo, doctor, labels, patch, run, bench, eval, show, report, convert, pseudo_masks, prompts)
 
 
 def build_parser() -> argparse.ArgumentParser:

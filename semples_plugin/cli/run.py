@@ -1,0 +1,48 @@
+"""`semples run`: a host's own script, on today's Python and packages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from semples_plugin.cli.arguments import add_command
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser's commands."""
+    parser = add_command(
+        commands,
+        "run",
+        "start a script of CLIMS, WeakTr or FMA-WSSS on today's Python and packages",
+        "Becomes `python SCRIPT ...` with stand-ins for packages that are gone and corrections of lines "
+        "that stop on today's ones, also in the processes that the script starts. No file of the host changes, and "
+        "`semples patch` fits as before. Run it in the host's checkout.",
+    )
+    parser.add_argument("host", choices=("clims", "weaktr", "fma-wsss"), help="which code base")
+    _add_options(parser)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="its script and what that takes, or -m MODULE"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="cpu maps CUDA calls to the CPU, for trials alone")
+    parser.add_argument("--any-commit", action="store_true", help="where the checkout isn't at the pinned commit")
+
+
+def run(options: argparse.Namespace) -> None:
+    """`semples run`."""
+    from semples_plugin.hosts.run import run as start
+
+    # argparse gives all that follows the host to the script; our own options may stand there, before the script.
+    after_host = argparse.ArgumentParser(prog="semples run", add_help=False, allow_abbrev=False)
+    _add_options(after_host)
+    while options.arguments and options.arguments[0].split("=")[0] in ("--device", "--any-commit"):
+        count = 2 if options.arguments[0] == "--device" else 1
+        after_host.parse_args(options.arguments[:count], options)
+        options.arguments = options.arguments[count:]
+    if options.device == "cpu":
+        print("semples run: CUDA calls are mapped to the CPU: for a trial, not for figures", file=sys.stderr)
+    start(options.host, options.arguments, options.device == "cpu", options.any_commit)

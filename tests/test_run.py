@@ -1,0 +1,137 @@
+"""`semples run` on small scripts that stand for a host's; `test_hosts` runs the hosts' own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semples_plugin.adapters.commits import COMMITS
+from semples_plugin.cli.app import main
+from semples_plugin.hosts import clims
+from semples_plugin.hosts.corrections import REGISTRIES, Corrections, install
+from semples_plugin.hosts.run import check_checkout
+
+MAIN = """
+import multiprocessing, subprocess, sys
+import mlflow
+from PIL import Image
+from helper import in_child
+
+if __name__ == "__main__":
+    mlflow.start_run(run_name="a run")
+    print("main", __file__, sys.argv[1:], Image.CUBIC == Image.BICUBIC)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print("spawned", pool.apply(in_child))
+    print(subprocess.run([sys.executable, "-c", "import mlflow; print('started', mlflow.log_param(1, 2))"],
+                         capture_output=True, text=True).stdout.strip())
+    sys.exit(7)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Something that looks like WeakTr."""
+    folder = tmp_path / "weaktr"
+    folder.mkdir()
+    (folder / "AAF.py").write_text("")
+    (folder / "helper.py").write_text("def in_child():\n    import mlflow\n    return mlflow.__name__\n")
+    (folder / "main.py").write_text(MAIN)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "semples_plugin", "run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_the_script_its_children_and_theirs_have_the_stand_ins(checkout):
+    result = run("weaktr", "--any-commit", "main.py", "--epochs", "1", "--device", "cuda")
+    assert result.returncode == 7, result.stderr  # the script's own status
+    main_line, *rest = result.stdout.splitlines()
+    assert main_line == f"main {checkout / 'main.py'} ['--epochs', '1', '--device', 'cuda'] True"
+    assert rest == ["spawned mlflow", "started None"]
+
+
+def test_another_start_up_file_is_run_as_well(checkout, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('another')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    (checkout / "main.py").write_text("import mlflow; print('after it')\n")
+    assert run("weaktr", "--any-commit", "main.py").stdout.split("\n")[-3:] == ["another", "after it", ""]
+
+
+def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys, monkeypatch):
+    for arguments, told in {
+        ("weaktr", "main.py"): f"fit commit {COMMITS['weaktr'][:8]}, and it is no git checkout",
+        ("weaktr", "--any-commit"): "expected a script of the host and its arguments",
+        ("weaktr", "--any-commit", "man.py"): "there is no script man.py in",
+        ("clims", "main.py"): "is no checkout of clims: it has no run_sample.py",
+    }.items():
+        assert main(["run", *arguments]) == 1
+        assert told in capsys.readouterr().err
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "another"], check=True)
+    with pytest.raises(ValueError, match=r"and it is at [0-9a-f]{8}: check that commit out"):
+        check_checkout("weaktr")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setitem(COMMITS, "weaktr", head)
+    check_checkout("weaktr")
+
+
+def test_cuda_calls_go_to_the_cpu_only_when_asked_to(checkout):
+    (checkout / "main.py").write_text(
+        "import torch\n"
+        "x = torch.ones(2).cuda().to('cuda', non_blocking=True).to(torch.float64)\n"
+        "print(x.device, x.dtype, torch.nn.Linear(1, 1).cuda().to(device='cuda:0').weight.device)\n"
+        "torch.cuda.synchronize()\n"
+    )
+    on_cpu = run("weaktr", "--any-commit", "--device", "cpu", "main.py")
+    assert on_cpu.stdout == "cpu torch.float64 cpu\n" and "for a trial, not for figures" in on_cpu.stderr
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    failed = run("weaktr", "--any-commit", "main.py", env=hidden)
+    assert failed.returncode == 1 and failed.stderr.count("--device cpu maps CUDA calls to the CPU") == 1
+
+
+def test_sources_are_corrected_in_memory_and_a_line_that_is_gone_is_told(tmp_path, monkeypatch):
+    (tmp_path / "semples_tried.py").write_text("VALUE = old()\n")
+    (tmp_path / "semples_fits.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    corrections = Corrections()
+    corrections.in_source("semples_tried")(lambda source: source.replace("old()", "2"))
+    corrections.after("semples_tried")(lambda module: setattr(module, "VALUE", module.VALUE + 1))
+    corrections.in_source("semples_fits")(lambda source: source.replace("old()", "2"))
+    monkeypatch.setattr("semples_plugin.hosts.weaktr.CORRECTIONS", corrections)
+    install("weaktr")
+    import semples_tried
+
+    assert semples_tried.VALUE == 3 and semples_tried.__file__ == str(tmp_path / "semples_tried.py")
+    assert (tmp_path / "semples_tried.py").read_text() == "VALUE = old()\n"
+    with pytest.warns(UserWarning, match="semples_fits no longer holds the line that .* corrects"):
+        import semples_fits
+    assert semples_fits.VALUE == 1
+
+
+def test_the_stand_in_for_chainercvs_evaluation_counts_as_it_does():
+    class Module:
+        pass
+
+    clims.fill_chainercv_evaluations(Module)
+    predictions, truths = (
+        [np.array([[0, 1], [2, 2]]), np.array([[1, 0]])],
+        [np.array([[0, 1], [-1, 0]]), np.array([[1, 1]])],
+    )
+    confusion = Module.calc_semantic_segmentation_confusion(predictions, truths)
+    assert confusion.tolist() == [[1, 0, 1], [1, 2, 0], [0, 0, 0]]  # rows are the ground truth
+
+
+def test_every_host_has_its_corrections():
+    assert set(REGISTRIES) == set(COMMITS)
+    for module in REGISTRIES.values():
+        text = Path(clims.__file__).with_name(f"{module}.py").read_text()
+        assert "CORRECTIONS = Corrections()" in text
