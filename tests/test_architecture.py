@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "evaluation": {"utils", "data"},
     "viz": {"utils", "clip", METHOD, "data", "evaluation"},
     "adapters": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
-    "hosts": {"utils", "data", "adapters"},
+    "compat": {"utils", "data", "adapters"},
     "bench": {"utils", "clip", METHOD},
     "demo": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
     "cli": {

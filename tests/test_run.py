@@ -10,9 +10,9 @@ import pytest
 
 from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.app import main
-from semples_plugin.hosts import clims
-from semples_plugin.hosts.corrections import REGISTRIES, Corrections, install
-from semples_plugin.hosts.run import check_checkout
+from semples_plugin.compat import clims
+from semples_plugin.compat.corrections import REGISTRIES, Corrections, install
+from semples_plugin.compat.run import check_checkout
 
 MAIN = """
 import multiprocessing, subprocess, sys
@@ -106,7 +106,7 @@ def test_sources_are_corrected_in_memory_and_a_line_that_is_gone_is_told(tmp_pat
     corrections.in_source("semples_tried")(lambda source: source.replace("old()", "2"))
     corrections.after("semples_tried")(lambda module: setattr(module, "VALUE", module.VALUE + 1))
     corrections.in_source("semples_fits")(lambda source: source.replace("old()", "2"))
-    monkeypatch.setattr("semples_plugin.hosts.weaktr.CORRECTIONS", corrections)
+    monkeypatch.setattr("semples_plugin.compat.weaktr.CORRECTIONS", corrections)
     install("weaktr")
     import semples_tried
 

@@ -34,7 +34,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`semples run`."""
-    from semples_plugin.hosts.run import run as start
+    from semples_plugin.compat.run import run as start
 
     # argparse gives all that follows the host to the script; our own options may stand there, before the script.
     after_host = argparse.ArgumentParser(prog="semples run", add_help=False, allow_abbrev=False)

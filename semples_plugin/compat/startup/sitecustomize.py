@@ -22,6 +22,6 @@ def _run_the_hidden_one() -> None:
 
 _run_the_hidden_one()
 if "SEMPLES_HOST" in os.environ:
-    from semples_plugin.hosts.corrections import install
+    from semples_plugin.compat.corrections import install
 
     install(os.environ["SEMPLES_HOST"], os.environ.get("SEMPLES_HOST_DEVICE") == "cpu")

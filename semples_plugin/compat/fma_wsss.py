@@ -7,8 +7,8 @@ import pickle
 from types import FunctionType
 from typing import Any
 
-from semples_plugin.hosts.common import fill_packaging, restore_cubic, restore_numpys_old_types
-from semples_plugin.hosts.corrections import Corrections
+from semples_plugin.compat.common import fill_packaging, restore_cubic, restore_numpys_old_types
+from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
 CORRECTIONS.stand_in("pkg_resources")(fill_packaging)  # src/libs/clip/clip.py:6

@@ -70,7 +70,7 @@ def install(host: str, on_cpu: bool = False) -> None:
         on_cpu: for a trial on a machine without a GPU.
     """
     modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu")
-    registries = [import_module(f"semples_plugin.hosts.{module}").CORRECTIONS for module in modules]
+    registries = [import_module(f"semples_plugin.compat.{module}").CORRECTIONS for module in modules]
     sys.meta_path.insert(0, _Finder(registries))
     for registry in registries:  # what was imported before
         for name in registry.changes.keys() & sys.modules.keys():

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from typing import Any
 
-from semples_plugin.hosts.corrections import Corrections
+from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
 

@@ -6,8 +6,8 @@ import functools
 from types import ModuleType
 from typing import Any
 
-from semples_plugin.hosts.common import restore_cubic, restore_numpys_old_types
-from semples_plugin.hosts.corrections import Corrections
+from semples_plugin.compat.common import restore_cubic, restore_numpys_old_types
+from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
 CORRECTIONS.after("PIL.Image")(restore_cubic)  # datasets.py:84, :150
