@@ -31,7 +31,7 @@ MAY_IMPORT = {
         "evaluation",
         "viz",
         "adapters",
-        "hosts",
+        "compat",
         "bench",
         "demo",
     },
