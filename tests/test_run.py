@@ -73,6 +73,10 @@ def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys, monkeypatch):
         assert main(["run", *arguments]) == 1
         assert told in capsys.readouterr().err
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "-q", checkout.parent], check=True)  # around it
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "somebody else's"], check=True)
+    with pytest.raises(ValueError, match="it is no git checkout"):
+        check_checkout("weaktr")
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "another"], check=True)

@@ -27,9 +27,10 @@ def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = Fal
     checkout = Path(checkout)
     if not (checkout / _FILES[host]).is_file():
         raise FileNotFoundError(f"{checkout.absolute()} is no checkout of {host}: it has no {_FILES[host]}")
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    commit = found.stdout.strip()
+    command = ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    # A folder within somebody else's repository is no checkout of the host.
+    commit = lines[1] if len(lines) == 2 and Path(lines[0]) == checkout.resolve() else ""
     if commit != COMMITS[host] and not any_commit:
         got = f"it is at {commit[:8]}" if commit else "it is no git checkout"
         raise ValueError(
