@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.arguments import add_command
 
 
@@ -17,7 +18,7 @@ def add(commands: Any) -> None:
         "CLIMS and WeakTr: applies a patch with git, pure insertions, at the pinned commit only; where "
         "files that it touches have local changes it refuses. FMA-WSSS: writes a config for each stage.",
     )
-    parser.add_argument("host", choices=("clims", "weaktr", "fma-wsss"), help="which code base")
+    parser.add_argument("host", choices=tuple(COMMITS), help="which code base")
     parser.add_argument("path", help="its git checkout")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", dest="action", action="store_const", const="check", help="say whether it is applied")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.arguments import add_command
 
 
@@ -19,7 +20,7 @@ def add(commands: Any) -> None:
         "that stop on today's ones, also in the processes that the script starts. No file of the host changes, and "
         "`semples patch` fits as before. Run it in the host's checkout.",
     )
-    parser.add_argument("host", choices=("clims", "weaktr", "fma-wsss"), help="which code base")
+    parser.add_argument("host", choices=tuple(COMMITS), help="which code base")
     _add_options(parser)
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="its script and what that takes, or -m MODULE"

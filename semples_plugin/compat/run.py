@@ -49,7 +49,7 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
         any_commit: run at another commit than the pinned one.
 
     Raises:
-        FileNotFoundError, ValueError: see `check_checkout`; without a GPU where none is asked to be missing.
+        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there.
     """
     check_checkout(host, any_commit=any_commit)
     if not arguments:
