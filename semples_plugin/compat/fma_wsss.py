@@ -7,13 +7,11 @@ import pickle
 from types import FunctionType
 from typing import Any
 
-from semples_plugin.compat.common import fill_packaging, restore_cubic, restore_numpys_old_types
+from semples_plugin.compat.common import fill_packaging
 from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
 CORRECTIONS.stand_in("pkg_resources")(fill_packaging)  # src/libs/clip/clip.py:6
-CORRECTIONS.after("PIL.Image")(restore_cubic)
-CORRECTIONS.after("numpy")(restore_numpys_old_types)
 
 
 @CORRECTIONS.stand_in("torch._six")  # src/utils/lr_scheduler.py:4

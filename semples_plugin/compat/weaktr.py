@@ -6,12 +6,11 @@ import functools
 from types import ModuleType
 from typing import Any
 
-from semples_plugin.compat.common import restore_cubic, restore_numpys_old_types
+from semples_plugin.compat.common import restore_cubic
 from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
 CORRECTIONS.after("PIL.Image")(restore_cubic)  # datasets.py:84, :150
-CORRECTIONS.after("numpy")(restore_numpys_old_types)
 
 
 @CORRECTIONS.stand_in("mlflow")  # main.py:23
