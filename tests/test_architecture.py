@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "viz": {"utils", "clip", METHOD, "data", "evaluation"},
     "adapters": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
     "compat": {"utils", "data", "adapters"},
+    "recipes": {"utils", "data", "adapters", "viz", "compat"},
     "bench": {"utils", "clip", METHOD},
     "demo": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
     "cli": {
@@ -32,6 +33,7 @@ MAY_IMPORT = {
         "viz",
         "adapters",
         "compat",
+        "recipes",
         "bench",
         "demo",
     },
