@@ -76,7 +76,8 @@ def run_show(options: argparse.Namespace) -> None:
 
     recipe, jobs = _load(options)
     chosen = _choose(jobs, options)
-    print(format_settings(recipe, jobs[0].settings))
+    if len(chosen) == len(jobs):
+        print(format_settings(recipe, jobs[0].settings) + "\n")
     print(format_steps(chosen))
 
 

@@ -26,7 +26,7 @@ def format_steps(jobs: Sequence[Job]) -> str:
     folder = None
     for job in jobs:
         hours = f", about {job.step.hours:g} h" if job.step.hours else ""
-        lines += ["", f"# {job.key}: {job.step.about}{hours}"]
+        lines += [*([""] if lines else []), f"# {job.key}: {job.step.about}{hours}"]
         if not job.words:
             lines += [f"# by hand: {job.step.source}", *(f"#   it belongs to {path}" for path in job.makes)]
             continue
