@@ -97,6 +97,13 @@ def test_the_printed_commands_run_in_a_shell(tiny, capfd):
     assert Path("runs/tiny/seed0/model.pt").read_text() == "0 --epochs 60\n"
 
 
+def test_steps_can_be_chosen(tiny, capfd):
+    main(["recipe", "show", "tiny", "--only", "judge", "lists"])
+    assert [words[3].split("/")[-1] for words in printed_commands(capfd.readouterr().out)] == ["lists.txt", "eval.json"]
+    main(["recipe", "show", "tiny", "--from", "train"])
+    assert [words[3].split("/")[-1] for words in printed_commands(capfd.readouterr().out)] == ["model.pt", "eval.json"]
+
+
 def test_a_second_run_does_nothing(tiny, capfd):
     main(["recipe", "run", "tiny"])
     before = [job.read_record() for job in jobs()]

@@ -56,7 +56,7 @@ def _add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParse
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--only", metavar="STEP", help="this step alone")
+    choice.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     choice.add_argument("--from", dest="start", metavar="STEP", help="this step and all that follow")
 
 
@@ -124,13 +124,11 @@ def _load(options: argparse.Namespace) -> tuple[Recipe, list[Job]]:
 
 def _choose(jobs: Sequence[Job], options: argparse.Namespace) -> list[Job]:
     """The jobs of `--only`, of `--from`, or all."""
-    name = options.only or options.start
-    if not name:
-        return list(jobs)
     names = list(dict.fromkeys(job.step.name for job in jobs))
-    if name not in names:
-        raise ValueError(f"there is no step {name!r}; expected one of {', '.join(names)}")
-    allowed = {name} if options.only else set(names[names.index(name) :])
+    for name in (*(options.only or []), *filter(None, [options.start])):
+        if name not in names:
+            raise ValueError(f"there is no step {name!r}; expected one of {', '.join(names)}")
+    allowed = options.only or names[names.index(options.start or names[0]) :]
     return [job for job in jobs if job.step.name in allowed]
 
 
