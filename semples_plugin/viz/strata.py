@@ -6,11 +6,11 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from semples_plugin.evaluation.comparison import MIN_IMAGES_FOR_BOOTSTRAP
+from semples_plugin.evaluation.comparison import MIN_GAIN, MIN_IMAGES_FOR_BOOTSTRAP
 from semples_plugin.evaluation.regions import OBJECT
 from semples_plugin.evaluation.strata import Interval, Score, Strata, Stratum
 from semples_plugin.viz.curves import colours, literal
-from semples_plugin.viz.tables import format_percent, pluralize
+from semples_plugin.viz.tables import format_percent, pluralize, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ class StratumBar(NamedTuple):
 
 
 class StratumGain(NamedTuple):
-    """A gain in points, with its interval; `direction` is "up" or "down", or "" where it can be luck."""
+    """A gain in points, with its interval; `direction` is "up" or "down", or "" where it is little or can be luck."""
 
     text: str
     interval: str
@@ -42,11 +42,12 @@ class StratumGain(NamedTuple):
 
 
 class StratumRow(NamedTuple):
-    """A stratum in the report's table; `recall` [%] and `bars` are of each evaluation, `gains` of all but the first."""
+    """A stratum in the report's table: bars, pooled IoU and recall [%] of all evaluations, gains over the first."""
 
     name: str
     number: str
     bars: list[StratumBar]
+    pooled: list[str]
     recall: list[str]
     gains: list[StratumGain]
 
@@ -81,8 +82,9 @@ def describe_strata(strata: Strata) -> list[str]:
     if any(stratum.is_small for stratum in shown):
         notes.append(f"{_FEW} fewer than {MIN_IMAGES_FOR_BOOTSTRAP} images: the interval is too narrow.")
     if "contrast" not in strata.groups:
-        why = "it takes the images: give --images FOLDER" if not strata.failed else "no image could be measured"
-        notes.append(f"Strata of contrast are missing: {why}.")
+        notes.append("No strata of contrast: they take images that show objects and surroundings, --images FOLDER.")
+    if strata.failed:
+        notes.append(f"{pluralize(len(strata.failed), 'image')} not measured: {shorten(strata.failed)}.")
     return notes
 
 
@@ -142,12 +144,13 @@ def _row(stratum: Stratum, palette: Sequence[str]) -> StratumRow:
     for score in stratum.scores:
         if score.gain is not None:
             gain, interval = score.gain
-            is_luck = stratum.is_small or interval.low <= 0 <= interval.high
-            direction = "" if is_luck else "up" if gain > 0 else "down"
+            can_be_luck = stratum.is_small or interval.low <= 0 <= interval.high or abs(gain) < MIN_GAIN
+            direction = "" if can_be_luck else "up" if gain > 0 else "down"
             gains.append(StratumGain(format_percent(100 * gain, "+"), _interval(interval, "+"), direction))
     number = f"{pluralize(stratum.objects, 'object')} in {pluralize(stratum.images, 'image')}"
+    pooled = [_percent(score.pooled_iou) for score in stratum.scores]
     recall = [_percent(score.recall) for score in stratum.scores]
-    return StratumRow(_name(stratum), number, bars, recall, gains)
+    return StratumRow(_name(stratum), number, bars, pooled, recall, gains)
 
 
 def _lines(strata: Strata) -> Iterator[tuple[str, Stratum | None]]:
