@@ -68,13 +68,13 @@ def test_objects_are_classes_in_images_and_ignored_pixels_are_none_of_them(tmp_p
     mask = MASKS["a1"].copy()
     mask[10, 10:18] = 255
     mask[30:33, 30:32] = 1  # in two pieces: one object
-    world(tmp_path, masks={**MASKS, "a1": mask})
+    world(tmp_path, masks={**MASKS, "a1": mask, "e1": np.pad(MASKS["e1"], ((0, 40), (0, 0)))})
     cat_and_dog = [CLEAR * np.float32(mask == 1), CLEAR * np.float32(mask == 0)]
     write_cams(tmp_path / "cams" / "a1.npy", Cams(cat_and_dog, (0, 1), "weaktr"))  # a dog that isn't there
     found = find_regions(judge(tmp_path), progress=False)
     assert found.names == ("a1", "b2", "c3", "d1", "e1") and found.contrast is None and found.failed == {}
     assert found.image.tolist() == [0, 1, 1, 1, 2, 2, 3, 4] and found.label.tolist() == [1, 1, 2, 3, 1, 2, 3, 1]
-    assert (found.area * 1600).round(9).tolist() == [64 - 8 + 6, 225, 100, 30, 150, 600, 10, 300]
+    assert (found.area * 1600).round(9).tolist() == [64 - 8 + 6, 225, 100, 30, 150, 600, 10, 300 / 2]
     assert found.border.tolist() == [False, True, False, False, False, True, False, False]
     assert found.classes.tolist() == [1, 3, 3, 3, 2, 2, 1, 1]
 
