@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
-         "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
+         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
     "prompt_learning/learn": "prompt_learning",
@@ -39,6 +39,7 @@ OWN = {  # modules whose tests are called otherwise
     "pair_encoder": "regularizer",
     "diagnostics": "regularizer",
     "evaluation/pixel_counts": "cams",
+    "evaluation/regions": "strata",
 }
 
 MUTATIONS = [
@@ -120,6 +121,19 @@ MUTATIONS = [
     ("removes what is being written", "utils/atomic_files", "temporary.stat().st_ctime > _LEFT_AFTER", "temporary.stat().st_ctime > -1"),
     ("splits every line", "data/image_names", "all(map(_ENDINGS.search, parts))", "True"),
     ("empty CAMs: those that never win", "evaluation/iou", "empty += bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "empty += 1"),
+    ("strata: background is an object", "evaluation/regions", "(counts.classes > 0) & (counts.annotated > 0)", "counts.annotated > 0"),
+    ("strata: classes of CAMs alone are objects", "evaluation/regions", "(counts.classes > 0) & (counts.annotated > 0)", "counts.classes > 0"),
+    ("strata: area in all images' pixels", "evaluation/regions", "areas[i] / measured[i].pixels", "areas[i] / measured[0].pixels"),
+    ("strata: the left border forgotten", "evaluation/regions", "mask[::-1], mask.T, mask.T", "mask[::-1], mask.T[::-1], mask.T"),
+    ("strata: ignored pixels surround", "evaluation/regions", " & (mask[window] != IGNORED)", ""),
+    ("strata: lightness in bytes", "evaluation/regions", "distances[0] * 100 / 255", "distances[0]"),
+    ("strata: image and mask of two sizes", "evaluation/regions", "if image.shape[:2] != mask.shape:", "if False:"),
+    ("strata: the best setting, not the chosen", "evaluation/regions", "    t = evaluation.chosen\n", "    t = evaluation.sweep.best\n"),
+    ("strata: quartiles from the largest", "evaluation/strata", "np.searchsorted(edges, values), -1)", "3 - np.searchsorted(edges, values), -1)"),
+    ("strata: a sample of objects, not of images", "evaluation/strata", "drawn[:, :-1] / drawn[:, -1:]", "drawn[:, :-1] / sums.sum(0)[:, -1:]"),
+    ("strata: gains of two draws", "evaluation/strata", "_interval(means[e] - means[0])", "_interval(means[e] - means[0][::-1])"),
+    ("strata: pooled IoU without false positives", "evaluation/strata", "hits / (annotated + predicted - hits)", "hits / annotated"),
+    ("strata: few images not marked", "evaluation/strata", "self.images < MIN_IMAGES_FOR_BOOTSTRAP", "self.objects < 0"),
     ("percent as thresholds", "evaluation/iou", "scores[0] >= 0 and scores[-1] <= 1 and ", ""),
     ("one statistic without the other", "pair_encoder", "(input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD)", "(input_mean is None) != (input_std is None)"),
     ("parts have later settings", "regularizer", "snapshot = copy.copy(self)", "snapshot = self"),
