@@ -97,9 +97,7 @@ def test_the_commit_is_that_of_the_checkout_itself(checkout, monkeypatch):
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "somebody else's"], check=True)
     around = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setitem(COMMITS, "weaktr", around)  # even then
-    inside = (
-        rf"weaktr is a folder inside of the checkout {checkout.parent}; give that, if it is weaktr's, or else clone"
-    )
+    inside = rf"weaktr is a folder inside of the checkout {checkout.parent}; give that, if it is weaktr's, or"
     for refuse in (lambda: check_checkout("weaktr"), lambda: patching.patch("weaktr", checkout, "check")):
         with pytest.raises(ValueError, match=inside):
             refuse()
@@ -109,9 +107,7 @@ def test_the_commit_is_that_of_the_checkout_itself(checkout, monkeypatch):
         check_checkout("weaktr")
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "another"], check=True)
-    with pytest.raises(
-        ValueError, match=rf"{checkout} is at [0-9a-f]{{8}}: git -C {checkout} checkout {around[:8]}, or"
-    ):
+    with pytest.raises(ValueError, match=rf"{checkout} is at [0-9a-f]{{8}}: git -C {checkout} checkout {around[:8]}"):
         check_checkout("weaktr")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setitem(COMMITS, "weaktr", head)

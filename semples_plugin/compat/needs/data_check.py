@@ -1,0 +1,227 @@
+"""Whether a data set is where a host looks for it: folders, lists, and an image, mask and label for each name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from semples_plugin.compat.needs.items import DataSet, Folder, ImageList, Labels
+from semples_plugin.utils.atomic_files import read_lines
+from semples_plugin.utils.text import reason
+
+_SHOWN = 3  # files that are named where many are missing
+_IMAGES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report.
+
+    Attributes:
+        status: "installed", "found", "missing" or "wrong".
+        text: what, and what to do about it.
+        fails: whether training could not begin.
+    """
+
+    status: str
+    text: str
+    fails: bool = False
+
+
+class DataCheck:
+    """The check of one data set.
+
+    Args:
+        data: what the host needs of it.
+        checkout: the host's.
+        place: fills the placeholders of a path, and makes it absolute.
+    """
+
+    def __init__(self, data: DataSet, checkout: Path, place: Callable[[str], Path]) -> None:
+        self.data, self.checkout, self.place = data, checkout, place
+        self.files: Callable[[str], frozenset[str]] = cache(_files)  # folders of 80,000 images are read once
+        self.keys: dict[str, Callable[[str], bool] | None] = {}  # whether an image has a label, by label file
+
+    def findings(self) -> Iterator[Finding]:
+        """Folders, label files and lists, in this order."""
+        for folder in self.data.folders:
+            yield self._folder(folder)
+        for labels in dict.fromkeys(item.labels for item in self.data.lists if item.labels):
+            yield self._labels(labels)
+        for images in self.data.lists:
+            yield from self._list(images)
+
+    def _folder(self, folder: Folder) -> Finding:
+        path = self.place(folder.path)
+        if not path.is_dir():
+            note = "optional, for evaluation alone: " if folder.optional else ""
+            return Finding("missing", f"{path} ({note}{folder.source})", not folder.optional)
+        count = sum(name.lower().endswith(_IMAGES) for name in self.files(str(path)))
+        whole = "" if count >= folder.whole else f"; {self.data.title} has {folder.whole:,}"
+        return Finding("found", f"{path}: {count:,} files{whole}")
+
+    def _labels(self, labels: Labels) -> Finding:
+        path = self.place(labels.path)
+        if not path.is_file():
+            return Finding("missing", f"{path} ({labels.how})", not labels.made)
+        try:
+            count, columns, self.keys[labels.path] = _read_labels(path, labels)
+        except (OSError, ValueError) as error:
+            return Finding("wrong", reason(error), True)
+        expected = self._columns(labels)
+        if columns != expected:
+            return Finding("wrong", f"{path}: labels of {columns} columns, expected {expected} ({labels.how})", True)
+        return Finding("found", f"{path}: labels of {count:,} images, {columns} columns")
+
+    def _columns(self, labels: Labels) -> int:
+        """Columns that the checkout's own code takes."""
+        file, pattern = labels.columns_in
+        source = self.checkout / file
+        match = re.search(pattern, source.read_text(encoding="utf-8", errors="replace")) if source.is_file() else None
+        return int(match[1]) if file and match else labels.columns
+
+    def _list(self, images: ImageList) -> Iterator[Finding]:
+        path = self.place(images.path)
+        try:
+            entries = _entries(path, images)
+        except FileNotFoundError:
+            yield Finding("missing", f"{path}, the list of {images.use}", True)
+            return
+        except (OSError, ValueError) as error:
+            yield Finding("wrong", reason(error), True)
+            return
+        missing = False
+        count = f"{len(entries):,} of {path}"
+        for what, template in (("images", images.image), ("masks", images.mask)):
+            lost = self._lost(template, entries) if template else []
+            if lost:
+                missing = True
+                hint = f"; {self.data.hint}" if self.data.hint and what == "images" else ""
+                yield Finding("missing", f"{what} for {len(lost):,} of the {count}: {_shown(lost)}{hint}", True)
+        has_label = self.keys.get(images.labels.path) if images.labels else None
+        lost = [entry["name"] for entry in entries if has_label and not has_label(entry["name"])]
+        if has_label and images.labels and images.labels.keys == "row" and not has_label(str(len(entries))):
+            missing = True
+            text = f"{self.place(images.labels.path)} has not one row for each of the {count}: delete it"
+            yield Finding("wrong", f"{text}; {images.labels.how}", True)
+        elif lost and images.labels and images.labels.keys != "row":
+            missing = True
+            where = self.place(images.labels.path)
+            yield Finding("missing", f"labels in {where} for {len(lost):,} of the {count}: {_shown(lost)}", True)
+        if not missing:
+            parts = [part for part, there in (("image", images.image), ("mask", images.mask)) if there]
+            whole = f", each with {' and '.join([*parts, *(['label'] if has_label else [])])}"
+            yield Finding("found", f"{path}: {len(entries):,} images for {images.use}{whole}")
+
+    def _lost(self, template: str, entries: list[dict[str, str]]) -> list[str]:
+        """Paths of files that aren't there."""
+        root, _, rest = template.partition("/")  # a folder of the user's may have braces in its name
+        base = str(self.place(root))
+        lost = []
+        for entry in entries:
+            path = f"{base}/{rest.format(**entry)}"
+            folder, _, name = path.rpartition("/")
+            if name not in self.files(folder):
+                lost.append(path)
+        return lost
+
+
+def _files(folder: str) -> frozenset[str]:
+    """Names of the files in a folder; links that lead nowhere are none."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(e.name for e in entries if not e.is_symlink() or Path(e.path).exists())
+    except OSError:
+        return frozenset()
+
+
+def _entries(path: Path, images: ImageList) -> list[dict[str, str]]:
+    """What the host makes of each line of a list, for the placeholders of `ImageList`."""
+    if path.suffix == ".json":
+        return _coco_entries(path)
+    entries = []
+    for number, line in enumerate(read_lines(path), 1):
+        words = line.split()
+        if not words:
+            continue
+        name = line.strip()
+        if "{first}" in images.image:
+            if len(words) != 2:
+                raise ValueError(
+                    f"{path}, line {number}: expected an image and a mask, such as /JPEGImages/2007_000032.jpg "
+                    f"/SegmentationClassAug/2007_000032.png, got {line[:80]!r}"
+                )
+            name = words[0].rpartition("/")[2].partition(".")[0]
+        entries.append({"name": name, "first": words[0][1:], "second": words[-1][1:]})
+    if not entries:
+        raise ValueError(f"{path} names no images")
+    return entries
+
+
+def _coco_entries(path: Path) -> list[dict[str, str]]:
+    """Images of COCO's instances."""
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        entries = [{"name": str(image["id"]), "first": image["file_name"], "id": str(image["id"])} for image in images]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected COCO's instances in JSON, with a list of images ({reason(error)})"
+        ) from error
+    if not entries:
+        raise ValueError(f"{path} names no images")
+    return entries
+
+
+def _read_labels(path: Path, labels: Labels) -> tuple[int, int, Callable[[str], bool]]:
+    """Images and columns of a label file, and whether it has a name; for rows, whether it has so many."""
+    import numpy as np
+
+    from semples_plugin.utils.safe_pickle import read_pickle, read_pickled
+
+    if labels.keys == "row":
+        rows = np.load(path, allow_pickle=False)
+        if rows.ndim != 2:
+            raise ValueError(f"{path}: expected an array [images, {labels.columns}], got {list(rows.shape)}")
+        return len(rows), rows.shape[1], lambda count: count == str(len(rows))
+    content = read_pickle(path) if path.suffix == ".pkl" else read_pickled(path)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: expected a dictionary of image names and labels, got {type(content).__name__}")
+    wants = int if labels.keys == "integer" else str
+    for key in content:
+        if not isinstance(key, wants):
+            expected = "integers as keys, such as 2007000032 (semples labels --keys integer makes such a file)"
+            if wants is str:
+                expected = "names as keys, such as '2007_000032' (semples labels makes such a file)"
+            raise ValueError(f"{path}: expected {expected}, got {key!r:.40}")
+    return len(content), _columns_of(path, content.values()), _finder(content, labels.keys)
+
+
+def _columns_of(path: Path, values: Iterable[Any]) -> int:
+    import numpy as np
+
+    try:
+        labels = np.stack([np.asarray(value) for value in values])
+    except ValueError:
+        raise ValueError(f"{path}: expected labels of one length, got several") from None
+    if labels.ndim != 2 or labels.dtype.kind not in "fiub" or not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"{path}: expected multi-hot labels of 0 and 1, got {labels.dtype} {list(labels.shape)[1:]}")
+    return labels.shape[1]
+
+
+def _finder(content: dict[Any, Any], keys: str) -> Callable[[str], bool]:
+    """Looks an image up as the host does."""
+    if keys == "integer":
+        return lambda name: name.replace("_", "").isdecimal() and int(name.replace("_", "")) in content
+    if keys == "name or file":
+        return lambda name: name in content or f"{name}.jpg" in content
+    return lambda name: name in content
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
