@@ -59,7 +59,7 @@ def check_host(
     for checkpoint in (*needs.checkpoints, *needs.data[needed].checkpoints):
         yield _checkpoint(host, _place(checkout, roots, checkpoint.path), checkpoint)
     for name in [needed] if data else [needed, *(other for other in _ROOTS if other != needed)]:
-        for finding in _data(host, checkout, name, needs.data[name], roots):
+        for finding in _data(host, checkout, name, needs.data[name], roots, whole=name == needed):
             if name == needed:
                 yield finding
             else:
@@ -153,7 +153,9 @@ def _commit_and_patch(host: str, checkout: Path) -> Iterator[Finding]:
         yield Finding("wrong", str(error), True)
         return
     if patched.endswith("fits"):
-        yield Finding("missing", f"SemPLeS in it, without which it trains alone: semples patch {host} {checkout}")
+        yield Finding(
+            "missing", f"SemPLeS in {checkout}, without which it trains alone: semples patch {host} {checkout}"
+        )
     else:
         yield Finding("found", f"SemPLeS in it: {patched}")
 
@@ -173,12 +175,13 @@ def _checkpoint(host: str, path: Path, checkpoint: Checkpoint) -> Finding:
         return Finding("missing", f"{path} (optional, {about})")
     if not checkpoint.fetched:
         return Finding("missing", f"{path} ({about})", True)
+    about = f"{checkpoint.use}, which {host} downloads from {checkpoint.source}"
     try:
         _reach(checkpoint.source)
     except OSError as error:
-        get = f"can't be downloaded now ({reason(error)}); fetch it elsewhere and put it there"
-        return Finding("missing", f"{path} ({about} {get})", True)
-    return Finding("missing", f"{path} ({about}; {host} downloads it at its first start)")
+        now = f"that can't be done now ({reason(error)}): fetch the file elsewhere and put it there"
+        return Finding("missing", f"{path} ({about}; {now})", True)
+    return Finding("missing", f"{path} ({about} at its first start)")
 
 
 def _damage(path: Path, digest: str) -> str:
@@ -199,12 +202,16 @@ def _reach(url: str) -> None:
         pass
 
 
-def _data(host: str, checkout: Path, name: str, data: DataSet, roots: dict[str, Path | None]) -> Iterator[Finding]:
+def _data(
+    host: str, checkout: Path, name: str, data: DataSet, roots: dict[str, Path | None], whole: bool
+) -> Iterator[Finding]:
+    """A data set; where it isn't anywhere, one line and, with `whole`, lists and labels of the checkout."""
     root = roots[name]
+    has_root = root is not None and root.is_dir()
     if root is None:
         option = f"semples doctor {host} {checkout} --{name} FOLDER, which is {data.option}"
-        yield Finding("missing", f"{data.title}: say where it is: {option}", True)
-    elif not root.is_dir():
+        yield Finding("missing", f"{data.title}: say where it is, {option}", True)
+    elif not has_root:
         yield Finding("missing", f"{data.title}: there is no folder {root}: link yours there", True)
-    else:
-        yield from DataCheck(data, checkout, lambda path: _place(checkout, roots, path)).findings()
+    if has_root or whole:
+        yield from DataCheck(data, checkout, lambda path: _place(checkout, roots, path), has_root).findings()

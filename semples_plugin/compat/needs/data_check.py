@@ -41,21 +41,25 @@ class DataCheck:
         data: what the host needs of it.
         checkout: the host's.
         place: fills the placeholders of a path, and makes it absolute.
+        has_root: whether the data is anywhere; where it isn't, the checkout's own lists and labels are looked at.
     """
 
-    def __init__(self, data: DataSet, checkout: Path, place: Callable[[str], Path]) -> None:
-        self.data, self.checkout, self.place = data, checkout, place
+    def __init__(self, data: DataSet, checkout: Path, place: Callable[[str], Path], has_root: bool = True) -> None:
+        self.data, self.checkout, self.place, self.has_root = data, checkout, place, has_root
         self.files: Callable[[str], frozenset[str]] = cache(_files)  # folders of 80,000 images are read once
         self.keys: dict[str, Callable[[str], bool] | None] = {}  # whether an image has a label, by label file
 
     def findings(self) -> Iterator[Finding]:
         """Folders, label files and lists, in this order."""
-        for folder in self.data.folders:
-            yield self._folder(folder)
-        for labels in dict.fromkeys(item.labels for item in self.data.lists if item.labels):
-            yield self._labels(labels)
+        labels = dict.fromkeys(item.labels for item in self.data.lists if item.labels)
+        yield from (self._folder(folder) for folder in self.data.folders if self._can_see(folder.path))
+        yield from (self._labels(item) for item in labels if self._can_see(item.path))
         for images in self.data.lists:
-            yield from self._list(images)
+            if self._can_see(images.path):
+                yield from self._list(images)
+
+    def _can_see(self, path: str) -> bool:
+        return self.has_root or not path.startswith("{")
 
     def _folder(self, folder: Folder) -> Finding:
         path = self.place(folder.path)
@@ -96,28 +100,40 @@ class DataCheck:
         except (OSError, ValueError) as error:
             yield Finding("wrong", reason(error), True)
             return
-        missing = False
-        count = f"{len(entries):,} of {path}"
+        of_list = f"{len(entries):,} of {path}"
+        problems = [*self._files_of(images, entries, of_list), *self._labels_of(images.labels, entries, of_list)]
+        yield from problems
+        if not problems:
+            files = [what for what, there in (("image", images.image), ("mask", images.mask)) if there]
+            seen = [*(files if self.has_root else []), *(["label"] if self._has_label(images.labels) else [])]
+            each = f", each with {' and '.join(seen)}" if seen else ""
+            yield Finding("found", f"{path}: {len(entries):,} images for {images.use}{each}")
+
+    def _files_of(self, images: ImageList, entries: list[dict[str, str]], of_list: str) -> Iterator[Finding]:
+        """What a list names and isn't there."""
         for what, template in (("images", images.image), ("masks", images.mask)):
-            lost = self._lost(template, entries) if template else []
+            lost = self._lost(template, entries) if template and self.has_root else []
             if lost:
-                missing = True
                 hint = f"; {self.data.hint}" if self.data.hint and what == "images" else ""
-                yield Finding("missing", f"{what} for {len(lost):,} of the {count}: {_shown(lost)}{hint}", True)
-        has_label = self.keys.get(images.labels.path) if images.labels else None
-        lost = [entry["name"] for entry in entries if has_label and not has_label(entry["name"])]
-        if has_label and images.labels and images.labels.keys == "row" and not has_label(str(len(entries))):
-            missing = True
-            text = f"{self.place(images.labels.path)} has not one row for each of the {count}: delete it"
-            yield Finding("wrong", f"{text}; {images.labels.how}", True)
-        elif lost and images.labels and images.labels.keys != "row":
-            missing = True
-            where = self.place(images.labels.path)
-            yield Finding("missing", f"labels in {where} for {len(lost):,} of the {count}: {_shown(lost)}", True)
-        if not missing:
-            parts = [part for part, there in (("image", images.image), ("mask", images.mask)) if there]
-            whole = f", each with {' and '.join([*parts, *(['label'] if has_label else [])])}"
-            yield Finding("found", f"{path}: {len(entries):,} images for {images.use}{whole}")
+                yield Finding("missing", f"{what} for {len(lost):,} of the {of_list}: {_shown(lost)}{hint}", True)
+
+    def _has_label(self, labels: Labels | None) -> Callable[[str], bool] | None:
+        return self.keys.get(labels.path) if labels else None
+
+    def _labels_of(self, labels: Labels | None, entries: list[dict[str, str]], of_list: str) -> Iterator[Finding]:
+        """Names of a list without a label; a file that could not be read has been told."""
+        has_label = self._has_label(labels)
+        if not labels or not has_label:
+            return
+        path = self.place(labels.path)
+        if labels.keys == "row":
+            if not has_label(str(len(entries))):
+                text = f"{path} has not one row for each of the {of_list}: delete it; {labels.how}"
+                yield Finding("wrong", text, True)
+            return
+        lost = [entry["name"] for entry in entries if not has_label(entry["name"])]
+        if lost:
+            yield Finding("missing", f"labels for {len(lost):,} of the {of_list}: {_shown(lost)}, in {path}", True)
 
     def _lost(self, template: str, entries: list[dict[str, str]]) -> list[str]:
         """Paths of files that aren't there."""
