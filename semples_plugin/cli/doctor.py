@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +63,7 @@ def run(options: argparse.Namespace) -> int:
         from semples_plugin.compat.needs.check import check_host
 
         findings = check_host(options.host, options.path or ".", options.data, options.voc, options.coco)
-        first = next(findings)  # bad input is told before CLIP is loaded
-        fails = print_report(options.clip, options.pretrained)
-        return fails | _print_findings(chain([first], findings))
+        return print_report(options.clip, options.pretrained) | _print_findings(findings)
     if options.data or options.voc or options.coco:
         raise ValueError("--data, --voc and --coco belong to a host: semples doctor HOST PATH")
     return print_report(options.clip, options.pretrained)

@@ -38,7 +38,7 @@ def check_host(
         voc, coco: where the data is, for CLIMS, which takes it by an option.
 
     Returns:
-        The lines of the report, as they are found.
+        The lines of the report, as they are found; paths in the checkout are relative to it.
 
     Raises:
         FileNotFoundError: where the folder is no checkout of the host, or `voc` or `coco` is none.
@@ -52,18 +52,25 @@ def check_host(
         for name, given in zip(_ROOTS, (voc, coco), strict=True)
     }
     needed = data or ("coco" if coco and not voc else "voc")
+    names = [needed] if data else [needed, *(other for other in _ROOTS if other != needed)]
+    findings = _findings(host, checkout, needs, names, roots)
+    return (replace(finding, text=finding.text.replace(f"{checkout}{os.sep}", "")) for finding in findings)
+
+
+def _findings(
+    host: str, checkout: Path, needs: Needs, names: list[str], roots: dict[str, Path | None]
+) -> Iterator[Finding]:
+    """Everything; the first of `names` is the data that is needed, and the others are optional."""
     yield from _packages(host)
-    for package in (*needs.packages, *needs.data[needed].packages):
+    for package in (*needs.packages, *needs.data[names[0]].packages):
         yield _package(package)
     yield from _commit_and_patch(host, checkout)
-    for checkpoint in (*needs.checkpoints, *needs.data[needed].checkpoints):
+    for checkpoint in (*needs.checkpoints, *needs.data[names[0]].checkpoints):
         yield _checkpoint(host, _place(checkout, roots, checkpoint.path), checkpoint)
-    for name in [needed] if data else [needed, *(other for other in _ROOTS if other != needed)]:
-        for finding in _data(host, checkout, name, needs.data[name], roots, whole=name == needed):
-            if name == needed:
-                yield finding
-            else:
-                yield replace(finding, fails=False, text=f"{finding.text} (optional, for {name.upper()}'s recipes)")
+    yield from _data(host, checkout, names[0], needs.data[names[0]], roots)
+    for name in names[1:]:
+        for finding in _data(host, checkout, name, needs.data[name], roots, whole=False):
+            yield replace(finding, fails=False, text=f"{finding.text} (optional, for {name.upper()}'s recipes)")
 
 
 def _root(host: str, checkout: Path, name: str, data: DataSet, given: str | None) -> Path | None:
@@ -179,7 +186,8 @@ def _checkpoint(host: str, path: Path, checkpoint: Checkpoint) -> Finding:
     try:
         _reach(checkpoint.source)
     except OSError as error:
-        now = f"that can't be done now ({reason(error)}): fetch the file elsewhere and put it there"
+        why = reason(getattr(error, "reason", None) or error)  # urllib wraps it
+        now = f"that can't be done now ({why}): fetch the file elsewhere and put it there"
         return Finding("missing", f"{path} ({about}; {now})", True)
     return Finding("missing", f"{path} ({about} at its first start)")
 
@@ -203,7 +211,7 @@ def _reach(url: str) -> None:
 
 
 def _data(
-    host: str, checkout: Path, name: str, data: DataSet, roots: dict[str, Path | None], whole: bool
+    host: str, checkout: Path, name: str, data: DataSet, roots: dict[str, Path | None], whole: bool = True
 ) -> Iterator[Finding]:
     """A data set; where it isn't anywhere, one line and, with `whole`, lists and labels of the checkout."""
     root = roots[name]

@@ -106,7 +106,7 @@ class DataCheck:
         if not problems:
             files = [what for what, there in (("image", images.image), ("mask", images.mask)) if there]
             seen = [*(files if self.has_root else []), *(["label"] if self._has_label(images.labels) else [])]
-            each = f", each with {' and '.join(seen)}" if seen else ""
+            each = f", each with {', '.join(seen)}" if seen else ""
             yield Finding("found", f"{path}: {len(entries):,} images for {images.use}{each}")
 
     def _files_of(self, images: ImageList, entries: list[dict[str, str]], of_list: str) -> Iterator[Finding]:
@@ -115,7 +115,7 @@ class DataCheck:
             lost = self._lost(template, entries) if template and self.has_root else []
             if lost:
                 hint = f"; {self.data.hint}" if self.data.hint and what == "images" else ""
-                yield Finding("missing", f"{what} for {len(lost):,} of the {of_list}: {_shown(lost)}{hint}", True)
+                yield Finding("missing", f"{what} for {len(lost):,} of the {of_list}: {_shown_files(lost)}{hint}", True)
 
     def _has_label(self, labels: Labels | None) -> Callable[[str], bool] | None:
         return self.keys.get(labels.path) if labels else None
@@ -133,7 +133,7 @@ class DataCheck:
             return
         lost = [entry["name"] for entry in entries if not has_label(entry["name"])]
         if lost:
-            yield Finding("missing", f"labels for {len(lost):,} of the {of_list}: {_shown(lost)}, in {path}", True)
+            yield Finding("missing", f"labels for {len(lost):,} of the {of_list}: {_shown(lost)} in {path}", True)
 
     def _lost(self, template: str, entries: list[dict[str, str]]) -> list[str]:
         """Paths of files that aren't there."""
@@ -241,3 +241,9 @@ def _finder(content: dict[Any, Any], keys: str) -> Callable[[str], bool]:
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _shown_files(paths: list[str]) -> str:
+    """The first of them, in the folder of the first one."""
+    folder = paths[0].rpartition("/")[0]
+    return f"{_shown([path.removeprefix(f'{folder}/') for path in paths])} in {folder}"
