@@ -52,7 +52,9 @@ def read_pickled(path: str | Path) -> Any:
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What `pickle.load` returns, for the same things; FMA-WSSS keeps its image labels so.
+    """What `pickle.load` returns, for the same things in protocols up to 4, which is Python's own until 3.13.
+
+    FMA-WSSS keeps its image labels so.
 
     Raises:
         OSError: where the file can't be read.

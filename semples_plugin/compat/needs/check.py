@@ -23,6 +23,7 @@ from semples_plugin.utils.text import reason
 MODULES = {"clims": "clims", "weaktr": "weaktr", "fma-wsss": "fma_wsss"}
 _ROOTS = ("voc", "coco")
 _MAGIC = (b"PK", b"\x80")  # what torch.save and torch.jit.save begin with: a zip file or, in 2020, a pickle
+_HAS_ALL = {"python_version": "3.12"}  # the newest for which all packages have a release
 _SECONDS = 5  # to wait for a server
 
 
@@ -125,7 +126,7 @@ def _is_of(wanted: Any, extra: str) -> bool:
     """Whether an extra brings a requirement, on this Python or on one that all packages have releases for."""
     return bool(wanted.marker) and any(
         wanted.marker.evaluate({"extra": extra, **python}) and not wanted.marker.evaluate({"extra": "", **python})
-        for python in ({}, {"python_version": "3.12"})
+        for python in ({}, _HAS_ALL)
     )
 
 
@@ -136,7 +137,11 @@ def _requirement(host: str, wanted: Any, extra: str) -> Finding:
     except PackageNotFoundError:
         if wanted.marker.evaluate({"extra": extra}):
             return Finding("missing", f"{wanted.name} (required by {host}: {install})", True)
-        return Finding("missing", f"{wanted.name} (required by {host}, and not for this Python: take 3.12)", True)
+        return Finding(
+            "missing",
+            f"{wanted.name} (required by {host}, and not for this Python: take {_HAS_ALL['python_version']})",
+            True,
+        )
     if not wanted.specifier.contains(found, prereleases=True):
         return Finding("wrong", f"{wanted.name} {found} (expected {wanted.specifier}: {install})", True)
     return Finding("installed", f"{wanted.name} {found}")

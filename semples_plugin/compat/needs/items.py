@@ -94,7 +94,7 @@ class ImageList:
         path: of a text file, or of COCO's instances in JSON.
         use: what the host does with it.
         image: path of the image, with `{name}`, or with `{first}`, the line's first column; "" where none is read.
-        mask: path of the mask, with `{name}`, `{second}`, or `{id}`, COCO's number; "" where none is read.
+        mask: path of the mask, with `{name}`, or `{second}`; "" where none is read.
         labels: where the image labels are.
     """
 
