@@ -267,6 +267,7 @@ def test_climss_coco_has_its_list_in_json_and_its_labels_in_rows(checkout, monke
     assert fails == "missing pycocotools (required by mscoco/dataloader.py: pip install pycocotools)\n"
     assert "missing mscoco/train_labels.npy (CLIMS makes it" in text and "VOC 2012: say where it is" in text
     write(checkout / "mscoco/train_labels.npy")
+    assert "mscoco/train_labels.npy is damaged, or no array (" in look(checkout, coco=str(coco))[1]
     np.save(checkout / "mscoco/train_labels.npy", np.zeros((3, 80)))
     fails = look(checkout, coco=str(coco))[1]
     assert "wrong mscoco/train_labels.npy has not one row for each of the 2 of COCO/annotations/" in fails

@@ -199,13 +199,16 @@ def _checkpoint(host: str, path: Path, checkpoint: Checkpoint) -> Finding:
 
 def _damage(path: Path, digest: str) -> str:
     """What is wrong with a file of weights; "" where nothing is."""
-    with path.open("rb") as file:
-        if not file.read(2).startswith(_MAGIC):
-            return "is no file of weights, but perhaps the page of a download"
-        file.seek(0)
-        whole = hashlib.sha256()
-        while digest and (block := file.read(2**20)):
-            whole.update(block)
+    whole = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            if not file.read(2).startswith(_MAGIC):
+                return "is no file of weights, but perhaps the page of a download"
+            file.seek(0)
+            while digest and (block := file.read(2**20)):
+                whole.update(block)
+    except OSError as error:
+        return f"can't be read ({reason(error)})"
     return "" if whole.hexdigest().startswith(digest) or not digest else "is damaged: its SHA-256 is another one"
 
 

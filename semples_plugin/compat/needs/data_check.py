@@ -205,7 +205,10 @@ def _read_labels(path: Path, labels: Labels) -> tuple[int, int, Callable[[str], 
     from semples_plugin.utils.safe_pickle import read_pickle, read_pickled
 
     if labels.keys == "row":
-        rows = np.load(path, allow_pickle=False)
+        try:
+            rows = np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{path} is damaged, or no array ({reason(error)})") from error
         if rows.ndim != 2:
             raise ValueError(f"{path}: expected an array [images, {labels.columns}], got {list(rows.shape)}")
         return len(rows), rows.shape[1], lambda count: count == str(len(rows))
