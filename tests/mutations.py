@@ -20,6 +20,9 @@ TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer",
          "strata", "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
+    "compat/needs/check": "doctor",
+    "compat/needs/data_check": "doctor",
+    "utils/git": "run",
     "prompt_learning/learn": "prompt_learning",
     "prompt_learning/epochs": "prompt_learning",
     "prompt_learning/walk": "prompt_learning",
@@ -108,6 +111,10 @@ MUTATIONS = [
     ("files left half patched", "adapters/patching", "if not _put_back(file, *old)]", "if False]"),
     ("pixels beside the patches seen", "clip/fast_towers", "images[..., : images.shape[2] // high * high, : images.shape[3] // wide * wide]", "images"),
     ("a folder without weights filled at random", "clip/loading", "if not any(file.suffix in (\".safetensors\", \".bin\", \".pth\") for file in folder.iterdir()):", "if False:"),
+    ("doctor takes links that lead nowhere for images", "compat/needs/data_check", "if not e.is_symlink() or Path(e.path).exists()", "if e.name"),
+    ("doctor takes labels of any number of columns", "compat/needs/data_check", "if columns != expected:", "if False:"),
+    ("doctor takes the page of a download for weights", "compat/needs/check", "if not file.read(2).startswith(_MAGIC):", "if not file.read(2):"),
+    ("a folder within another repository is a checkout", "utils/git", "if Path(root).resolve() != Path(folder).resolve():", "if False:"),
     ("doctor takes CLIP as it is", "cli/doctor", "print(f\"CLIP      {_describe(FrozenClip.load(clip, pretrained))}\")", "print(clip)"),
     ("the preset's schedule of (b) dropped in mmseg", "adapters/mmseg_stages", "return {**preset.learning_options(), **self.learning}", "return self.learning"),
     ("(b) makes its masks with the eps of (a)", "presets", 'return self.prompt_mask_eps if stage == "prompts" else self.mask_eps', "return self.mask_eps"),
