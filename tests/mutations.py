@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
+TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
@@ -39,6 +39,8 @@ OWN = {  # modules whose tests are called otherwise
     "pair_encoder": "regularizer",
     "diagnostics": "regularizer",
     "evaluation/pixel_counts": "cams",
+    "adapters/cam_inference": "write_cams",
+    "data/new_cam_files": "write_cams",
 }
 
 MUTATIONS = [
@@ -118,6 +120,9 @@ MUTATIONS = [
     ("foreign quality on unlearned vectors", "prompts", "and vectors.shape == self.vectors.shape:", "or True:"),
     ("a share of classes", "prompt_quality", "sum(separation * weight for", "sum(separation for"),
     ("removes what is being written", "utils/atomic_files", "temporary.stat().st_ctime > _LEFT_AFTER", "temporary.stat().st_ctime > -1"),
+    ("a flipped view left flipped", "adapters/cam_inference", "maps = maps.flip(2) if flipped else maps", "maps = maps"),
+    ("a model in training mode makes the CAMs", "adapters/cam_inference", "with evaluating(module) as device:", "with torch.no_grad(), __import__('contextlib').nullcontext(torch.device('cpu')) as device:"),
+    ("CAMs of two checkpoints in one folder", "data/new_cam_files", "if earlier.get(key) != settings[key]", "if key != 'model' and earlier.get(key) != settings[key]"),
     ("splits every line", "data/image_names", "all(map(_ENDINGS.search, parts))", "True"),
     ("empty CAMs: those that never win", "evaluation/iou", "empty += bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "empty += 1"),
     ("percent as thresholds", "evaluation/iou", "scores[0] >= 0 and scores[-1] <= 1 and ", ""),

@@ -37,6 +37,7 @@ def test_the_public_names():
         "learn_background_prompts",
         "load_preset",
         "wrap",
+        "write_cams_of",
     ]
     assert dir(semples_plugin) == semples_plugin.__all__
     for name in semples_plugin.__all__:
