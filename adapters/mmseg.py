@@ -25,7 +25,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from semples_plugin.adapters import mmseg_data, mmseg_stages
+from semples_plugin.adapters import mmseg_data, mmseg_segments, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import refuse_hosts_own
 from semples_plugin.adapters.mmseg_runner import warnings_in_log
@@ -38,7 +38,7 @@ from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegul
 from semples_plugin.utils.checks import check_known, check_number
 from semples_plugin.utils.text import shown
 
-__all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_stages"]
+__all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_segments", "mmseg_stages"]
 
 
 @MODELS.register_module(name="SemPLeSRegularizer", force=True)

@@ -110,7 +110,7 @@ def test_other_photographs_are_another_setting_where_they_change_a_mask(world, m
     assert write(world / "fma", world / "a", Recipe(power=2), images=world / "moved") == {}
     with pytest.raises(ValueError, match="made with other settings"):
         write(world / "fma", world / "a", Recipe(power=2), images=world / "half")
-    monkeypatch.setattr(pseudo_masks, "_import_crf", lambda: None)
+    monkeypatch.setattr(pseudo_masks, "import_crf", lambda: None)
     monkeypatch.setattr(pseudo_masks, "refine_labels", lambda labels, *_: labels)
     write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "images")
     assert write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "images") == {}
