@@ -8,6 +8,6 @@ another file, deeplabv1_resnet101-coco.pth of github.com/kazuto1011/deeplab-pyto
 weights = "deeplabv3_r101-d8_512x512_4x4_320k_coco-stuff164k"
 model = {
     "backbone": {"init_cfg": {
-        "type": "Pretrained", "prefix": "backbone.", "checkpoint":
+        "_delete_": True, "type": "Pretrained", "prefix": "backbone.", "checkpoint":
         f"https://mmassets.onedl.ai/mmsegmentation/v0.5/deeplabv3/{weights}/{weights}_20210709_155402-3cbca14d.pth"}},
 }  # fmt: skip

@@ -24,34 +24,35 @@ from semples_plugin.data.cam_files import read_image_list
 
 def main() -> None:
     options = parse()
-    config, test = config_of(options), test_of(options)
-    if options.test:
-        config.load_from = checkpoint_of(options.test, Path(config.work_dir))
-        test.apply(config)
-    else:
-        check_pseudo_masks(config)
+    test = test_of(options)
+    try:
+        config = config_of(options)
+        if options.test:
+            config.load_from = checkpoint_of(options.test, Path(config.work_dir))
+            test.apply(config)
+        else:
+            check_pseudo_masks(config)
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(str(error))
     runner = Runner.from_cfg(config)
     if not options.test:
         runner.train()
     if "test_dataloader" not in config:
         return
-    metrics = runner.test()
+    metrics, data = runner.test(), config.test_dataloader.dataset
     if not is_main_process():
         return
     if metrics:
-        write_metrics(
-            Path(config.work_dir) / f"{test.name}.json",
-            metrics,
-            config=" ".join([options.config, *options.fragments]),
-            checkpoint=str(config.load_from) if options.test else "the last one",
-            seed=runner.seed,
-            images=config.test_dataloader.dataset.ann_file,
-        )
+        settings = {
+            "config": " ".join([options.config, *options.fragments]),
+            "checkpoint": config.load_from if options.test else "the last one",
+            "images": data.get("ann_file", ""),
+            "seed": runner.seed,
+        }
+        write_metrics(Path(config.work_dir) / f"{test.name}.json", metrics, **settings)
     if options.submit:
-        data = config.test_dataloader.dataset
-        print(
-            f"for the server: {pack_submission(options.submit, read_image_list(Path(data.data_root) / data.ann_file))}"
-        )
+        names = read_image_list(Path(data.data_root) / data.ann_file)
+        print(f"for VOC's evaluation server: {pack_submission(options.submit, names)}")
 
 
 def parse() -> argparse.Namespace:
@@ -92,8 +93,11 @@ def config_of(options: argparse.Namespace) -> Config:
 def config_file(name: str) -> Path:
     """A path, or the name of a config that lies beside this script."""
     own = Path(__file__).parent / f"{name}.py"
-    if Path(name).is_file() or not own.is_file():
+    if Path(name).is_file():
         return Path(name)
+    if not own.is_file():
+        ours = sorted(path.stem for path in own.parent.glob("*.py") if path.name != Path(__file__).name)
+        raise FileNotFoundError(f"there is no config {name}: expected a file, or one of {', '.join(ours)}")
     return own
 
 
@@ -108,7 +112,7 @@ def checkpoint_of(name: str, work_dir: Path) -> str:
     """The path of a checkpoint, or of the last one in the work folder."""
     found = find_latest_checkpoint(str(work_dir)) if name == "last" else name
     if found is None or ("://" not in found and not Path(found).is_file()):
-        sys.exit(f"there is no checkpoint {name if found else f'in {work_dir}'}")
+        raise FileNotFoundError(f"there is no checkpoint {name if found else f'in {work_dir}'}")
     return found
 
 
