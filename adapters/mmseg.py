@@ -4,7 +4,8 @@
 
 registers, in mmseg's own registries, `SemPLeSRegularizer` and `CamSegmentor` (MODELS); `LoadImageLabels` and
 `PackCamInputs` (TRANSFORMS), `WsssVoc` and `WsssCoco` (DATASETS), `CamMetric` (METRICS), see `mmseg_data`;
-and `SemPLeSStages` (HOOKS), see `mmseg_stages`. No compiled operator of mmcv is needed. DDP needs no flag:
+`MergedScores` (MODELS) and `SegmentationMetric` (METRICS), see `mmseg_segments`; and `SemPLeSStages` (HOOKS),
+see `mmseg_stages`. No compiled operator of mmcv is needed. DDP needs no flag:
 CLIP has no trainable parameter, and a batch without labels still gives gradients to every parameter of the
 model.
 """
