@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
+TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "strata", "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
 
@@ -43,6 +43,11 @@ OWN = {  # modules whose tests are called otherwise
     "diagnostics": "regularizer",
     "evaluation/pixel_counts": "cams",
     "evaluation/regions": "strata",
+    "adapters/cam_inference": "write_cams",
+    "data/new_cam_files": "write_cams",
+    "data/dense_crf": "pseudo_masks",
+    "adapters/mmseg_segments": "mmseg_configs",
+    "adapters/mmseg_testing": "mmseg_configs",
 }
 
 MUTATIONS = [
@@ -126,6 +131,13 @@ MUTATIONS = [
     ("foreign quality on unlearned vectors", "prompts", "and vectors.shape == self.vectors.shape:", "or True:"),
     ("a share of classes", "prompt_quality", "sum(separation * weight for", "sum(separation for"),
     ("removes what is being written", "utils/atomic_files", "temporary.stat().st_ctime > _LEFT_AFTER", "temporary.stat().st_ctime > -1"),
+    ("a flipped view left flipped", "adapters/cam_inference", "maps = maps.flip(2) if flipped else maps", "maps = maps"),
+    ("a model in training mode makes the CAMs", "adapters/cam_inference", "with evaluating(module) as device:", "with torch.no_grad(), __import__('contextlib').nullcontext(torch.device('cpu')) as device:"),
+    ("CAMs of two checkpoints in one folder", "data/new_cam_files", "if earlier.get(key) != settings[key]", "if key != 'model' and earlier.get(key) != settings[key]"),
+    ("a class left out of the CRF shifts the others", "data/dense_crf", "return classes[_marginals(unary, image, iterations, kernels).argmax(0)].astype(np.uint8)", "return _marginals(unary, image, iterations, kernels).argmax(0).astype(np.uint8)"),
+    ("the scores of one view", "adapters/mmseg_segments", "mean += (scores.softmax(0)", "mean = (scores.softmax(0)"),
+    ("masks counted before the CRF", "adapters/mmseg_segments", '{**sample, "pred_sem_seg": {"data": labels[None]}}', "sample"),
+    ("ground truth asked of the test server's images", "adapters/mmseg_testing", "data.pipeline = without_annotations(data.pipeline)", "pass"),
     ("splits every line", "data/image_names", "all(map(_ENDINGS.search, parts))", "True"),
     ("empty CAMs: those that never win", "evaluation/iou", "empty += bool(cam.max(initial=-np.inf) <= self.thresholds.astype(cam.dtype)[0])", "empty += 1"),
     ("strata: background is an object", "evaluation/regions", "(counts.classes > 0) & (counts.annotated > 0)", "counts.annotated > 0"),

@@ -16,6 +16,7 @@ from conftest import save_clip
 from torch.utils.tensorboard import SummaryWriter
 
 from semples_plugin import FrozenClip
+from semples_plugin.data.cam_files import chosen_cams
 from semples_plugin.demo.data import make_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +98,10 @@ def test_train_voc_runs_all_stages(voc):
     assert list(report["figures"]) == ["baseline", "(a) matching", "(b) prompts", "(c) refinement"]
     assert report["prompts"]["loss"][-1] < report["prompts"]["loss"][0]
     written = {path.name for path in (voc / "voc-out").iterdir()}
-    assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json"}
+    assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json", "cams"}
+    assert list(chosen_cams(voc / "voc-out/cams", voc / "ImageSets/Segmentation/train.txt")) == [
+        f"2007_00000{i}" for i in range(4)
+    ]
 
 
 def python_blocks(page: str) -> list[str]:
