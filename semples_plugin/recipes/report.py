@@ -25,7 +25,7 @@ def report(recipe: Recipe, jobs: Sequence[Job], miniature: bool) -> dict[str, An
         "table": recipe.table,
         "miniature": miniature,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "figures": [_figure(row) for row in rows_of(jobs)],
+        "figures": [_figure(row) for row in _side_by_side(rows_of(jobs))],
         "steps": [_step(job, jobs) for job in jobs],
         "environments": _environments(jobs),
     }
@@ -83,6 +83,12 @@ def describe_judgement(figure: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
+def _side_by_side(rows: Sequence[Row]) -> list[Row]:
+    """The rows with figures of one name next to one another, in the order of their first."""
+    names = list(dict.fromkeys(row.figure.name for row in rows))
+    return sorted(rows, key=lambda row: names.index(row.figure.name))
+
+
 def _figure(row: Row) -> dict[str, Any]:
     figure = row.figure
     return {
@@ -114,22 +120,31 @@ def _step(job: Job, jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def _environments(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The environments in which steps ran, each once, with its steps."""
+    """The environments in which steps ran, each once, with its steps; steps outside of a checkout have no commit."""
     environments: dict[str, dict[str, Any]] = {}
     for job in jobs:
         record = job.read_record()
         if record is not None and record.environment:
-            key = json.dumps(record.environment, sort_keys=True)
-            environments.setdefault(key, {**record.environment, "steps": []})["steps"].append(job.key)
+            versions = {name: value for name, value in record.environment.items() if name != "commit"}
+            new = {**versions, "commits": [], "steps": []}
+            environment = environments.setdefault(json.dumps(versions, sort_keys=True), new)
+            environment["steps"].append(job.key)
+            commit = record.environment.get("commit")
+            environment["commits"] += [commit] if commit and commit not in environment["commits"] else []
     return list(environments.values())
 
 
 def _page(content: dict[str, Any]) -> str:
+    notes = list(dict.fromkeys(figure["note"] for figure in content["figures"] if figure["note"]))
     figures = [
-        {**figure, "value": describe_measured(figure), "judgement": describe_judgement(figure)}
+        {
+            **figure,
+            "value": describe_measured(figure),
+            "judgement": describe_judgement(figure),
+            "mark": notes.index(figure["note"]) + 1 if figure["note"] else "",
+        }
         for figure in content["figures"]
     ]
     hours = sum(step["hours"] or 0 for step in content["steps"])
     done = sum(step["state"] == "done" for step in content["steps"])
-    notes = list(dict.fromkeys(figure["note"] for figure in figures if figure["note"]))
     return render("recipe.html.jinja", **{**content, "figures": figures}, notes=notes, hours=hours, done=done)
