@@ -176,9 +176,10 @@ def test_clims_trains_through_the_stages(tmp_path):
     host.revert()
 
 
-WEAKTR = ["main.py", "--model=deit_small_WeakTr_patch16_224", "--device=cpu", "--batch-size=4", "--epochs=1",
-          "--num_workers=0", "--data-path=data", "--finetune=", "--no-if_eval_miou", "--no-pin-mem",
-          "--aa="]  # fmt: skip  # its random posterising asks a current Pillow for 0 bits, now and then
+WEAKTR = ["main.py", "--model=deit_small_WeakTr_patch16_224", "--data-path=data", "--reduction=8", "--pool-type=max",
+          "--num_workers=0"]  # fmt: skip
+TRAINING = [*WEAKTR, "--data-set=VOC12", "--img-ms-list=voc12/train_id.txt", "--batch-size=4", "--epochs=1",
+            "--finetune="]  # fmt: skip  # no ImageNet weights without a network
 
 
 def prepare_weaktr(host: Host) -> None:
@@ -190,13 +191,21 @@ def prepare_weaktr(host: Host) -> None:
         (host.path / "voc12" / name).write_text("\n".join(host.names) + "\n")
 
 
+def train_weaktr(host: Host, folder: str, *options: str, stage: str | None = None) -> dict[str, list[float]]:
+    """An epoch in `folder`, whose end are CAMs and their mIoU."""
+    found = host.run(*TRAINING, f"--output_dir={folder}", f"--cam-npy-dir={folder}/cams", *options, stage=stage)
+    if stage != "prompts":
+        assert re.search(r"Max mIoU: \d", host.text) and len(list_cams(host.path / folder / "cams")) == len(host.names)
+    return found
+
+
 def test_weaktr_trains_through_the_stages(tmp_path):
     host = Host("weaktr", tmp_path)
     prepare_weaktr(host)
+    train_weaktr(host, "unpatched")
     host.patch()
-    main = [*WEAKTR, "--data-set=VOC12", "--img-ms-list=voc12/train_id.txt"]
-    host.run(*main, "--output_dir=plain")
-    alone = [*main, "--semples-alone", "--lr=0.01"]
+    train_weaktr(host, "plain")
+    alone = ["--semples-alone", "--lr=0.01"]
     start = ["--semples-start=plain/checkpoint.pth"]
 
     def weights(folder: str) -> dict:
@@ -205,14 +214,15 @@ def test_weaktr_trains_through_the_stages(tmp_path):
     def parts(folder: str) -> set[str]:
         return {name.split(".")[0] for name in moved(weights("plain"), weights(folder))}
 
-    found = host.run(*alone, *start, "--output_dir=a", stage="match")
+    assert moved(weights("unpatched"), weights("plain")) == set()  # without --semples WeakTr is what it was, to the bit
+    found = train_weaktr(host, "a", *alone, *start, stage="match")
     assert set(found) == MATCH and parts("a") == {"head", "adaptive_attention_fusion"}
-    plainly = ["--color-jitter=0", "--reprob=0"]
-    host.run(*main, *plainly, "--semples-start=a/checkpoint.pth", "--output_dir=b", stage="prompts")
+    plainly = ["--aa=", "--color-jitter=0", "--reprob=0"]  # stage (b) wants images that nothing is painted over
+    train_weaktr(host, "b", *plainly, "--semples-start=a/checkpoint.pth", stage="prompts")
     host.check_prompts()
-    found = host.run(*alone, *start, "--semples-reach=fusion", "--output_dir=c", stage="refine")
+    found = train_weaktr(host, "c", *alone, *start, "--semples-reach=fusion", stage="refine")
     assert set(found) == MATCH | {"loss_refine"} and parts("c") == {"adaptive_attention_fusion"}
-    host.run(*main, *start, "--output_dir=d", stage="refine")  # beside WeakTr's own losses
+    train_weaktr(host, "d", *start, stage="refine")  # beside WeakTr's own losses
     assert len(parts("d")) > 2
     host.revert()
 
@@ -346,18 +356,34 @@ def test_cams_of_clims_are_read_and_go_to_weaktr(tmp_path, monkeypatch):
         assert theirs["mIoU"] == pytest.approx(100 * found.sweep.miou[t], abs=0.01)
 
 
+def generate_weaktrs_cams(host: Host, folder: str, *scales: str) -> FolderEvaluation:
+    """WeakTr's own command for CAMs of several scales, its own judgement of them, and ours."""
+    host.run(*WEAKTR, "--data-set=VOC12MS", "--img-ms-list=voc12/train_id.txt", "--gen_attention_maps", "--scales",
+             *scales, f"--cam-npy-dir={folder}/cams-ms", f"--output_dir={folder}",
+             f"--resume={folder}/checkpoint.pth")  # fmt: skip
+    host.run("evaluation.py", "--list=voc12/train_id.txt", "--data-path=data", "--type=npy", "--n_jobs=1",
+             f"--predict_dir={folder}/cams-ms", "--curve=True", "--start=40", "--end=42")  # fmt: skip
+    found = evaluate_folder(
+        host.path / folder / "cams-ms", host.voc / "SegmentationClassAug", load_preset("voc").class_names,
+        progress=False,
+    )  # fmt: skip
+    assert sorted(found.counts) == sorted(host.names) and found.failed == {}
+    for percent, theirs in re.findall(r"background score: 0\.(4[01])0\tmIoU: (\S+)%", host.text):
+        assert float(theirs) == pytest.approx(100 * found.sweep.miou[int(percent)], abs=0.01)
+    return found
+
+
 def test_cams_of_weaktr_are_read_and_go_to_fma_wsss(tmp_path, monkeypatch):
     host = Host("weaktr", tmp_path)
     prepare_weaktr(host)
-    lists = "--img-ms-list=voc12/train_id.txt"
-    host.run(*WEAKTR, "--data-set=VOC12", lists, "--output_dir=plain")
-    host.run(*WEAKTR, "--data-set=VOC12MS", lists, "--gen_attention_maps", "--scales", "1.0",
-             "--cam-npy-dir=cams", "--output_dir=plain", "--resume=plain/checkpoint.pth")  # fmt: skip
-    found = evaluate_folder(
-        host.path / "cams", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
-    )
-    assert sorted(found.counts) == sorted(host.names) and found.failed == {}
-    convert_folder(host.path / "cams", tmp_path / "fma", "fma", progress=False)
+    host.before = status(host.path, "--untracked-files=no")
+    train_weaktr(host, "plain")
+    found = generate_weaktrs_cams(host, "plain", "1.0", "1.2")
+    host.patch()
+    again = generate_weaktrs_cams(host, "plain", "1.0", "1.2")
+    np.testing.assert_array_equal(again.sweep.iou, found.sweep.iou)
+    host.revert()
+    convert_folder(host.path / "plain/cams-ms", tmp_path / "fma", "fma", progress=False)
     judged = evaluate_folder(
         tmp_path / "fma", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
     )
