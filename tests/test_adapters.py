@@ -548,3 +548,30 @@ def test_a_nan_or_a_batch_without_labels_is_handled(clip, batch):
     one = torch.zeros_like(labels)
     one[2, 5] = 1
     assert adapter.loss(images, cams, one).item() > 0 and isinstance(adapter.masks(cams, one), ClassMasks)
+
+
+class TestTable5:
+    """Its rows, by options that CLIMS and WeakTr share."""
+
+    def args(self, names, *arguments: str) -> argparse.Namespace:
+        return parse(weaktr.add_arguments, *names, *arguments)
+
+    def test_the_terms_of_the_prompts_can_be_left_out(self, names):
+        for name, left_out in {"image": (0.0, 0.02), "text": (1.0, 0.0)}.items():
+            weights = host_options.preset_of(self.args(names, f"--semples-{name}-weight", "0")).weights
+            assert (weights.image, weights.text) == left_out
+
+    def test_refinement_with_prompts_that_are_not_learned(self, names):
+        built = {}
+        for seed in ("0", "0", "1"):
+            args = self.args(names, "--semples=refine", "--semples-prompts=unlearned", f"--semples-seed={seed}")
+            prompts = host_options.build_regularizer(args, 8, "cpu").prompts
+            assert prompts is not None and not prompts.learned and prompts.vectors.shape[:2] == (8, 4)
+            built.setdefault(seed, []).append(prompts.vectors)
+        assert torch.equal(*built["0"]) and not torch.equal(built["0"][0], built["1"][0])
+        start = host_options.build_regularizer(self.args(names, "--semples=prompts"), 8, "cpu").prompts
+        assert torch.equal(start.vectors, built["0"][0])  # those that stage (b) begins with
+        with pytest.raises(ValueError, match="give the file to write as --semples-prompts, not `unlearned`"):
+            host_options.build_regularizer(
+                self.args(names, "--semples=prompts", "--semples-prompts=unlearned"), 8, "cpu"
+            )
