@@ -24,15 +24,23 @@ def register(corrections: Corrections) -> None:
     corrections.stand_in("apex")(_fill_nothing)
     corrections.stand_in("apex.normalization")(fill_apex)
     corrections.stand_in("mmseg.core")(fill_mean_iou)
-    corrections.stand_in("mmseg.datasets.builder")(_fill_nothing)
+    corrections.stand_in("mmseg.datasets.builder")(fill_builder)
+    corrections.stand_in("mmseg.datasets.custom")(fill_custom)
     corrections.after("mmseg.datasets")(add_build_dataset)
     corrections.after("mmcv.utils")(add_config)
     corrections.after("timm.models.vision_transformer")(name_deits_weights)
+    corrections.after("timm.optim.nadam")(lambda module: _rename(module, "NAdamLegacy", "Nadam"))
+    corrections.after("timm.optim.radam")(lambda module: _rename(module, "RAdamLegacy", "RAdam"))
     corrections.after("numpy")(restore_numpys_old_types)  # segm/metrics.py:113
 
 
 def _fill_nothing(module: Any) -> None:
     """It is imported, and not used by what runs here."""
+
+
+def _rename(module: Any, todays: str, former: str) -> None:
+    """segm/optim/optim_factory.py:27, :30."""
+    setattr(module, former, getattr(module, todays))
 
 
 def fill_apex(module: Any) -> None:
@@ -75,8 +83,26 @@ def fill_mean_iou(module: Any) -> None:
     module.mean_iou = mean_iou
 
 
+class _NoRegistry:
+    """segm/datasets/coco.py:13 registers a class by which `LabelledImages` isn't found."""
+
+    def register_module(self) -> Any:
+        return lambda registered: registered
+
+
+def fill_builder(module: Any) -> None:
+    """segm/datasets/coco.py:3."""
+    module.DATASETS = _NoRegistry()
+
+
+def fill_custom(module: Any) -> None:
+    """segm/datasets/coco.py:5."""
+    module.CustomDataset = LabelledImages
+
+
 def add_build_dataset(datasets: Any) -> None:
     """segm/data/base.py:9: `mmseg.datasets.build_dataset`, for its PascalVOCDataset and COCODataset."""
+    datasets.DATASETS = _NoRegistry()  # segm/data/coco.py:6
     datasets.build_dataset = lambda config: LabelledImages(config)
 
 
