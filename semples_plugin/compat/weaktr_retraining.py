@@ -117,7 +117,9 @@ class LabelledImages:
         root = Path(config["data_root"])
         self.img_dir, self.ann_dir = root / config["img_dir"], root / config["ann_dir"]
         names = (root / config["split"]).read_text().split()
-        self.img_infos = [{"filename": f"{name}.jpg", "ann": {"seg_map": f"{name}.png"}} for name in names]
+        self.img_infos: list[dict[str, Any]] = [
+            {"filename": f"{name}.jpg", "ann": {"seg_map": f"{name}.png"}} for name in names
+        ]
         load, *rest = config["pipeline"]
         assert load["type"] == "LoadImageFromFile"
         self._test = rest[0] if rest[0]["type"] == "MultiScaleFlipAug" else None
@@ -135,7 +137,10 @@ class LabelledImages:
             "img_path": str(image), "seg_map_path": str(self.ann_dir / info["ann"]["seg_map"]),
             "reduce_zero_label": False, "label_map": None, "seg_fields": [],
         })  # fmt: skip
-        return {"img": _as_data(found["img"].transpose(2, 0, 1)), "gt_semantic_seg": _as_data(found["gt_seg_map"][None])}
+        return {
+            "img": _as_data(found["img"].transpose(2, 0, 1)),
+            "gt_semantic_seg": _as_data(found["gt_seg_map"][None]),
+        }
 
 
 def _as_data(array: Any) -> SimpleNamespace:
@@ -152,7 +157,7 @@ def _todays_transforms(pipeline: Any) -> Any:
     from mmcv.transforms import Compose, LoadImageFromFile, Normalize, Pad, RandomFlip, RandomResize
 
     ours = mmseg.datasets.transforms
-    todays = {
+    todays: dict[str, Any] = {
         "LoadAnnotations": lambda: ours.LoadAnnotations(),
         "Resize": lambda img_scale, ratio_range: RandomResize(img_scale, ratio_range, keep_ratio=True),
         "RandomCrop": lambda **options: ours.RandomCrop(**options),

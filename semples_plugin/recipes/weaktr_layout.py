@@ -1,4 +1,4 @@
-"""VOC and COCO as WeakTr reads them, in its checkout, by links: `python -m semples_plugin.recipes.weaktr_layout --help`.
+"""VOC and COCO as WeakTr reads them, in its checkout, by links: `python -m semples_plugin.recipes.weaktr_layout -h`.
 
 WeakTr's lists, in `voc12/` and `coco/` of its checkout, say which images; a miniature run writes lists of a few
 images and their labels there.
