@@ -91,8 +91,7 @@ def _stage(data: _Data, out: str, stage: str, *options: str) -> str:
 
 def _before(data: _Data) -> tuple[Step, ...]:
     """The clone with its patch and data, and WeakTr's checkpoint."""
-    own, small = f"{{checkout}}/{data.own}", "{shared}/small"
-    voc, checkpoint = data is VOC, "{start}"
+    voc, small = data is VOC, "{shared}/small"
     source = "https://github.com/hustvl/WeakTr#main-results (Step1, Checkpoint)"
     made = "{checkout}/data/voc12/VOCdevkit/VOC2012/ImageSets" if voc else "{checkout}/data/coco/voc_format/train.txt"
     smallness: tuple[Step, ...] = (
@@ -111,13 +110,18 @@ def _before(data: _Data) -> tuple[Step, ...]:
              only="full"),
     )  # fmt: skip
     layout = f"python -m semples_plugin.recipes.weaktr_layout {data.name} {{{data.name}}} . {{lists}}"
+    masks = () if voc else ("{coco_masks}",)
+    links = [
+        Step("data", "images, masks and lists where WeakTr looks for them",
+             layout if voc else f"{layout} --masks {{coco_masks}}",
+             needs=("{checkout}/README.md", f"{{{data.name}}}", *masks, *more), makes=(made,), once=True, only=only)
+        for only, more in {"full": (), "miniature": smallness[-1].makes if voc else smallness[0].makes}.items()
+    ]  # fmt: skip
     return (
         *checkout("weaktr"),
         *smallness,
-        Step("data", "images, masks and lists where WeakTr looks for them",
-             layout if voc else f"{layout} --masks {{coco_masks}}", needs=(f"{own}/train_id.txt", f"{{{data.name}}}"),
-             makes=(made,), once=True),
-        Step("published", "WeakTr's checkpoint", makes=(checkpoint,), source=source, once=True, only="full"),
+        *links,
+        Step("published", "WeakTr's checkpoint", makes=("{start}",), source=source, once=True, only="full"),
         Step("published", "a network in place of WeakTr's checkpoint: its own training, without ImageNet's weights",
              _main(data, "{shared}/baseline", f"--lr {'6e-4' if voc else '2e-4'} --finetune="), needs=(made,),
              makes=("{shared}/baseline/checkpoint.pth",), once=True, only="miniature"),
@@ -269,7 +273,7 @@ SMALL = {
 }
 SMALL_SECOND = {
     "segmenter_size": "--epochs 2 --batch-size 2 --im-size 256 --crop-size 240 --window-size 240 --window-stride 160",
-    "test_size": "--im-size 256",
+    "test_size": "--im-size 128",
 }
 
 
@@ -334,23 +338,19 @@ def _table_5() -> tuple[Step, ...]:
     return (*_before(VOC), *_cams(VOC, "baseline", "{start}", False, baseline), *_stages(VOC, ABLATION), *judged)
 
 
+def _recipe(name: str, about: str, table: str, steps: tuple[Step, ...], own: dict[str, str], small: dict[str, str],
+            data: str) -> Recipe:  # fmt: skip
+    paths, values = {**WEAKTR_PATHS, data: PATHS[data]}, {**TRAINING, **own}
+    used = {name: text for name, text in WEAKTR_HELP.items() if name in {**paths, **values}}
+    return Recipe(name, "weaktr", about, table, steps, paths, values, {**SMALL, **small}, used)
+
+
 RECIPES = (
-    Recipe(
-        "weaktr-voc", "weaktr", "WeakTr and SemPLeS on VOC, to WeakTr's segmentation network", "Table 4", _table_4(),
-        {**WEAKTR_PATHS, "voc": PATHS["voc"]},
-        {**TRAINING, "batch": "64", "start": "{runs}/weaktr-voc.pth", "threshold": "43", **SECOND},
-        {**SMALL, **SMALL_SECOND}, WEAKTR_HELP,
-    ),
-    Recipe(
-        "weaktr-coco", "weaktr", "WeakTr and SemPLeS on COCO, to WeakTr's segmentation network", "Table 3", _table_3(),
-        {**WEAKTR_PATHS, "coco": PATHS["coco"]},
-        {**TRAINING, "batch": "32", "start": "{runs}/weaktr-coco.pth", "coco_masks": "{coco}/class_labels",
-         "threshold": "42", **SECOND},
-        {**SMALL, **SMALL_SECOND, "coco_masks": "{shared}/small/masks"}, WEAKTR_HELP,
-    ),
-    Recipe(
-        "weaktr-voc-ablation", "weaktr", "which losses give what, on VOC's CAMs", "Table 5", _table_5(),
-        {**WEAKTR_PATHS, "voc": PATHS["voc"]}, {**TRAINING, "batch": "64", "start": "{runs}/weaktr-voc.pth"}, SMALL,
-        WEAKTR_HELP,
-    ),
+    _recipe("weaktr-voc", "WeakTr and SemPLeS on VOC, to WeakTr's segmentation network", "Table 4", _table_4(),
+            {"batch": "64", "start": "{runs}/weaktr-voc.pth", "threshold": "43", **SECOND}, SMALL_SECOND, "voc"),
+    _recipe("weaktr-coco", "WeakTr and SemPLeS on COCO, to WeakTr's segmentation network", "Table 3", _table_3(),
+            {"batch": "32", "start": "{runs}/weaktr-coco.pth", "coco_masks": "{coco}/class_labels", "threshold": "42",
+             **SECOND}, {**SMALL_SECOND, "coco_masks": "{shared}/small/masks"}, "coco"),
+    _recipe("weaktr-voc-ablation", "which losses give what, on VOC's CAMs", "Table 5", _table_5(),
+            {"batch": "64", "start": "{runs}/weaktr-voc.pth"}, {}, "voc"),
 )  # fmt: skip
