@@ -4,7 +4,8 @@
 
 registers, in mmseg's own registries, `SemPLeSRegularizer` and `CamSegmentor` (MODELS); `LoadImageLabels` and
 `PackCamInputs` (TRANSFORMS), `WsssVoc` and `WsssCoco` (DATASETS), `CamMetric` (METRICS), see `mmseg_data`;
-and `SemPLeSStages` (HOOKS), see `mmseg_stages`. No compiled operator of mmcv is needed. DDP needs no flag:
+`MergedScores` (MODELS) and `SegmentationMetric` (METRICS), see `mmseg_segments`; and `SemPLeSStages` (HOOKS),
+see `mmseg_stages`. No compiled operator of mmcv is needed. DDP needs no flag:
 CLIP has no trainable parameter, and a batch without labels still gives gradients to every parameter of the
 model.
 """
@@ -25,7 +26,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from semples_plugin.adapters import mmseg_data, mmseg_stages
+from semples_plugin.adapters import mmseg_data, mmseg_segments, mmseg_stages
 from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import refuse_hosts_own
 from semples_plugin.adapters.mmseg_runner import warnings_in_log
@@ -38,7 +39,7 @@ from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegul
 from semples_plugin.utils.checks import check_known, check_number
 from semples_plugin.utils.text import shown
 
-__all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_stages"]
+__all__ = ["CamSegmentor", "build_regularizer", "mmseg_data", "mmseg_segments", "mmseg_stages"]
 
 
 @MODELS.register_module(name="SemPLeSRegularizer", force=True)

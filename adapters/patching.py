@@ -6,9 +6,7 @@ changes.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ import semples_plugin
 from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.adapters.host_options import STAGES
 from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.git import check_root, git, head, succeeds
 
 PATCHES = Path(semples_plugin.__file__).parent / "patches"
 
@@ -53,24 +52,17 @@ def patch(host: str, checkout: str | Path, action: str = "apply") -> str:
 
 def _check_checkout(host: str, checkout: Path) -> None:
     """Raises where the folder isn't the root of a git checkout that has the host's pinned commit."""
-    if not checkout.is_dir():
-        raise FileNotFoundError(f"there is no folder {checkout}")
-    result = _run_git(checkout, "rev-parse", "--show-toplevel")
-    if "not a git repository" in result.stderr:
-        raise ValueError(f"{checkout} is no git checkout; clone {host} with git, an unpacked archive has no commits")
-    root = _git(checkout, "rev-parse", "--show-toplevel")
-    if Path(root).resolve() != checkout.resolve():
-        raise ValueError(f"{checkout} is a folder inside of the checkout; give {root}")
+    check_root(checkout, host)
     commit = COMMITS[host]
-    if not _succeeds(checkout, "cat-file", "-e", commit):
+    if not succeeds(checkout, "cat-file", "-e", commit):
         raise ValueError(f"{checkout} has no commit {commit[:12]}: it is not {host}, or a shallow clone of a later one")
 
 
 def _require_commit(host: str, checkout: Path) -> None:
-    head, commit = _git(checkout, "rev-parse", "--verify", "HEAD"), COMMITS[host]
-    if head != commit:
+    found, commit = head(checkout), COMMITS[host]
+    if found != commit:
         raise ValueError(
-            f"{checkout} is at commit {head[:12]}; the patch is for {commit[:12]}: git -C {checkout} checkout "
+            f"{checkout} is at commit {found[:12]}; the patch is for {commit[:12]}: git -C {checkout} checkout "
             f"{commit[:12]}"
         )
 
@@ -78,14 +70,14 @@ def _require_commit(host: str, checkout: Path) -> None:
 def _handle_patch(host: str, checkout: Path, action: str) -> str:
     """Applies, checks or reverts the patch of CLIMS or WeakTr."""
     # The files themselves say whether they are patched, so that a committed patch can be reverted as well.
-    if _succeeds(checkout, *_APPLY, "--reverse", "--check", _patch_of(host)):
+    if succeeds(checkout, *_APPLY, "--reverse", "--check", _patch_of(host)):
         return _handle_patched(host, checkout, action)
     _refuse_half_patched(host, checkout)
     if action == "revert":
         raise ValueError(f"{checkout} is not patched; there is nothing to take out")
     _require_commit(host, checkout)
     touched = touched_files(host)
-    changed = _git(checkout, "status", "--porcelain", "--", *touched)
+    changed = git(checkout, "status", "--porcelain", "--", *touched)
     if changed:
         raise ValueError(
             f"{checkout} has local changes in files that the patch touches ({' '.join(changed.split())}); "
@@ -198,14 +190,14 @@ def _mentions_us(file: Path) -> bool:
 
 def _patched(host: str, checkout: Path, *options: str) -> dict[Path, bytes]:
     """Contents of the touched files with the patch, or, with "--reverse", without it; git works on copies of them."""
-    repository = _git(checkout, "rev-parse", "--absolute-git-dir")
+    repository = git(checkout, "rev-parse", "--absolute-git-dir")
     with TemporaryDirectory() as folder:
         copies = {checkout / name: Path(folder, name) for name in touched_files(host)}
         for file, copy in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
         # With the checkout's --git-dir its settings, of line ends for instance, hold for the copies as well.
-        _git(Path(folder), f"--git-dir={repository}", "--work-tree=.", *_APPLY, *options, _patch_of(host))
+        git(Path(folder), f"--git-dir={repository}", "--work-tree=.", *_APPLY, *options, _patch_of(host))
         return {file: copy.read_bytes() for file, copy in copies.items()}
 
 
@@ -259,29 +251,3 @@ def _remove_empty_folders(files: list[Path]) -> None:
         with suppress(OSError):  # a folder that holds other files stays
             file.parent.rmdir()
             file.parent.parent.rmdir()
-
-
-def _git(checkout: Path, *arguments: str) -> str:
-    """Standard output of a git command; a ValueError with git's own words where it failed."""
-    result = _run_git(checkout, *arguments)
-    if result.returncode != 0:
-        lines = [line.strip().removeprefix("fatal: ") for line in result.stderr.splitlines() if line.strip()]
-        message = lines[0] if lines else "nothing"
-        for line in lines:
-            if line.startswith("git config "):  # what git advises for a checkout of another owner
-                message += f"; if you trust it: {line}"
-                break
-        raise ValueError(f"{checkout}: git says: {message}")
-    return result.stdout.strip()
-
-
-def _succeeds(checkout: Path, *arguments: str) -> bool:
-    return _run_git(checkout, *arguments).returncode == 0
-
-
-def _run_git(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["git", "-C", str(checkout), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
-    except FileNotFoundError as error:
-        raise ValueError("git is not installed, or not on the PATH") from error

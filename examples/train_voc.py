@@ -33,6 +33,7 @@ from semples_plugin import (
     SemPLeSRegularizer,
     learn_background_prompts,
     load_preset,
+    write_cams_of,
 )
 from semples_plugin.data.image_labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
@@ -212,7 +213,8 @@ def main() -> None:
     baseline = stages.train_baseline(network, options.baseline_epochs)
     matched = stages.match(baseline)
     history = stages.learn_prompts(matched)
-    stages.refine(baseline)
+    refined = stages.refine(baseline)
+    write_cams_of(refined, options.data / "JPEGImages", options.out / "cams", images.labels, images.names)
 
     print_figures(stages.figures)
     print_nearest_words(stages.regularizer, history)
@@ -238,7 +240,7 @@ def parse() -> argparse.Namespace:
         add(f"--{name.replace('_', '-')}", type=kind, help="instead of the preset's")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0, help="of the network's start, the batches and the prompts")
-    files = "baseline.pt, matched.pt, refined.pt, prompts.safetensors and figures.json"
+    files = "baseline.pt, matched.pt, refined.pt, prompts.safetensors, cams/ and figures.json"
     add("--out", type=Path, default=Path("voc-out"), help=f"folder for {files}")
     return parser.parse_args()
 

@@ -14,6 +14,7 @@ from semples_plugin.version import __version__
 
 if TYPE_CHECKING:
     from semples_plugin.adapters.base import wrap
+    from semples_plugin.adapters.cam_inference import write_cams_of
     from semples_plugin.clip.frozen import FrozenClip
     from semples_plugin.masks import ClassMasks
     from semples_plugin.presets import Preset, load_preset
@@ -33,6 +34,7 @@ _MODULES = {
     "learn_background_prompts": "prompt_learning.learn",
     "load_preset": "presets",
     "wrap": "adapters.base",
+    "write_cams_of": "adapters.cam_inference",
 }
 __all__ = [
     "BackgroundPrompts",
@@ -46,6 +48,7 @@ __all__ = [
     "learn_background_prompts",
     "load_preset",
     "wrap",
+    "write_cams_of",
 ]
 
 

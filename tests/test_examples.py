@@ -13,9 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import save_clip
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from semples_plugin import FrozenClip
+from semples_plugin.data.cam_files import chosen_cams, read_cams
 from semples_plugin.demo.data import make_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +99,10 @@ def test_train_voc_runs_all_stages(voc):
     assert list(report["figures"]) == ["baseline", "(a) matching", "(b) prompts", "(c) refinement"]
     assert report["prompts"]["loss"][-1] < report["prompts"]["loss"][0]
     written = {path.name for path in (voc / "voc-out").iterdir()}
-    assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json"}
+    assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json", "cams"}
+    assert list(chosen_cams(voc / "voc-out/cams", voc / "ImageSets/Segmentation/train.txt")) == [
+        f"2007_00000{i}" for i in range(4)
+    ]
 
 
 def python_blocks(page: str) -> list[str]:
@@ -205,17 +210,18 @@ def test_the_guides_steps_train_as_a_plain_step_does(yours):
 
 
 def test_the_guides_lines_write_cams_that_are_read(tmp_path, monkeypatch):
-    from semples_plugin.data.cam_files import read_cams
-
     class Model(torch.nn.Module):
         def forward(self, images):
             assert not self.training and not torch.is_grad_enabled()
-            return torch.linspace(-1, 3, 3 * 4 * 5).view(1, 3, 4, 5)
+            return torch.linspace(-1, 3, 3 * 4 * 5).view(1, 3, 4, 5).expand(len(images), 3, 4, 5)
 
     monkeypatch.chdir(tmp_path)
-    (block,) = (block for block in python_blocks("docs/cams.md") if "np.save" in block)
-    names = {"model": Model(), "image": torch.zeros(3, 8, 10), "height": 12, "width": 15, "name": "a"}
-    exec(compile(block, "cams.md", "exec"), {**names, "label": torch.tensor([1, 0, 1])})
+    Path("JPEGImages").mkdir()
+    Image.new("RGB", (15, 12)).save("JPEGImages/a.png")
+    np.save("cls_labels.npy", {"a": np.array([1, 0, 1], np.float32)}, allow_pickle=True)
+    Path("train.txt").write_text("a\n")
+    (block,) = (block for block in python_blocks("docs/cams.md") if "write_cams_of" in block)
+    exec(compile(block, "cams.md", "exec"), {"model": Model()})
     cams = read_cams(tmp_path / "cams" / "a.npy")
     assert cams.class_index == (0, 2) and cams.size == (12, 15) and cams.format == "weaktr"
     assert cams.maps[1].max() == 1 and cams.maps.min() >= 0

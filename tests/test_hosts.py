@@ -23,6 +23,8 @@ from conftest import save_clip
 
 from semples_plugin import BackgroundPrompts
 from semples_plugin.adapters import patching, weaktr, weaktr_checkpoints
+from semples_plugin.compat.needs import check
+from semples_plugin.compat.needs.check import check_host
 from semples_plugin.data.cam_files import list_cams, read_cams
 from semples_plugin.data.convert import convert_folder
 from semples_plugin.data.image_labels import load_image_labels
@@ -528,3 +530,15 @@ def test_cams_of_fma_wsss_are_read(tmp_path):
     )  # fmt: skip
     np.testing.assert_array_equal(again.sweep.iou, found.sweep.iou)
     compare_with_fma(out, found, tmp_path)
+
+
+def test_doctor_finds_what_the_real_checkouts_bring_and_names_what_they_do_not(monkeypatch):
+    monkeypatch.setattr(check, "_reach", lambda url: None)
+    for host, brought, wanted in (
+        ("clims", "voc12/train_aug.txt: 10,582 images for training, each with label", "res50_cam.pth (the CAM network"),
+        ("weaktr", "voc12/cls_labels.npy: labels of 12,031 images, 20 columns", "no folder data/voc12/VOCdevkit"),
+        ("fma-wsss", ", at the pinned commit 112437ec", "there is no folder datasets/VOC2012: link yours there"),
+    ):
+        found = list(check_host(host, need(host)))
+        assert any(brought in finding.text for finding in found if finding.status == "found")
+        assert any(wanted in finding.text for finding in found if finding.status == "missing" and finding.fails)

@@ -37,6 +37,7 @@ def test_the_public_names():
         "learn_background_prompts",
         "load_preset",
         "wrap",
+        "write_cams_of",
     ]
     assert dir(semples_plugin) == semples_plugin.__all__
     for name in semples_plugin.__all__:
@@ -105,10 +106,11 @@ def test_the_wheel_holds_what_git_holds(tmp_path):
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(copy))
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    folders = ("semples_plugin", "adapters", "examples/patches")
+    folders = ("semples_plugin", "adapters", "examples/patches", "examples/mmseg")
     files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", *folders).split("\n")
+    moved = {"adapters/": "adapters/", "examples/patches/": "patches/", "examples/mmseg/": "mmseg_configs/"}
     tracked = {
-        re.sub("^(adapters|examples/(?=patches/))", lambda m: "semples_plugin/" + m[0].removeprefix("examples/"), name)
+        re.sub(f"^({'|'.join(moved)})", lambda m: f"semples_plugin/{moved[m[0]]}", name)
         for name in files
         if (ROOT / name).is_file()
     }

@@ -54,7 +54,7 @@ def test_what_is_not_safe_is_refused_and_nothing_changes(checkout, tmp_path, mon
     with pytest.raises(ValueError, match=r"local changes .* \(M run_sample.py\)"):
         patching.patch("clims", checkout)
     assert (checkout / "run_sample.py").read_text() == "mine"
-    with pytest.raises(ValueError, match=r"a folder inside of the checkout; give .*host"):
+    with pytest.raises(ValueError, match=r"a folder inside of the checkout .*host; give that"):
         patching.patch("clims", checkout / "step")
     git(checkout, "commit", "--quiet", "-am", "mine")
     with pytest.raises(ValueError, match="is at commit"):

@@ -11,6 +11,7 @@ from test_cam_files import CLASSES, as_fma, as_weaktr, maps
 from semples_plugin.cli.app import main
 from semples_plugin.data import pseudo_masks
 from semples_plugin.data.cam_files import Cams, write_cams
+from semples_plugin.data.dense_crf import refine_scores
 from semples_plugin.data.images import read_note, voc_palette
 from semples_plugin.data.pseudo_masks import Recipe, refine_labels, to_labels, write_pseudo_masks
 
@@ -110,7 +111,7 @@ def test_other_photographs_are_another_setting_where_they_change_a_mask(world, m
     assert write(world / "fma", world / "a", Recipe(power=2), images=world / "moved") == {}
     with pytest.raises(ValueError, match="made with other settings"):
         write(world / "fma", world / "a", Recipe(power=2), images=world / "half")
-    monkeypatch.setattr(pseudo_masks, "_import_crf", lambda: None)
+    monkeypatch.setattr(pseudo_masks, "import_crf", lambda: None)
     monkeypatch.setattr(pseudo_masks, "refine_labels", lambda labels, *_: labels)
     write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "images")
     assert write(world / "cams", world / "b", Recipe((0.5,), crf=5), images=world / "images") == {}
@@ -174,3 +175,26 @@ def test_masks_that_are_background_alone_are_told(tmp_path):
             warnings.simplefilter("always")
             write_pseudo_masks(folder, tmp_path / f"masks {scale}", Recipe((0.4,)), progress=False)
         assert [str(one.message)[: len(words or "")] for one in caught] == ([words] if words else [])
+
+
+def test_a_crf_over_scores_is_pydensecrfs_over_all_classes():
+    crf = pytest.importorskip("pydensecrf.densecrf", reason="needs semples-plugin[crf]")
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    image[:, :28] //= 4
+    logits = np.kron(generator.normal(size=(21, 5, 7)) * 4, np.ones((1, 8, 8))).astype(np.float32)
+    logits[2:17] -= 30  # classes that no pixel shows
+    probabilities = np.exp(logits) / np.exp(logits).sum(0)
+    field = crf.DenseCRF2D(56, 40, 21)
+    field.setUnaryEnergy(np.ascontiguousarray(-np.log(np.maximum(probabilities, 1e-8)).reshape(21, -1)))
+    field.addPairwiseGaussian(sxy=1, compat=3)
+    field.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image.copy(), compat=4)
+    expected = np.asarray(field.inference(10)).reshape(21, 40, 56).argmax(0)
+    refined = refine_scores(probabilities, image, 10)
+    assert refined.dtype == np.uint8 and np.array_equal(refined, expected)
+    assert (refined != probabilities.argmax(0)).any()
+    certain = np.zeros((21, 40, 56), np.float32)
+    certain[4] = 1
+    assert (refine_scores(certain, image, 10) == 4).all()
+    with pytest.raises(ValueError, match=r"scores of \(40, 56\) pixels, where the image has \(40, 50\)"):
+        refine_scores(probabilities, image[:, :50], 10)

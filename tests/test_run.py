@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from semples_plugin.adapters import patching
 from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.app import main
 from semples_plugin.compat import clims
@@ -72,28 +73,68 @@ def test_another_start_up_file_is_run_as_well(checkout, tmp_path, monkeypatch):
     assert run("weaktr", "--any-commit", "main.py").stdout.split("\n")[-3:] == ["another", "after it", ""]
 
 
-def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys, monkeypatch):
+def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys):
+    (checkout / "folder").mkdir()
     for arguments, told in {
-        ("weaktr", "main.py"): f"fit commit {COMMITS['weaktr'][:8]}, and it is no git checkout",
-        ("weaktr", "--any-commit"): "expected a script of the host and its arguments",
-        ("weaktr", "--any-commit", "man.py"): "there is no script man.py in",
-        ("clims", "main.py"): "is no checkout of clims: it has no run_sample.py",
+        ("weaktr", "main.py"): f"{checkout} is no git checkout; clone weaktr with git, an unpacked archive has no "
+        "commits; or say --any-commit",
+        ("weaktr", "--any-commit"): "expected a script of the host and its arguments, such as main.py --help, or -m "
+        "and a module, got none",
+        ("weaktr", "--any-commit", "-m"): "or -m and a module, got -m",
+        ("weaktr", "--any-commit", "--devise", "cpu"): "got the option --devise; run's own are --device and",
+        ("weaktr", "--any-commit", "man.py"): f"there is no script man.py in {checkout}",
+        ("weaktr", "--any-commit", "folder"): "there is no script folder in",
+        ("clims", "main.py"): f"{checkout} is no checkout of clims: it has no run_sample.py",
     }.items():
         assert main(["run", *arguments]) == 1
-        assert told in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert told in error and error.startswith("semples run: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "place", [["--device", "tpu", "weaktr"], ["weaktr", "--device", "tpu"], ["weaktr", "--device"]]
+)
+def test_an_unknown_device_is_wrong_usage(place, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", *place])
+    assert "error: argument --device: " in capsys.readouterr().err
+
+
+def test_the_commit_is_that_of_the_checkout_itself(checkout, monkeypatch):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run([*git, "init", "-q", checkout.parent], check=True)  # around it
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "somebody else's"], check=True)
-    with pytest.raises(ValueError, match="it is no git checkout"):
-        check_checkout("weaktr")
+    around = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setitem(COMMITS, "weaktr", around)  # even then
+    inside = rf"weaktr is a folder inside of the checkout {checkout.parent}; give that, if it is weaktr's, or"
+    for refuse in (lambda: check_checkout("weaktr"), lambda: patching.patch("weaktr", checkout, "check")):
+        with pytest.raises(ValueError, match=inside):
+            refuse()
+    check_checkout("weaktr", any_commit=True)
     subprocess.run([*git, "init", "-q"], check=True)
+    with pytest.raises(ValueError, match=r"git says: Needed a single revision; or say --any-commit"):
+        check_checkout("weaktr")
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "another"], check=True)
-    with pytest.raises(ValueError, match=r"and it is at [0-9a-f]{8}: check that commit out"):
+    with pytest.raises(ValueError, match=rf"{checkout} is at [0-9a-f]{{8}}: git -C {checkout} checkout {around[:8]}"):
         check_checkout("weaktr")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setitem(COMMITS, "weaktr", head)
     check_checkout("weaktr")
+
+
+def test_another_users_checkout_comes_with_gits_advice(checkout, monkeypatch):
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    advice = rf"git says: detected dubious ownership in .*; if you trust it: git config .* safe.directory {checkout}"
+    for refuse in (lambda: check_checkout("weaktr"), lambda: patching.patch("weaktr", checkout, "check")):
+        with pytest.raises(ValueError, match=advice):
+            refuse()
+    monkeypatch.setenv("PATH", "")
+    for refuse in (lambda: check_checkout("weaktr"), lambda: patching.patch("weaktr", checkout, "check")):
+        with pytest.raises(ValueError, match="git is not installed"):
+            refuse()
+    check_checkout("weaktr", any_commit=True)
 
 
 def test_cuda_calls_go_to_the_cpu_only_when_asked_to(checkout):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from semples_plugin.utils.safe_pickle import read_pickled, read_saved
+from semples_plugin.utils.safe_pickle import read_pickle, read_pickled, read_saved
 
 TENSORS = {
     "whole": torch.arange(6.0).reshape(2, 3),
@@ -154,3 +154,19 @@ def test_what_torch_never_saves_is_refused(tmp_path):
         (tmp_path / "c.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"c\.pth is damaged"):
             read_saved(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("protocol", (2, 3, 4))
+def test_a_plain_pickle_of_labels_is_read_as_data(tmp_path, protocol):
+    labels = {"2007_000032": np.array([1, 0, 1], np.uint8), "2007_000039": np.array([1, 1, 0], np.uint8)}
+    path = tmp_path / "seg_cls_labels.pkl"
+    path.write_bytes(pickle.dumps(labels, protocol))  # as src/tasks/gen_cls_lb.py of FMA-WSSS does
+    found = read_pickle(path)
+    assert found.keys() == labels.keys()
+    assert all((found[name] == row).all() and found[name].dtype == np.uint8 for name, row in labels.items())
+    path.write_bytes(pickle.dumps(os.system, protocol))
+    with pytest.raises(ValueError, match=r"seg_cls_labels.pkl is damaged, or holds more than data: .*system"):
+        read_pickle(path)
+    path.write_bytes(pickle.dumps(labels, protocol)[:-20])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_pickle(path)

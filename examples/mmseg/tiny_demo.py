@@ -36,7 +36,7 @@ load = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}]
 labels = {"type": "LoadImageLabels", "num_classes": len(classes)}
 
 
-def data(part):
+def data(part: str) -> dict:
     """Scenes of one part, with their image labels."""
     pipeline = [*load, {**labels, "source": f"{root}/{part}/cls_labels.npy"}, {"type": "PackCamInputs"}]
     return {"type": "WsssDataset", "data_root": f"{root}/{part}", "ann_file": "list.txt", "metainfo": metainfo,

@@ -1,16 +1,19 @@
-"""`semples doctor`: installed packages, devices, and whether CLIP loads or can be downloaded."""
+"""`semples doctor`: packages, devices, whether CLIP loads or can be downloaded, and what a host's run needs."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.arguments import add_command
 from semples_plugin.utils.extras import how_to_install
 
 if TYPE_CHECKING:
     from semples_plugin.clip.frozen import FrozenClip
+    from semples_plugin.compat.needs.check import Finding
 
 _NEEDED = (
     "semples-plugin",
@@ -37,10 +40,18 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "list installed packages, devices and CLIP's weights",
+        "list installed packages, devices and CLIP's weights, and what a host's run needs",
         "Prints the versions, devices and CLIP that training will use, and what to do about what is missing; cached "
-        "weights are loaded and tried. The exit status is 1 where training could not begin.",
+        "weights are loaded and tried. With a host, the same for its packages, checkout, checkpoints, image labels, "
+        "lists, images and masks. The exit status is 1 where training could not begin.",
     )
+    parser.add_argument("host", nargs="?", choices=tuple(COMMITS), help="code base that will be run, if any")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="its git checkout (default: the working folder)")
+    parser.add_argument(
+        "--data", choices=("voc", "coco"), help="the data to train on (default: voc, and coco is optional)"
+    )
+    parser.add_argument("--voc", metavar="FOLDER", help="VOC 2012, for CLIMS, whose --voc12_root it is")
+    parser.add_argument("--coco", metavar="FOLDER", help="COCO 2014, for CLIMS, whose --mscoco_root it is")
     parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, local-dir:PATH, or demo")
     parser.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     parser.set_defaults(run=run)
@@ -48,7 +59,23 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`semples doctor`."""
+    if options.host:
+        from semples_plugin.compat.needs.check import check_host
+
+        findings = check_host(options.host, options.path or ".", options.data, options.voc, options.coco)
+        return print_report(options.clip, options.pretrained) | _print_findings(findings)
+    if options.data or options.voc or options.coco:
+        raise ValueError("--data, --voc and --coco belong to a host: semples doctor HOST PATH")
     return print_report(options.clip, options.pretrained)
+
+
+def _print_findings(findings: Iterable[Finding]) -> int:
+    """Prints what a host needs as it is found; returns 1 where training could not begin."""
+    fails = False
+    for finding in findings:
+        print(f"{finding.status:<9} {finding.text}", flush=True)
+        fails = fails or finding.fails
+    return int(fails)
 
 
 def print_report(clip: str, pretrained: str) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semples_plugin.cli.arguments import add_command
-from semples_plugin.cli.judging import add_judging, judge
+from semples_plugin.cli.judging import add_judging, add_strata, judge, judge_strata
 
 if TYPE_CHECKING:
     from semples_plugin.evaluation.comparison import Comparison
+    from semples_plugin.evaluation.folders import FolderEvaluation
 
 
 def add(commands: Any) -> None:
@@ -24,6 +26,8 @@ def add(commands: Any) -> None:
         "over images that says whether a gain is noise.",
     )
     add_judging(parser)
+    add_strata(parser)
+    parser.add_argument("--images", help="folder of the images, for the strata of contrast")
     parser.add_argument(
         "--out",
         default="eval-out",
@@ -39,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     from semples_plugin.viz.curves import write_curve
     from semples_plugin.viz.tables import describe_gain, describe_judgement, format_classes
 
+    if options.images:
+        _check_images(options)
     evaluations, titles, status = judge(options, "; eval.json lists all")
     gains = {
         title: compare(evaluations[0], evaluation)
@@ -64,7 +70,37 @@ def run(options: argparse.Namespace) -> int:
         )
     for title, gain in gains.items():
         print(f"{title} beside {titles[0]}: {describe_gain(gain)}")
+    if options.strata:  # what has been found is written and printed by now
+        status = max(status, _add_strata(options, content, evaluations, titles))
     print(f"wrote eval.json, images.csv and curve.png to {options.out}")
+    return status
+
+
+def _check_images(options: argparse.Namespace) -> None:
+    """What would fail at the end fails before the work."""
+    from semples_plugin.data.cam_files import list_cams
+    from semples_plugin.data.images import check_images
+
+    if not options.strata:
+        raise ValueError("--images: the strata of contrast alone look at images: give --strata, too")
+    check_images(options.images, list_cams(options.cams[0], masks=True))
+
+
+def _add_strata(
+    options: argparse.Namespace,
+    content: dict[str, dict[str, Any]],
+    evaluations: Sequence[FolderEvaluation],
+    titles: Sequence[str],
+) -> int:
+    """Prints the strata and puts them into eval.json, too; returns the exit status."""
+    from semples_plugin.evaluation.folders import write_figures
+    from semples_plugin.viz.strata import format_strata
+
+    strata, status = judge_strata(options, evaluations, "; eval.json lists all")
+    for e, title in enumerate(titles):
+        content[title]["strata"] = strata.to_dict(e)
+    write_figures(options.out, content)
+    print(f"\n{format_strata(strata, titles)}\n")
     return status
 
 

@@ -1,4 +1,4 @@
-"""CAMs judged by ground truth, as `eval`, `show` and `report` begin."""
+"""CAMs judged by ground truth, as `eval`, `show` and `report` begin, and failure strata."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from semples_plugin.cli.messages import print_failures, print_names
 
 if TYPE_CHECKING:
     from semples_plugin.evaluation.folders import FolderEvaluation
+    from semples_plugin.evaluation.strata import Strata
 
 
 def add_judging(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,16 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--titles", nargs="+", help="what to call the folders (default: their names)")
     add_workers(parser)
     add_quiet(parser)
+
+
+def add_strata(parser: argparse.ArgumentParser) -> None:
+    """The option of `judge_strata`, which looks at `--images`, too."""
+    parser.add_argument(
+        "--strata",
+        action="store_true",
+        help="say where CAMs fail: IoU and recall of objects by size, by touching the image's border, by contrast to "
+        "their surroundings (with --images) and by the number of classes in the image",
+    )
 
 
 def judge(options: argparse.Namespace, where: str = "") -> tuple[list[FolderEvaluation], list[str], int]:
@@ -96,6 +107,25 @@ def judge(options: argparse.Namespace, where: str = "") -> tuple[list[FolderEval
         left_out = {name for evaluation in evaluations for name in evaluation.left_out}
         print_names("left out, not in every folder", sorted(left_out))
     return evaluations, titles, status
+
+
+def judge_strata(
+    options: argparse.Namespace, evaluations: Sequence[FolderEvaluation], where: str = ""
+) -> tuple[Strata, int]:
+    """The failure strata of evaluations of the same images, and the exit status; it says which can't be measured.
+
+    Args:
+        options: those of `add_judging`, and `images`.
+        evaluations: those of `judge`.
+        where: see `print_failures`.
+    """
+    from semples_plugin.evaluation.regions import find_regions
+    from semples_plugin.evaluation.strata import stratify
+
+    progress = not options.quiet
+    regions = find_regions(evaluations[0], options.images, workers=options.workers, progress=progress)
+    print_failures("strata: not measured", regions.failed, where)
+    return stratify(evaluations, regions), int(bool(regions.failed))
 
 
 def _titles(folders: Sequence[str], given: Sequence[str] | None) -> list[str]:

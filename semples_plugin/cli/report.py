@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from semples_plugin.cli.arguments import add_clip, add_command, whole_number
-from semples_plugin.cli.judging import add_judging, judge
+from semples_plugin.cli.judging import add_judging, add_strata, judge, judge_strata
 from semples_plugin.cli.prompts import default_vocabulary, load_prompts
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
         "The page is one file, which can be mailed.",
     )
     add_judging(parser)
+    add_strata(parser)
     parser.add_argument("--images", help="folder of the images; without it the page shows none")
     parser.add_argument("--shown", type=whole_number, default=4, help="best and worst images each")
     parser.add_argument("--prompts", help="prompts file: adds near words, and where CLIP sees each class's prompt")
@@ -53,12 +54,17 @@ def run(options: argparse.Namespace) -> int:
         words = nearest_words(prompts, clip, default_vocabulary(clip))
         if options.images:
             panels = prompt_panels(prompts, clip, evaluations[-1], options.images)
+    strata = None
+    if options.strata:
+        strata, failed = judge_strata(options, evaluations)
+        status = max(status, failed)
     write_report(
         options.out,
         evaluations,
         titles,
         images=options.images,
         shown=options.shown,
+        strata=strata,
         words=words,
         prompts=panels,
         heading=options.title,

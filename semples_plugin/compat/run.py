@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from semples_plugin.adapters.commits import COMMITS
+from semples_plugin.utils import git
 
 _STARTUP = Path(__file__).parent / "startup"
 _FILES = {"clims": "run_sample.py", "weaktr": "AAF.py", "fma-wsss": "src/tasks/train_coop/run.py"}
@@ -28,18 +28,21 @@ def environment(host: str, on_cpu: bool = False) -> dict[str, str]:
 
 def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = False) -> None:
     """A `ValueError` or `FileNotFoundError` where this isn't the host's checkout, or not at the pinned commit."""
-    checkout = Path(checkout)
+    checkout = Path(checkout).absolute()
     if not (checkout / _FILES[host]).is_file():
-        raise FileNotFoundError(f"{checkout.absolute()} is no checkout of {host}: it has no {_FILES[host]}")
-    command = ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    # A folder within somebody else's repository is no checkout of the host.
-    commit = lines[1] if len(lines) == 2 and Path(lines[0]) == checkout.resolve() else ""
-    if commit != COMMITS[host] and not any_commit:
-        got = f"it is at {commit[:8]}" if commit else "it is no git checkout"
+        raise FileNotFoundError(f"{checkout} is no checkout of {host}: it has no {_FILES[host]}")
+    if any_commit:
+        return
+    advice = "or say --any-commit where you know that its lines are those of the pinned commit"
+    try:
+        git.check_root(checkout, host)
+        commit = git.head(checkout)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from error
+    if commit != COMMITS[host]:
         raise ValueError(
-            f"{host}: the corrections fit commit {COMMITS[host][:8]}, and {got}: check that commit out, or say "
-            "--any-commit where you know that its lines are the same"
+            f"{host}: the corrections fit commit {COMMITS[host][:8]}, and {checkout} is at {commit[:8]}: "
+            f"git -C {checkout} checkout {COMMITS[host][:8]}, {advice}"
         )
 
 
@@ -56,10 +59,17 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
         FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there.
     """
     check_checkout(host, any_commit=any_commit)
-    if not arguments:
-        raise ValueError("expected a script of the host and its arguments, such as main.py --help")
-    script = Path(arguments[0])
-    if not arguments[0].startswith("-") and not script.is_file():
-        raise FileNotFoundError(f"there is no script {script} in {Path.cwd()}")
+    _check_script(arguments)
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu))
+
+
+def _check_script(arguments: Sequence[str]) -> None:
+    """A `ValueError` or `FileNotFoundError` where Python would start something else than a script or a module."""
+    expected = "expected a script of the host and its arguments, such as main.py --help, or -m and a module"
+    if not arguments or list(arguments) == ["-m"]:
+        raise ValueError(f"{expected}, got {arguments[0] if arguments else 'none'}")
+    if arguments[0].startswith("--"):  # Python has no such options that would be of use here
+        raise ValueError(f"{expected}, got the option {arguments[0]}; run's own are --device and --any-commit")
+    if not arguments[0].startswith("-") and not Path(arguments[0]).is_file():
+        raise FileNotFoundError(f"there is no script {arguments[0]} in {Path.cwd()}")

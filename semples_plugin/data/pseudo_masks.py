@@ -7,20 +7,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from semples_plugin.data.cam_files import Cams, read_cams
+from semples_plugin.data.dense_crf import import_crf, refine_labels
 from semples_plugin.data.derived_files import DerivedFiles, size_of_image
 from semples_plugin.data.image_names import image_name
 from semples_plugin.data.images import IGNORED, image_size, read_image, read_note, write_mask
-from semples_plugin.utils.extras import how_to_install
 from semples_plugin.utils.parallel import in_parallel
-
-CONFIDENCE = 0.7  # of a label before the CRF, as IRNet and its descendants have it
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def write_pseudo_masks(
         raise ValueError("a CRF looks at the images: give --images FOLDER")
     files.check_images(sizes_needed=True)
     if recipe.crf:
-        _import_crf()
+        import_crf()
     note = _note(recipe, images)
 
     def is_own(path: Path) -> bool:
@@ -126,32 +124,6 @@ def to_labels(scores: NDArray[np.float32], class_index: Sequence[int], recipe: R
     labels[highest <= low] = 0
     labels[uncertain] = IGNORED
     return labels
-
-
-def refine_labels(labels: NDArray[np.uint8], image: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
-    """Labels after a dense CRF that believes each with 0.7 and moves boundaries to the image's edges.
-
-    Kernels and confidence are those that IRNet and its descendants use: 3 pixels for smoothness; 50 pixels and 5 grey
-    levels, weighted 10, for appearance.
-
-    Args:
-        labels: `[H, W]`, 0 background.
-        image: RGB `[H, W, 3]`.
-        iterations: of mean-field inference.
-    """
-    crf = _import_crf()
-    values, index = np.unique(labels, return_inverse=True)
-    if len(values) < 2:
-        return labels
-    unary = np.full((len(values), labels.size), -np.log((1 - CONFIDENCE) / (len(values) - 1)), dtype=np.float32)
-    unary[index.reshape(-1), np.arange(labels.size)] = -np.log(CONFIDENCE)
-    height, width = labels.shape
-    field = crf.DenseCRF2D(width, height, len(values))
-    field.setUnaryEnergy(unary)
-    field.addPairwiseGaussian(sxy=3, compat=3)
-    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.require(image, requirements=["C", "W"]), compat=10)
-    marginals = np.asarray(field.inference(iterations)).reshape(len(values), height, width)
-    return values[marginals.argmax(0)]
 
 
 class _Task(NamedTuple):
@@ -217,13 +189,3 @@ def _warn_of_empty(outcomes: Sequence[_Outcome]) -> None:
             "reach 1, each divided by its maximum, and to exceed the threshold somewhere",
             stacklevel=3,
         )
-
-
-def _import_crf() -> Any:
-    try:
-        import pydensecrf.densecrf
-    except ImportError as error:
-        raise ImportError(
-            f"the CRF needs one more package, which exists for Python 3.10 to 3.12: {how_to_install('crf')}"
-        ) from error
-    return pydensecrf.densecrf

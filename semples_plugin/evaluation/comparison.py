@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +88,8 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
         raise ValueError(f"{first.folder} and {second.folder} were judged on different images, see on_common_images")
     names = list(first.counts)
     sides = [_stack(side, names) for side in (first, second)]
-    generator = np.random.default_rng(seed)
     gains = []
-    for _ in range(resamples):
-        drawn = generator.integers(len(names), size=len(names))
-        draws = np.bincount(drawn, minlength=len(names))  # how often each image was drawn
+    for draws in resampled(len(names), resamples, seed):
         before, after = (_miou(draws @ side) for side in sides)
         gains.append(after - before)
     low, high = np.percentile(gains, (2.5, 97.5))
@@ -103,6 +100,13 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
         high=float(high),
         above=float(np.mean(np.array(gains) > 0)),
     )
+
+
+def resampled(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """A bootstrap's sets of as many images, drawn with replacement: `[N]`, how often each image was drawn."""
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(generator.integers(images, size=images), minlength=images)
 
 
 def _stack(evaluation: FolderEvaluation, names: Sequence[str]) -> NDArray[np.float64]:

@@ -238,14 +238,19 @@ def write_evaluation(
     folder: str | Path, content: Mapping[str, Any], evaluations: Sequence[FolderEvaluation], titles: Sequence[str]
 ) -> None:
     """Writes `eval.json`, and `images.csv` with the mean IoU [%] of each image's classes in each evaluation."""
-    with replacing(Path(folder) / "eval.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_figures(folder, content)
     with replacing(Path(folder) / "images.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", *titles])
         for name in evaluations[0].counts:
             ious = [image_iou(evaluation, name) for evaluation in evaluations]
             table.writerow([name, *(f"{100 * iou:.2f}" for iou in ious)])
+
+
+def write_figures(folder: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes `eval.json`."""
+    with replacing(Path(folder) / "eval.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def image_iou(evaluation: FolderEvaluation, name: str) -> float:

@@ -51,6 +51,23 @@ def read_pickled(path: str | Path) -> Any:
             raise ValueError(f"{path} is damaged, or holds more than data: {reason(error)}") from error
 
 
+def read_pickle(path: str | Path) -> Any:
+    """What `pickle.load` returns, for the same things in protocols up to 4, which is Python's own until 3.13.
+
+    FMA-WSSS keeps its image labels so.
+
+    Raises:
+        OSError: where the file can't be read.
+        ValueError: where it is damaged, holds more than data, or would fill the memory.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        try:
+            return _Converter(path.stat().st_size).convert(_DataUnpickler(file).load())
+        except Exception as error:
+            raise ValueError(f"{path} is damaged, or holds more than data: {reason(error)}") from error
+
+
 def read_saved(path: str | Path) -> Any:
     """What `torch.load(path, weights_only=True)` returns, with arrays for tensors.
 

@@ -53,14 +53,14 @@ def _draw_evaluation(axes: Axes, evaluation: FolderEvaluation, title: str, colou
     settings, miou = evaluation.settings, 100 * evaluation.sweep.miou
     setting, value = settings[evaluation.chosen], miou[evaluation.chosen]
     if evaluation.background == "none":
-        axes.axhline(value, color=colour, label=_label(f"{title}: {value:.1f}"))
+        axes.axhline(value, color=colour, label=literal(f"{title}: {value:.1f}"))
         return
     marker = "." if len(settings) < 20 else None
-    axes.plot(settings, miou, color=colour, label=_label(f"{title}: {value:.1f} at {setting:g}"), marker=marker)
+    axes.plot(settings, miou, color=colour, label=literal(f"{title}: {value:.1f} at {setting:g}"), marker=marker)
     axes.plot(setting, value, "o", color=colour)
 
 
-def _label(text: str) -> str:
+def literal(text: str) -> str:
     """A label that is shown literally: to matplotlib, $ begins a formula, and what begins with _ is no label."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 

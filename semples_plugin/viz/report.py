@@ -18,11 +18,13 @@ from markupsafe import Markup
 from semples_plugin.data.images import find_image, read_image
 from semples_plugin.evaluation.comparison import compare
 from semples_plugin.evaluation.folders import FolderEvaluation
+from semples_plugin.evaluation.strata import Strata
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.viz.curves import colours, draw_curve
 from semples_plugin.viz.examples import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.viz.overlays import ERRORS, Colour, Picture, encode, fitted
 from semples_plugin.viz.pages import render
+from semples_plugin.viz.strata import describe_strata, draw_strata, strata_tables
 from semples_plugin.viz.tables import (
     COLUMNS,
     UNSEEN,
@@ -116,6 +118,7 @@ def write_report(
     *,
     images: str | Path | None = None,
     shown: int = 4,
+    strata: Strata | None = None,
     words: Sequence[NearWords] = (),
     prompts: Sequence[PromptPictures] = (),
     heading: str = "CAM report",
@@ -128,6 +131,7 @@ def write_report(
         titles: what to call them.
         images: folder of the images; without it there are no images on the page.
         shown: how many of the best and how many of the worst images.
+        strata: failure strata of these evaluations.
         words: near words of the learned prompts.
         prompts: heat maps of them.
         heading: of the page.
@@ -149,6 +153,9 @@ def write_report(
         warnings=_warnings(evaluations, titles),
         curve=_curve(evaluations, titles),
         classes=_class_rows(evaluations),
+        strata={} if strata is None else strata_tables(strata, titles),
+        strata_notes=[] if strata is None else describe_strata(strata),
+        strata_chart=None if strata is None else _inline(draw_strata(strata, titles)),
         galleries=[] if images is None else _galleries(evaluations, titles, images, shown),
         outlines=OUTLINES,
         errors=ERRORS,
@@ -219,8 +226,13 @@ def _curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> Ma
     """The curves as an SVG element; None where masks alone were judged, which have no background score."""
     if all(evaluation.background == "none" for evaluation in evaluations):
         return None
-    svg = draw_curve(evaluations, titles, "svg").decode()
-    return Markup(svg[svg.index("<svg") :])
+    return _inline(draw_curve(evaluations, titles, "svg"))
+
+
+def _inline(svg: bytes) -> Markup:
+    """An SVG file as an element of a page."""
+    text = svg.decode()
+    return Markup(text[text.index("<svg") :])
 
 
 def _class_rows(evaluations: Sequence[FolderEvaluation]) -> list[_ClassRow]:
