@@ -26,9 +26,13 @@ _WEIGHTS = {
     "foreground": "of the foreground term of (1)",
     "background": "lambda_b of (1)",
     "refine": "lambda of (3)",
+    "image": "of L_prompt^I in (2)",
     "text": "lambda_T of (2)",
 }
 """Fields of `LossWeights`, and what they are in the paper."""
+
+UNLEARNED = "unlearned"
+"""What `--semples-prompts` says for (c) with prompts as stage (b) would begin with them, Table 5's second row."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
@@ -49,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
     add("--semples-clip", help="open_clip name, or local-dir:PATH (default: the preset's)")
     add("--semples-pretrained", help="its tag, or the path of a weights file (default: the preset's)")
     add("--semples-precision", default="fp32", help="of CLIP: fp32, bf16 or fp16 (default: %(default)s)")
-    add("--semples-prompts", default="prompts.safetensors", help="(b) writes this file, (c) reads it; btp.pth also")
+    add(
+        "--semples-prompts",
+        default="prompts.safetensors",
+        help="(b) writes this file, (c) reads it; btp.pth also; in (c) `unlearned` stands for new prompts of "
+        "--semples-seed, Table 5's second row",
+    )
     add("--semples-start", help="checkpoint that the stage starts from (default: the host's own)")
     add("--semples-max-pairs", type=int, metavar="P", help="pairs that CLIP sees at once, to bound memory")
     add("--semples-seed", type=int, default=0, help="of the prompts")
@@ -135,7 +144,7 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
             classes or another CLIP.
         FileNotFoundError: where stage (c) finds no prompts, or CLIP's weights are missing.
     """
-    preset = preset_of(args)
+    preset, unlearned = preset_of(args), args.semples_prompts == UNLEARNED
     if len(preset.class_names) != num_classes:
         hints = {80: "; COCO with 80 columns has the preset coco", 90: "; COCO with 90 has release-coco"}
         source = args.semples_classes or f"preset {preset.name}"
@@ -143,14 +152,16 @@ def build_regularizer(args: argparse.Namespace, num_classes: int, device: str | 
             f"the labels have {num_classes} columns, {source} names {len(preset.class_names)} classes"
             f"{hints.get(num_classes, '')}; or give --semples-classes FILE"
         )
-    if args.semples == "refine" and not Path(args.semples_prompts).is_file():
+    if args.semples == "prompts" and unlearned:
+        raise ValueError("stage (b) learns prompts: give the file to write as --semples-prompts, not `unlearned`")
+    if args.semples == "refine" and not unlearned and not Path(args.semples_prompts).is_file():
         raise FileNotFoundError(
             f"stage (c) needs the prompts of stage (b): there is no {args.semples_prompts}; run --semples prompts "
             "first, or give --semples-prompts PATH"
         )
     clip = preset.load_clip(args.semples_clip, args.semples_pretrained, device=device, precision=args.semples_precision)
     regularizer = preset.build_regularizer(clip, max_pairs=args.semples_max_pairs)
-    if args.semples == "prompts":
+    if args.semples == "prompts" or (args.semples == "refine" and unlearned):
         regularizer.prompts = preset.new_prompts(clip.text_width, seed=args.semples_seed)
     elif args.semples == "refine":
         regularizer.prompts = BackgroundPrompts.load(args.semples_prompts)

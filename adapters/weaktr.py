@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from semples_plugin.adapters import host_options
 from semples_plugin.adapters.base import CamAdapter, evaluating
+from semples_plugin.adapters.weaktr_checkpoints import check_layout, read_checkpoint
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset
 from semples_plugin.regularizer import SemPLeSRegularizer
@@ -136,7 +137,8 @@ class Training:
         if not self.learns_prompts:
             host_options.check_averaged(model)
         if args.semples_start:
-            checkpoint = _read_checkpoint(args.semples_start)
+            checkpoint = read_checkpoint(args.semples_start)
+            check_layout(args.semples_start, checkpoint, args)
             network: Any = getattr(model, "module", model)
             network.load_state_dict(checkpoint.get("model", checkpoint))
         preset = host_options.preset_of(args)
@@ -194,24 +196,14 @@ def _print_departures(args: argparse.Namespace, preset: Preset) -> None:
 
 def _check_options(args: argparse.Namespace) -> None:
     needs_trained = args.semples == "prompts" or args.semples_alone
-    if needs_trained and not (args.semples_start or args.resume):
-        raise ValueError("head and fusion must have been trained: give --semples-start CHECKPOINT, WeakTr's or (a)'s")
+    if needs_trained and not args.semples_start:
+        hint = "; WeakTr reads --resume for --gen_attention_maps alone" if args.resume else ""
+        raise ValueError(
+            f"head and fusion must have been trained: give --semples-start CHECKPOINT, WeakTr's or (a)'s{hint}"
+        )
     painting = {"--aa=": args.aa, "--color-jitter 0": args.color_jitter, "--reprob 0": args.reprob}
     needed = [option for option, value in painting.items() if value]
     if args.semples == "prompts" and needed:
         raise ValueError(
             f"stage (b) describes images, and augmentations would paint over them: give {' '.join(needed)}"
         )
-
-
-def _read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint of WeakTr's, which holds a numpy number beside the weights; any other object is refused."""
-    import numpy as np
-
-    scalar = np.float64().__reduce__()[0]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
-    dtypes = {type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}
-    allowed: list[Any] = [*names, np.dtype, *dtypes]
-    with torch.serialization.safe_globals(allowed):
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint

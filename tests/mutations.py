@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
-         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "preset_consumers", "distributed")  # fmt: skip
+         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
     "compat/needs/check": "doctor",
@@ -38,6 +38,7 @@ OWN = {  # modules whose tests are called otherwise
     "viz/tables": "cam_folders",
     "data/images": "cam_files",
     "adapters/host_options": "adapters",
+    "adapters/weaktr_checkpoints": "weaktr_checkpoints",
     "adapters/mmseg_stages": "preset_consumers",
     "pair_encoder": "regularizer",
     "diagnostics": "regularizer",
@@ -125,6 +126,9 @@ MUTATIONS = [
     ("(b) makes its masks with the eps of (a)", "presets", 'return self.prompt_mask_eps if stage == "prompts" else self.mask_eps', "return self.mask_eps"),
     ("corners never aligned", "presets", '"align_corners": self.align_corners,', '"align_corners": False,'),
     ("processes that nobody averages accepted", "adapters/host_options", "if world_size() > 1 and not isinstance(model, DistributedDataParallel):", "if False:"),
+    ("weights of another pooling accepted", "adapters/weaktr_checkpoints", "(pooling is not None and pooling != args.pool_type)", "False"),
+    ("weights of another reduction left to torch", "adapters/weaktr_checkpoints", "hidden != int(channels / args.reduction)", "False"),
+    ("prompts that are not learned pass for learned", "adapters/host_options", "and not unlearned and not Path(", "and not Path("),
     ("a batch taken for another one", "prompt_learning/work_dir", "return digest(images, masks.maps,", "return digest(images[:, :, ::2, ::2], masks.maps,"),
     ("flipped bits are read", "prompt_learning/work_dir", "if written_digest != digest(content) or not", "if not"),
     ("another image tower's features", "prompt_learning/learn", "[prompts.signature, image_signature(regularizer.clip)]", "[prompts.signature]"),

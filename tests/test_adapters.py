@@ -438,6 +438,8 @@ def test_weaktr_trains_through_its_patch(names, batch, tmp_path):
             training(*names, "--semples", "prompts", *wrong)
     with pytest.raises(ValueError, match="must have been trained"):
         training(*names, "--semples", "match", "--semples-alone")
+    with pytest.raises(ValueError, match=r"give --semples-start .* reads --resume for --gen_attention_maps alone"):
+        training(*names, "--semples", "prompts", "--resume", str(tmp_path / "start.pth"))
     semples = training(*names, "--semples", "prompts", *start)
     semples.learn_prompts([(images, labels)])
     assert model.training and not any(module._forward_hooks for module in model.modules())
@@ -518,10 +520,11 @@ class TestSeveralProcesses:
             clims.Training(clims_args, torch.nn.DataParallel(clims_head()))
         assert clims.Training(clims_args, torch.nn.parallel.DistributedDataParallel(clims_head())).adapter is not None
 
-    def test_the_host_alone_and_stage_b_are_left_to_themselves(self, names):
+    def test_the_host_alone_and_stage_b_are_left_to_themselves(self, names, tmp_path):
         args = parse(weaktr.add_arguments, *names)
         assert weaktr.Training(args, WeakTrHead(8)).adapter is None
-        args = parse(weaktr.add_arguments, *names, "--semples", "prompts", "--resume", "checkpoint.pth")
+        torch.save({"model": WeakTrHead(8).state_dict()}, tmp_path / "start.pth")
+        args = parse(weaktr.add_arguments, *names, "--semples=prompts", f"--semples-start={tmp_path / 'start.pth'}")
         args.nb_classes = 8
         assert weaktr.Training(args, WeakTrHead(8)).learns_prompts
 
@@ -547,49 +550,28 @@ def test_a_nan_or_a_batch_without_labels_is_handled(clip, batch):
     assert adapter.loss(images, cams, one).item() > 0 and isinstance(adapter.masks(cams, one), ClassMasks)
 
 
-def test_a_checkpoint_of_numpy_1_is_read_and_code_is_not(tmp_path):
-    import pickle
+class TestTable5:
+    """Its rows, by options that CLIMS and WeakTr share."""
 
-    import numpy as np
+    def args(self, names, *arguments: str) -> argparse.Namespace:
+        return parse(weaktr.add_arguments, *names, *arguments)
 
-    state = {"model": {"head.weight": torch.ones(2)}, "miou": np.float64(70.1)}
-    torch.save(state, tmp_path / "two.pth", pickle_protocol=2)
-    data = (tmp_path / "two.pth").read_bytes()
-    core = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
-    for other in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
+    def test_the_terms_of_the_prompts_can_be_left_out(self, names):
+        for name, left_out in {"image": (0.0, 0.02), "text": (1.0, 0.0)}.items():
+            weights = host_options.preset_of(self.args(names, f"--semples-{name}-weight", "0")).weights
+            assert (weights.image, weights.text) == left_out
 
-        class Old:
-            """Pickles as the other numpy writes its numbers."""
-
-            def __reduce__(self):
-                return np.float64(70.1).__reduce__()
-
-        path = tmp_path / "one.pth"
-        torch.save(
-            {**state, "miou": Old()}, path, pickle_module=_renaming(core.decode(), other.decode()), pickle_protocol=2
-        )
-        assert weaktr._read_checkpoint(str(path))["miou"] == 70.1
-    torch.save({"model": {}, "hook": print}, tmp_path / "code.pth")
-    with pytest.raises(pickle.UnpicklingError, match="print"):
-        weaktr._read_checkpoint(str(tmp_path / "code.pth"))
-
-
-def _renaming(old: str, new: str):
-    """A pickle module that writes one module's name for another's."""
-    import pickle
-    import types
-
-    class Pickler(pickle._Pickler):
-        def save_global(self, obj, name=None):
-            if getattr(obj, "__module__", None) == old:
-                self.write(f"c{new}\n{obj.__name__}\n".encode())
-                self.memoize(obj)
-            else:
-                super().save_global(obj, name)
-
-        dispatch = {**pickle._Pickler.dispatch}  # noqa: RUF012, as the class has it
-        dispatch[types.BuiltinFunctionType] = save_global
-
-    module = types.ModuleType("renaming")
-    module.__dict__.update({**vars(pickle), "Pickler": Pickler})
-    return module
+    def test_refinement_with_prompts_that_are_not_learned(self, names):
+        built = {}
+        for seed in ("0", "0", "1"):
+            args = self.args(names, "--semples=refine", "--semples-prompts=unlearned", f"--semples-seed={seed}")
+            prompts = host_options.build_regularizer(args, 8, "cpu").prompts
+            assert prompts is not None and not prompts.learned and prompts.vectors.shape[:2] == (8, 4)
+            built.setdefault(seed, []).append(prompts.vectors)
+        assert torch.equal(*built["0"]) and not torch.equal(built["0"][0], built["1"][0])
+        start = host_options.build_regularizer(self.args(names, "--semples=prompts"), 8, "cpu").prompts
+        assert torch.equal(start.vectors, built["0"][0])  # those that stage (b) begins with
+        with pytest.raises(ValueError, match="give the file to write as --semples-prompts, not `unlearned`"):
+            host_options.build_regularizer(
+                self.args(names, "--semples=prompts", "--semples-prompts=unlearned"), 8, "cpu"
+            )

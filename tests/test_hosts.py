@@ -6,6 +6,7 @@ SEMPLES_CLIMS_START, SEMPLES_WEAKTR_START, SEMPLES_FMA_START: what a host's scri
     a start-up script can stand in for CUDA, the ImageNet weights and the old packages that a host wants.
 """
 
+import argparse
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ import torch
 from conftest import save_clip
 
 from semples_plugin import BackgroundPrompts
-from semples_plugin.adapters import patching, weaktr
+from semples_plugin.adapters import patching, weaktr, weaktr_checkpoints
 from semples_plugin.compat.needs import check
 from semples_plugin.compat.needs.check import check_host
 from semples_plugin.data.cam_files import list_cams, read_cams
@@ -30,6 +31,7 @@ from semples_plugin.data.image_labels import load_image_labels
 from semples_plugin.data.images import read_mask
 from semples_plugin.evaluation.folders import FolderEvaluation, evaluate_folder
 from semples_plugin.presets import load_preset
+from semples_plugin.recipes.weaktr_layout import lay_out_voc
 
 PATCHED = ("clims", "weaktr")
 
@@ -61,16 +63,47 @@ def test_the_patch_goes_in_and_out(host):
     assert status(checkout) == before
 
 
-@pytest.fixture
-def real_weaktr(monkeypatch):
-    monkeypatch.syspath_prepend(need("weaktr"))
+LAYOUTS = [(8.0, "max"), (4.0, "avg")]  # of WeakTr's published checkpoints, and its defaults
+
+
+def build_weaktr(reduction: float, pool: str) -> torch.nn.Module:
     import models
 
-    torch.manual_seed(0)
-    model = models.deit_small_WeakTr_patch16_224(
-        num_classes=20, drop_path_rate=0.1, reduction=4, pool="avg", feat_reduction=8
+    return models.deit_small_WeakTr_patch16_224(
+        num_classes=20, drop_path_rate=0.1, reduction=reduction, pool=pool, feat_reduction=8
     )
-    return model
+
+
+@pytest.fixture(params=LAYOUTS)
+def real_weaktr(monkeypatch, request):
+    monkeypatch.syspath_prepend(need("weaktr"))
+    torch.manual_seed(0)
+    return build_weaktr(*request.param)
+
+
+def test_a_checkpoint_of_its_layout_loads_and_another_is_refused(real_weaktr, tmp_path):
+    channels = real_weaktr.adaptive_attention_fusion.attn_head_ffn[0].weight.shape
+    published = channels == (9, 72)
+    assert published or channels == (18, 72)
+    torch.save({"model": real_weaktr.state_dict(), "epoch": 3, "miou": np.float64(69.4)}, tmp_path / "start.pth")
+    checkpoint = weaktr_checkpoints.read_checkpoint(tmp_path / "start.pth")
+    (reduction, pool), (other_reduction, other_pool) = LAYOUTS if published else LAYOUTS[::-1]
+    args = argparse.Namespace(reduction=reduction, pool_type=pool, nb_classes=20, data_set="VOC12")
+    weaktr_checkpoints.check_layout(tmp_path / "start.pth", checkpoint, args)
+    torch.manual_seed(1)
+    loaded = build_weaktr(reduction, pool)
+    loaded.load_state_dict(checkpoint["model"])
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad(), weaktr.FineCam(loaded.eval()) as fine:
+        loaded(images)
+        found = fine()
+        _, cams, attention = real_weaktr.eval()(images, return_att=True)
+    expected = (attention[0][:, None] @ cams.flatten(2)[..., None]).reshape(cams.shape)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    args.reduction, args.pool_type = other_reduction, other_pool
+    words = f"--reduction {reduction:g} --pool-type .*--reduction {other_reduction:g} --pool-type {other_pool}"
+    with pytest.raises(ValueError, match=words):
+        weaktr_checkpoints.check_layout(tmp_path / "start.pth", checkpoint, args)
 
 
 def test_the_hooked_fine_cam_is_weaktrs(real_weaktr):
@@ -178,45 +211,61 @@ def test_clims_trains_through_the_stages(tmp_path):
     host.revert()
 
 
-WEAKTR = ["main.py", "--model=deit_small_WeakTr_patch16_224", "--device=cpu", "--batch-size=4", "--epochs=1",
-          "--num_workers=0", "--data-path=data", "--finetune=", "--no-if_eval_miou", "--no-pin-mem",
-          "--aa="]  # fmt: skip  # its random posterising asks a current Pillow for 0 bits, now and then
+WEAKTR = ["main.py", "--model=deit_small_WeakTr_patch16_224", "--data-path=data", "--reduction=8", "--pool-type=max",
+          "--num_workers=0"]  # fmt: skip
+TRAINING = [*WEAKTR, "--data-set=VOC12", "--img-ms-list=voc12/train_id.txt", "--batch-size=4", "--epochs=1",
+            "--finetune="]  # fmt: skip  # no ImageNet weights without a network
 
 
 def prepare_weaktr(host: Host) -> None:
     """Images, labels and lists where WeakTr looks for them."""
-    (host.path / "data/voc12/VOCdevkit").mkdir(parents=True)
-    (host.path / "data/voc12/VOCdevkit/VOC2012").symlink_to(host.voc)
     shutil.copy(host.voc / "cls_labels_by_name.npy", host.path / "voc12/cls_labels.npy")
     for name in ("train_aug_id.txt", "train_id.txt", "val_id.txt"):
         (host.path / "voc12" / name).write_text("\n".join(host.names) + "\n")
+    lay_out_voc(host.voc, host.path)
+
+
+def train_weaktr(host: Host, folder: str, *options: str, stage: str | None = None) -> dict[str, list[float]]:
+    """An epoch in `folder`, whose end are CAMs and their mIoU."""
+    out = host.path.parent / folder
+    found = host.run(*TRAINING, f"--output_dir={out}", f"--cam-npy-dir={out}/cams", *options, stage=stage)
+    if stage != "prompts":
+        assert re.search(r"Max mIoU: \d", host.text) and len(list_cams(out / "cams")) == len(host.names)
+    return found
 
 
 def test_weaktr_trains_through_the_stages(tmp_path):
     host = Host("weaktr", tmp_path)
     prepare_weaktr(host)
+    before = status(host.path)
+    train_weaktr(host, "unpatched")
+    assert status(host.path) == before
     host.patch()
-    main = [*WEAKTR, "--data-set=VOC12", "--img-ms-list=voc12/train_id.txt"]
-    host.run(*main, "--output_dir=plain")
-    alone = [*main, "--semples-alone", "--lr=0.01"]
-    start = ["--semples-start=plain/checkpoint.pth"]
+    train_weaktr(host, "plain")
+    alone = ["--semples-alone", "--lr=0.01"]
+    start = [f"--semples-start={tmp_path}/plain/checkpoint.pth"]
 
     def weights(folder: str) -> dict:
-        return torch.load(host.path / folder / "checkpoint.pth", weights_only=False)["model"]
+        return weaktr_checkpoints.read_checkpoint(tmp_path / folder / "checkpoint.pth")["model"]
 
     def parts(folder: str) -> set[str]:
         return {name.split(".")[0] for name in moved(weights("plain"), weights(folder))}
 
-    found = host.run(*alone, *start, "--output_dir=a", stage="match")
+    assert moved(weights("unpatched"), weights("plain")) == set()  # without --semples WeakTr is what it was, to the bit
+    found = train_weaktr(host, "a", *alone, *start, stage="match")
     assert set(found) == MATCH and parts("a") == {"head", "adaptive_attention_fusion"}
-    plainly = ["--color-jitter=0", "--reprob=0"]
-    host.run(*main, *plainly, "--semples-start=a/checkpoint.pth", "--output_dir=b", stage="prompts")
+    plainly = ["--aa=", "--color-jitter=0", "--reprob=0"]  # stage (b) wants images that nothing is painted over
+    train_weaktr(host, "b", *plainly, f"--semples-start={tmp_path}/a/checkpoint.pth", stage="prompts")
     host.check_prompts()
-    found = host.run(*alone, *start, "--semples-reach=fusion", "--output_dir=c", stage="refine")
+    found = train_weaktr(host, "c", *alone, *start, "--semples-reach=fusion", stage="refine")
     assert set(found) == MATCH | {"loss_refine"} and parts("c") == {"adaptive_attention_fusion"}
-    host.run(*main, *start, "--output_dir=d", stage="refine")  # beside WeakTr's own losses
+    train_weaktr(host, "d", *start, stage="refine")  # beside WeakTr's own losses
     assert len(parts("d")) > 2
+    host.run(*TRAINING, f"--output_dir={tmp_path}/e", *start, "--pool-type=avg", stage="match",
+             fails_with="--pool-type max, and this run has --reduction 8 --pool-type avg")  # fmt: skip
+    assert not (tmp_path / "e").exists() or not list((tmp_path / "e").iterdir())
     host.revert()
+    assert status(host.path) == before
 
 
 SMALL_CLIP = """
@@ -348,22 +397,77 @@ def test_cams_of_clims_are_read_and_go_to_weaktr(tmp_path, monkeypatch):
         assert theirs["mIoU"] == pytest.approx(100 * found.sweep.miou[t], abs=0.01)
 
 
+def generate_weaktrs_cams(host: Host, folder: str, *scales: str) -> FolderEvaluation:
+    """WeakTr's own command for CAMs of several scales, its own judgement of them, and ours."""
+    out = host.path.parent / folder
+    host.run(*WEAKTR, "--data-set=VOC12MS", "--img-ms-list=voc12/train_id.txt", "--gen_attention_maps", "--scales",
+             *scales, f"--cam-npy-dir={out}/cams-ms", f"--output_dir={out}",
+             f"--resume={out}/checkpoint.pth")  # fmt: skip
+    host.run("evaluation.py", "--list=voc12/train_id.txt", "--data-path=data", "--type=npy", "--n_jobs=1",
+             f"--predict_dir={out}/cams-ms", "--curve=True", "--start=40", "--end=42")  # fmt: skip
+    found = evaluate_folder(
+        out / "cams-ms", host.voc / "SegmentationClassAug", load_preset("voc").class_names,
+        progress=False,
+    )  # fmt: skip
+    assert sorted(found.counts) == sorted(host.names) and found.failed == {}
+    for percent, theirs in re.findall(r"background score: 0\.(4[01])0\tmIoU: (\S+)%", host.text):
+        assert float(theirs) == pytest.approx(100 * found.sweep.miou[int(percent)], abs=0.01)
+    return found
+
+
 def test_cams_of_weaktr_are_read_and_go_to_fma_wsss(tmp_path, monkeypatch):
     host = Host("weaktr", tmp_path)
     prepare_weaktr(host)
-    lists = "--img-ms-list=voc12/train_id.txt"
-    host.run(*WEAKTR, "--data-set=VOC12", lists, "--output_dir=plain")
-    host.run(*WEAKTR, "--data-set=VOC12MS", lists, "--gen_attention_maps", "--scales", "1.0",
-             "--cam-npy-dir=cams", "--output_dir=plain", "--resume=plain/checkpoint.pth")  # fmt: skip
-    found = evaluate_folder(
-        host.path / "cams", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
-    )
-    assert sorted(found.counts) == sorted(host.names) and found.failed == {}
-    convert_folder(host.path / "cams", tmp_path / "fma", "fma", progress=False)
+    before = status(host.path)
+    train_weaktr(host, "plain")
+    found = generate_weaktrs_cams(host, "plain", "1.0", "1.2")
+    host.patch()
+    again = generate_weaktrs_cams(host, "plain", "1.0", "1.2")
+    np.testing.assert_array_equal(again.sweep.iou, found.sweep.iou)
+    host.revert()
+    assert status(host.path) == before
+    convert_folder(tmp_path / "plain/cams-ms", tmp_path / "fma", "fma", progress=False)
     judged = evaluate_folder(
         tmp_path / "fma", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
     )
     compare_with_fma(tmp_path / "fma", judged, tmp_path)
+
+
+def test_weaktrs_second_stage_trains_and_is_tested(tmp_path):
+    """OnlineRetraining, for mmsegmentation 0.x, at the smallest size that its patches of 120 and 16 allow."""
+    for package in ("mmseg", "einops", "pydensecrf"):
+        pytest.importorskip(package)
+    if not list(Path(torch.hub.get_dir()).glob("checkpoints/deit_small_patch16_224-*.pth")):
+        pytest.skip("DeiT's weights are not in torch's cache")
+    host = Host("weaktr", tmp_path)
+    host.names = host.names[:3]
+    prepare_weaktr(host)
+    before = status(host.path)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    train = [*launch, "OnlineRetraining/segm/train.py", "--local_rank=0", f"--log-dir={tmp_path}/s",
+             "--dataset=pascal_voc", "--backbone=deit_small_patch16_224", "--decoder=mask_transformer",
+             f"--ann-dir={host.voc}/SegmentationClassAug", "--start-value=1.2", "--patch-size=120", "--batch-size=2",
+             "--im-size=256", "--crop-size=240", "--window-size=240", "--window-stride=240",
+             "--num-workers=0"]  # fmt: skip
+    host.start_python(*train, "--epochs=1")
+    first = torch.load(tmp_path / "s/checkpoint.pth", weights_only=True)
+    text = host.start_python(*train, "--epochs=2", "--resume")
+    assert "Resuming training from checkpoint" in text
+    second = torch.load(tmp_path / "s/checkpoint.pth", weights_only=True)
+    assert (first["epoch"], second["epoch"]) == (0, 1) and moved(first["model"], second["model"])
+    host.start_python(*launch, "OnlineRetraining/segm/eval/miou.py", "--local_rank=0", "--multiscale",
+                      f"--predict-dir={tmp_path}/p", "--im-size=128", f"{tmp_path}/s/checkpoint.pth",
+                      "pascal_voc")  # fmt: skip
+    text = host.start_python("OnlineRetraining/segm/eval/make_crf.py", "--list=val.txt", "--data-path=data",
+                             f"--predict-dir={tmp_path}/p", f"--predict-png-dir={tmp_path}/png", "--num-cls=21",
+                             "--dataset=voc12", "--n-jobs=1")  # fmt: skip
+    judged = evaluate_folder(
+        tmp_path / "png", host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False
+    )
+    assert sorted(judged.counts) == sorted(host.names)
+    theirs = float(re.findall(r"mIoU:\s*([\d.]+)%", text)[-1])
+    assert theirs == pytest.approx(100 * judged.miou, abs=0.01)
+    assert status(host.path) == before
 
 
 FMA_EVAL = """

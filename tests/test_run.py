@@ -13,7 +13,7 @@ from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.app import main
 from semples_plugin.compat import clims
 from semples_plugin.compat.corrections import REGISTRIES, Corrections, install
-from semples_plugin.compat.run import check_checkout
+from semples_plugin.compat.run import check_checkout, environment
 
 MAIN = """
 import multiprocessing, subprocess, sys
@@ -55,6 +55,15 @@ def test_the_script_its_children_and_theirs_have_the_stand_ins(checkout):
     main_line, *rest = result.stdout.splitlines()
     assert main_line == f"main {checkout / 'main.py'} ['--epochs', '1', '--device', 'cuda'] True"
     assert rest == ["spawned mlflow", "started None"]
+
+
+def test_weaktrs_second_stage_finds_its_package_and_the_data(checkout, monkeypatch):
+    """As `OnlineRetraining/segm/dist_train.sh` has it."""
+    found = environment("weaktr")
+    assert found["PYTHONPATH"].split(os.pathsep)[-1] == str(checkout / "OnlineRetraining")
+    assert found["DATASET"] == str(checkout / "data") and "DATASET" not in environment("clims")
+    monkeypatch.setenv("DATASET", "/data")
+    assert environment("weaktr")["DATASET"] == "/data"
 
 
 def test_another_start_up_file_is_run_as_well(checkout, tmp_path, monkeypatch):

@@ -38,6 +38,8 @@ def map_cuda_to_the_cpu(torch: ModuleType) -> None:
     torch.cuda.max_memory_allocated = torch.cuda.memory_allocated = lambda *_, **__: 0
     torch.cuda.device_count = lambda: 1  # scripts start one process per device
     torch.cuda.device = lambda _: contextlib.nullcontext()
+    init = torch.distributed.init_process_group
+    torch.distributed.init_process_group = lambda backend=None, *a, **o: init("gloo", *a, **o)  # not nccl
 
 
 def _is_cuda(torch: ModuleType, value: Any) -> bool:
@@ -49,3 +51,15 @@ def start_without_cuda(torch_tools: Any) -> None:
     """FMA-WSSS's environment asks for a GPU by itself."""
     init_env = torch_tools.init_env
     torch_tools.init_env = lambda **options: init_env(**{**options, "is_cuda": False})
+
+
+@CORRECTIONS.after("segm.utils.torch")  # WeakTr, OnlineRetraining/segm/utils/torch.py:36
+def name_the_cpu(utils: Any) -> None:
+    """WeakTr's second stage keeps the number of its GPU, which `.to` takes for one."""
+    set_mode = utils.set_gpu_dist_mode
+
+    def set_cpu_mode(mode: bool) -> None:
+        set_mode(mode)
+        utils.device = "cpu"
+
+    utils.set_gpu_dist_mode = set_cpu_mode

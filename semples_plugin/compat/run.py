@@ -18,8 +18,12 @@ _FILES = {"clims": "run_sample.py", "weaktr": "AAF.py", "fma-wsss": "src/tasks/t
 def environment(host: str, on_cpu: bool = False) -> dict[str, str]:
     """Environment variables under which every Python process has the host's corrections."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    found = {"SEMPLES_HOST": host, "SEMPLES_HOST_DEVICE": "cpu" if on_cpu else ""}
+    if host == "weaktr":  # as OnlineRetraining/segm/dist_train.sh has it
+        others.append(str(Path("OnlineRetraining").absolute()))
+        found["DATASET"] = os.environ.get("DATASET", str(Path("data").absolute()))
     path = os.pathsep.join(dict.fromkeys([str(_STARTUP), *others]))
-    return {**os.environ, "PYTHONPATH": path, "SEMPLES_HOST": host, "SEMPLES_HOST_DEVICE": "cpu" if on_cpu else ""}
+    return {**os.environ, **found, "PYTHONPATH": path}
 
 
 def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = False) -> None:

@@ -6,10 +6,12 @@ import functools
 from types import ModuleType
 from typing import Any
 
+from semples_plugin.compat import weaktr_retraining
 from semples_plugin.compat.common import restore_cubic
 from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
+weaktr_retraining.register(CORRECTIONS)
 CORRECTIONS.after("PIL.Image")(restore_cubic)  # datasets.py:84, :150
 
 

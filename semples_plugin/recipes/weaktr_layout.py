@@ -1,0 +1,199 @@
+"""VOC and COCO as WeakTr reads them, in its checkout, by links: `python -m semples_plugin.recipes.weaktr_layout -h`.
+
+WeakTr's lists, in `voc12/` and `coco/` of its checkout, say which images; a miniature run writes lists of a few
+images and their labels there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semples_plugin.data.cam_files import read_image_list
+from semples_plugin.utils.atomic_files import replacing
+
+_LISTS = {
+    "voc12": {"train_aug_id": "train", "train_id": "train", "val_id": "val"},
+    "coco": {"train_id": "train", "train_1250_id": "train", "val_id": "val", "val_5000": "val"},
+}
+"""Lists of WeakTr -> those of `small_lists`."""
+_SPLITS = {
+    "voc12": {"trainaug": "train_aug_id", "train": "train_id", "val": "val_id"},
+    "coco": {"train": "train_id", "val": "val_id", "val_5000": "val_5000"},
+}
+"""Lists that WeakTr's second stage reads beside the images -> those of its first."""
+
+
+def lay_out_voc(voc: str | Path, checkout: str | Path) -> Path:
+    """Makes `data/voc12` of WeakTr's `docs/prepare_dataset.md`, and returns the folder VOC2012 in it.
+
+    Raises:
+        FileNotFoundError: where `voc` has no images or no masks.
+    """
+    voc, checkout = Path(voc), Path(checkout)
+    folder = checkout / "data/voc12/VOCdevkit/VOC2012"
+    for name in ("JPEGImages", "SegmentationClassAug"):
+        _check_folder(voc / name)
+        _link(voc / name, folder / name)
+    _copy_splits(checkout / "voc12", folder / "ImageSets/Segmentation")
+    return folder
+
+
+def lay_out_coco(coco: str | Path, checkout: str | Path, masks: str | Path) -> Path:
+    """Makes `data/coco` of WeakTr's `docs/prepare_dataset.md`: images by their twelve digits; returns that folder.
+
+    Args:
+        coco: of `train2014` and `val2014`.
+        checkout: WeakTr's.
+        masks: folder of `ID.png` with 0 for background and COCO's category ids.
+
+    Raises:
+        FileNotFoundError: where a folder, or an image of WeakTr's lists, isn't there.
+    """
+    coco, checkout, masks = Path(coco), Path(checkout), Path(masks)
+    folder = checkout / "data/coco"
+    _check_folder(masks)
+    _link(masks, folder / "voc_format/class_labels")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val"):
+        _check_folder(coco / f"{split}2014")
+        for name in read_image_list(checkout / f"coco/{split}_id.txt"):
+            image = coco / f"{split}2014/COCO_{split}2014_{name}.jpg"
+            if not image.is_file():
+                raise FileNotFoundError(f"there is no {image}, an image of {checkout}/coco/{split}_id.txt")
+            _link(image, folder / f"images/{name}.jpg")
+    _copy_splits(checkout / "coco", folder / "voc_format")
+    return folder
+
+
+def write_lists(lists: str | Path, labels: str | Path, folder: Path) -> None:
+    """Puts a miniature's lists and labels where WeakTr looks for its own.
+
+    Args:
+        lists: folder of `train.txt` and `val.txt`.
+        labels: its `cls_labels.npy`, with names as keys.
+        folder: `voc12` or `coco` of the checkout.
+    """
+    for name, part in _LISTS[folder.name].items():
+        names = read_image_list(Path(lists) / f"{part}.txt")
+        _write_list(names, folder / f"{name}.txt")
+    with replacing(folder / "cls_labels.npy") as temporary:
+        shutil.copyfile(labels, temporary)
+
+
+def _copy_splits(lists: Path, folder: Path) -> None:
+    for name, source in _SPLITS[lists.name].items():
+        _write_list(read_image_list(lists / f"{source}.txt"), folder / f"{name}.txt")
+
+
+def _write_list(names: Sequence[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names))
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+
+
+def _link(target: Path, link: Path) -> None:
+    """A link, in place of an earlier one; a file or folder that is none is left, with an error."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        if link.readlink() == target.absolute():
+            return
+        link.unlink()
+    link.symlink_to(target.absolute())
+
+
+def draw_masks(instances: str | Path, out: str | Path, names: Sequence[str]) -> None:
+    """Masks of a miniature from the polygons of COCO's JSON: category ids, smaller objects over larger ones.
+
+    The masks that WeakTr was judged with are published, see its `docs/prepare_dataset.md`; these may differ from
+    them where objects overlap.
+    """
+    import json
+
+    import cv2
+
+    from semples_plugin.data.image_names import image_name
+    from semples_plugin.data.images import write_mask
+
+    content = json.loads(Path(instances).read_bytes())
+    wanted = {image["id"]: image for image in content["images"] if image_name(image["file_name"]) in set(names)}
+    masks: dict[int, NDArray[np.uint8]] = {
+        identifier: np.zeros((image["height"], image["width"]), np.uint8) for identifier, image in wanted.items()
+    }
+    for item in sorted(content["annotations"], key=lambda item: -item["area"]):
+        if item["image_id"] in wanted and isinstance(item["segmentation"], list):  # a crowd has no polygons
+            polygons = [np.asarray(points).reshape(-1, 2).round().astype(np.int32) for points in item["segmentation"]]
+            cv2.fillPoly(masks[item["image_id"]], polygons, item["category_id"])
+    for identifier, mask in masks.items():
+        write_mask(Path(out) / f"{image_name(wanted[identifier]['file_name'])}.png", mask)
+
+
+def write_coco_miniature(coco: str | Path, out: str | Path, count: int) -> None:
+    """Lists of `count` images that show something, labels of WeakTr's 90 columns and masks, for a miniature.
+
+    Args:
+        coco: of `annotations/instances_train2014.json` and `instances_val2014.json`.
+        out: folder to write `lists/train.txt`, `lists/val.txt`, `cls_labels.npy` and `masks/` to.
+        count: images in each list.
+    """
+    from semples_plugin.data.coco_json import read_coco
+    from semples_plugin.data.image_labels import read_class_names
+
+    class_names, out = tuple(read_class_names("release-coco")), Path(out)
+    labels: dict[str, NDArray[np.float32]] = {}
+    for split in ("train", "val"):
+        instances = Path(coco) / f"annotations/instances_{split}2014.json"
+        present, _ = read_coco(instances, class_names)
+        names = [name for name, classes in sorted(present.items()) if classes][:count]
+        for name in names:
+            labels[name] = np.zeros(len(class_names), np.float32)
+            labels[name][list(present[name])] = 1
+        _write_list(names, out / f"lists/{split}.txt")
+        (out / "masks").mkdir(exist_ok=True)
+        draw_masks(instances, out / "masks", names)
+    with replacing(out / "cls_labels.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, labels, allow_pickle=True)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m semples_plugin.recipes.weaktr_layout", description=__doc__)
+    commands = parser.add_subparsers(dest="data", required=True)
+    for name in ("voc", "coco"):
+        command = commands.add_parser(name, help=f"make data/ of WeakTr's checkout for {name.upper()}")
+        command.add_argument("source", help="the data set's folder")
+        command.add_argument("checkout", help="WeakTr's")
+        if name == "coco":
+            command.add_argument("--masks", required=True, help="folder of its masks, category ids as ID.png")
+        command.add_argument("--lists", help="of a miniature: folder of train.txt and val.txt, see small_lists")
+        command.add_argument("--labels", help="of a miniature: its cls_labels.npy")
+    command = commands.add_parser("coco-miniature", help="write lists, labels and masks of a few images of COCO")
+    command.add_argument("source", help="COCO's folder")
+    command.add_argument("out", help="folder to write to")
+    command.add_argument("--images", type=int, default=8, help="in each list (default: %(default)s)")
+    options = parser.parse_args()
+    if options.data == "coco-miniature":
+        write_coco_miniature(options.source, options.out, options.images)
+        print(f"wrote {options.out}")
+        return
+    if options.lists:
+        own = {"voc": "voc12", "coco": "coco"}[options.data]
+        write_lists(options.lists, options.labels, Path(options.checkout) / own)
+    if options.data == "voc":
+        print(f"made {lay_out_voc(options.source, options.checkout)}")
+    else:
+        print(f"made {lay_out_coco(options.source, options.checkout, options.masks)}")
+
+
+if __name__ == "__main__":
+    main()
