@@ -102,6 +102,25 @@ def fill_torchnet_meter(module: Any) -> None:
     module.MovingAverageValueMeter = MovingAverageValueMeter
 
 
+@CORRECTIONS.after("libs.models")  # segmentation/deeplabv2/main.py:81, which no correction of a source reaches
+def round_labels(_: Any) -> None:
+    """`torch.LongTensor` no longer takes numpy's arrays of floats; DeepLabV2's resized labels are such."""
+    import numpy as np
+    import torch
+
+    real = torch.LongTensor
+
+    class OfArrays(type):
+        def __call__(cls, *values: Any) -> Any:
+            arrays = len(values) == 1 and isinstance(values[0], list) and isinstance(values[0][0], np.ndarray)
+            return torch.from_numpy(np.stack(values[0]).astype(np.int64)) if arrays else real(*values)
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, real)
+
+    torch.LongTensor = OfArrays("LongTensor", (), {})  # type: ignore[misc, assignment]
+
+
 @CORRECTIONS.in_source("misc.torchutils")  # misc/torchutils.py:68, for mscoco/dataloader.py:122 and :161
 def count_images_in_pythons_numbers(source: str) -> str:
     """torchvision's CocoDetection no longer takes numpy's integers."""
