@@ -148,7 +148,12 @@ def count_below_twenty_images(source: str) -> str:
     return source.replace("(len(databin) // 20)", "max(1, len(databin) // 20)")
 
 
-for _step in ("make_cam", "make_clims", "cam_to_ir_label", "make_sem_seg_labels"):  # step/make_clims.py:123 and the like
+for _step in (
+    "make_cam",
+    "make_clims",
+    "cam_to_ir_label",
+    "make_sem_seg_labels",
+):  # step/make_clims.py:123 and the like
     for _steps in ("step", "step_coco"):
         CORRECTIONS.in_source(f"{_steps}.{_step}")(count_below_twenty_images)
 
@@ -157,7 +162,9 @@ for _step in ("make_cam", "make_clims", "cam_to_ir_label", "make_sem_seg_labels"
 @CORRECTIONS.in_source("step_coco.cam_to_ir_label")  # step_coco/cam_to_ir_label.py:66, :68
 def label_without_workers(source: str) -> str:
     """`--num_workers 0` started no process, and wrote nothing without a word."""
-    source = source.replace("torchutils.split_dataset(dataset, args.num_workers)", f"torchutils.split_dataset(dataset, {_ONE})")
+    source = source.replace(
+        "torchutils.split_dataset(dataset, args.num_workers)", f"torchutils.split_dataset(dataset, {_ONE})"
+    )
     return source.replace("nprocs=args.num_workers", f"nprocs={_ONE}").replace("args.num_workers - 1", f"{_ONE} - 1")
 
 

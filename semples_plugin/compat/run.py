@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import NoReturn
 
 from semples_plugin.adapters.commits import COMMITS
+from semples_plugin.compat.seed import HIGHEST, VARIABLE
 
 _STARTUP = Path(__file__).parent / "startup"
 _FILES = {"clims": "run_sample.py", "weaktr": "AAF.py", "fma-wsss": "src/tasks/train_coop/run.py"}
 
 
-def environment(host: str, on_cpu: bool = False) -> dict[str, str]:
-    """Environment variables under which every Python process has the host's corrections."""
+def environment(host: str, on_cpu: bool = False, seed: int | None = None) -> dict[str, str]:
+    """Environment variables under which every Python process has the host's corrections, and the seed."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     path = os.pathsep.join(dict.fromkeys([str(_STARTUP), *others]))
-    return {**os.environ, "PYTHONPATH": path, "SEMPLES_HOST": host, "SEMPLES_HOST_DEVICE": "cpu" if on_cpu else ""}
+    variables = {**os.environ, "PYTHONPATH": path, "SEMPLES_HOST": host, "SEMPLES_HOST_DEVICE": "cpu" if on_cpu else ""}
+    if seed is not None:  # the order of a set of names follows PYTHONHASHSEED
+        variables |= {VARIABLE: str(seed), "PYTHONHASHSEED": str(seed)}
+    return variables
 
 
 def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = False) -> None:
@@ -39,7 +43,9 @@ def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = Fal
         )
 
 
-def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: bool = False) -> NoReturn:
+def run(
+    host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: bool = False, seed: int | None = None
+) -> NoReturn:
     """Becomes `python ARGUMENTS`, in the host's checkout, which is the working folder.
 
     Args:
@@ -47,10 +53,15 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
         arguments: the script and its own, or `-m` with a module, such as `torch.distributed.run`.
         on_cpu: map CUDA calls to the CPU, for a trial.
         any_commit: run at another commit than the pinned one.
+        seed: of Python's, numpy's and torch's random numbers, 0 to 2^32 - 1, plus the rank under torchrun; a script
+            that seeds by itself does that after. On a GPU some of torch's sums still differ from run to run.
 
     Raises:
-        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there.
+        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there, or for
+            another seed.
     """
+    if seed is not None and not 0 <= seed <= HIGHEST:
+        raise ValueError(f"--seed: expected a number from 0 to {HIGHEST}, got {seed}")
     check_checkout(host, any_commit=any_commit)
     if not arguments:
         raise ValueError("expected a script of the host and its arguments, such as main.py --help")
@@ -58,4 +69,4 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
     if not arguments[0].startswith("-") and not script.is_file():
         raise FileNotFoundError(f"there is no script {script} in {Path.cwd()}")
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu))
+    os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu, seed))

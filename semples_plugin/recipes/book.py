@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from semples_plugin.recipes import clims
 from semples_plugin.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for module in (clims,) for recipe in module.RECIPES}
 """Name -> recipe, in the order of the list."""
 
 

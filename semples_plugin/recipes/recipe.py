@@ -22,7 +22,8 @@ class Figure:
         file: where the measured one is read: an `eval.json` of `semples eval`, or a log file; left out, the log
             of the step.
         title: of the evaluation in `eval.json`; left out, its only one.
-        pattern: regular expression whose first group is the mIoU [%], for logs; the last match counts.
+        pattern: regular expression whose first group is the mIoU, for logs; the last match counts.
+        factor: that makes percent of what the pattern finds.
         note: what tells the two apart, such as another split or a host's improved version.
     """
 
@@ -33,6 +34,7 @@ class Figure:
     file: str = ""
     title: str = ""
     pattern: str = ""
+    factor: float = 1.0
     note: str = ""
 
 
