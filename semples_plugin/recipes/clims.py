@@ -46,7 +46,7 @@ _PREPARATION = (
         only="miniature",
     ),
     Step(
-        "put labels",
+        "put-labels",
         "where CLIMS reads them",
         "cp {shared}/cls_labels.npy voc12/cls_labels.npy",
         needs=("{shared}/cls_labels.npy", "{checkout}/README.md"),
@@ -57,14 +57,23 @@ _PREPARATION = (
     Step(
         "start",
         "CLIMS's baseline CAM network, from which all training starts",
-        makes=("{checkout}/cam-baseline-voc12/res50_cam.pth",),
+        makes=("{weights}/res50_cam.pth",),
         source="res50_cam.pth of https://drive.google.com/drive/folders/1CCYduc2L_V_s7MtXEuA_LzIscdlFFJag (CLIMS's "
         "README), or --train_cam_pass True with --work_space cam-baseline-voc12, as a miniature run has it",
         once=True,
         only="full",
     ),
     Step(
-        "train start",
+        "put-start",
+        "where CLIMS reads it",
+        "cp {weights}/res50_cam.pth cam-baseline-voc12/res50_cam.pth",
+        needs=("{weights}/res50_cam.pth", "{checkout}/README.md"),
+        makes=("{checkout}/cam-baseline-voc12/res50_cam.pth",),
+        once=True,
+        only="full",
+    ),
+    Step(
+        "train-start",
         "a baseline CAM network in place of CLIMS's published one",
         _RUN + _LISTS + "--work_space cam-baseline-voc12 --train_cam_pass True --cam_num_epoches 1 --cam_batch_size 1",
         needs=("{train_list}", "{val_list}", "{checkout}/voc12/cls_labels.npy"),
@@ -73,17 +82,17 @@ _PREPARATION = (
         only="miniature",
     ),
     Step(
-        "voc layout",
+        "voc-layout",
         "VOC with the lists under the names that DeepLabV2 reads",
         "python -m semples_plugin.recipes.voc_layout {voc} {shared}/VOC2012 --train {train_list} --val {val_list}",
-        needs=("{voc}/JPEGImages", "{voc}/SegmentationClassAug", "{train_list}", "{val_list}"),
+        needs=("{voc}/JPEGImages", "{voc}/SegmentationClassAug", "{checkout}/README.md"),
         makes=("{shared}/VOC2012/JPEGImages", "{shared}/VOC2012/ImageSets/Segmentation/train_aug.txt"),
         once=True,
     ),
     Step(
-        "deeplab start",
+        "deeplab-start",
         "ResNet-101 that was trained on COCO, from which DeepLabV2 starts",
-        makes=("{checkout}/segmentation/deeplabv2/weights/deeplabv1_resnet101-coco.pth",),
+        makes=("{deeplab_start}",),
         source="deeplabv1_resnet101-coco.pth of "
         "https://drive.google.com/drive/folders/1nsXWLoK1w56iC9DE5jwdcqQDX8of4DH5 (segmentation/deeplabv2/README.md)",
         once=True,
@@ -105,7 +114,7 @@ _PROMPTS = Step(
 
 def _train(name: str, row: str, more: str = "", needs: tuple[str, ...] = ()) -> Step:
     return Step(
-        f"train {name}",
+        f"train-{name}",
         f"CLIMS's CAM network, {row}",
         _RUN + _LISTS + f"--work_space {{out}}/{name} --clip {{clims_clip}} --hyper 10,24,1,0.2 "
         f"--clims_num_epoches {{epochs}} --clims_learning_rate 0.00025 --cam_batch_size {{batch}} "
@@ -119,7 +128,7 @@ def _train(name: str, row: str, more: str = "", needs: tuple[str, ...] = ()) -> 
 def _judge(name: str, row: str, what: str, folder: str, note: str) -> Step:
     out = f"{{out}}/judged/{what}-{name}"
     return Step(
-        f"judge {what} {name}",
+        f"judge-{what}-{name}",
         f"{what} against the masks of VOC's train, {row}",
         f"semples eval {folder} --gt {{voc}}/SegmentationClassAug --list {{judge_list}} --out {out}",
         needs=(folder, "{voc}/SegmentationClassAug"),
@@ -132,7 +141,7 @@ def _cams(name: str, row: str) -> tuple[Step, ...]:
     """CAMs of all images that the segmentation network learns from, and their mIoU."""
     folder = f"{{out}}/{name}/cam_mask"
     make = Step(
-        f"make cams {name}",
+        f"make-cams-{name}",
         f"CAMs at four scales and flipped, {row}",
         _RUN + _LISTS + f"--work_space {{out}}/{name} --make_clims_pass True",
         needs=(f"{{out}}/{name}/res50_clims.pth",),
@@ -150,7 +159,7 @@ def _pseudo_masks(name: str, row: str) -> tuple[Step, ...]:
     weights = f"{{out}}/{name}/res50_irn.pth"
     steps = (
         Step(
-            f"ir labels {name}",
+            f"ir-labels-{name}",
             f"confident pixels by a CRF, for IRNet, {row}",
             run + "--cam_to_ir_label_pass True",
             needs=(f"{{out}}/{name}/cam_mask",),
@@ -158,7 +167,7 @@ def _pseudo_masks(name: str, row: str) -> tuple[Step, ...]:
             hours=1.0,
         ),
         Step(
-            f"train irn {name}",
+            f"train-irn-{name}",
             f"IRNet, {row}",
             run + "--train_irn_pass True --irn_batch_size {irn_batch} --irn_num_epoches {irn_epochs}",
             needs=(labels,),
@@ -166,7 +175,7 @@ def _pseudo_masks(name: str, row: str) -> tuple[Step, ...]:
             hours=0.5,
         ),
         Step(
-            f"pseudo masks {name}",
+            f"pseudo-masks-{name}",
             f"IRNet's random walk over the CAMs, {row}",
             run + "--make_sem_seg_pass True --sem_seg_bg_thres 0.2 --exp_times {walk}",
             needs=(weights, f"{{out}}/{name}/cam_mask"),
@@ -196,14 +205,14 @@ def _deeplab(name: str, row: str, paper: float) -> tuple[Step, ...]:
 
     return (
         Step(
-            f"deeplab config {name}",
+            f"deeplab-config-{name}",
             f"DeepLabV2's config, {row}",
             f"python -m semples_plugin.recipes.yaml_config segmentation/deeplabv2/configs/voc12_coco_pretrained.yaml "
             f"{config} {changes}",
             makes=(config,),
         ),
         Step(
-            f"train deeplab {name}",
+            f"train-deeplab-{name}",
             f"DeepLabV2 on the pseudo masks, {row}",
             f"{_DEEPLAB}train --config-path {config}",
             needs=(config, f"{{out}}/{name}/sem_seg", "{shared}/VOC2012/JPEGImages"),
@@ -211,7 +220,7 @@ def _deeplab(name: str, row: str, paper: float) -> tuple[Step, ...]:
             hours=4.0,
         ),
         Step(
-            f"test deeplab {name}",
+            f"test-deeplab-{name}",
             f"DeepLabV2 on VOC's val, {row}",
             f"{_DEEPLAB}test --config-path {config} --model-path {weights}",
             needs=(config, weights),
@@ -220,7 +229,7 @@ def _deeplab(name: str, row: str, paper: float) -> tuple[Step, ...]:
             figures=figure("DeepLabV2, val, without CRF", "", None),
         ),
         Step(
-            f"crf deeplab {name}",
+            f"crf-deeplab-{name}",
             f"the same after a dense CRF, {row}",
             f"{_DEEPLAB}crf --config-path {config} --n-jobs {{workers}}",
             needs=(config, logits),
@@ -232,16 +241,14 @@ def _deeplab(name: str, row: str, paper: float) -> tuple[Step, ...]:
 
 
 def _test_server(name: str, row: str, paper: float) -> Step:
-    """What only somebody with an account at VOC's server can do."""
-    folder = f"{{out}}/{name}/deeplab/features/{name}/{_NETWORK}/test"
+    """What only somebody with an account at VOC's server can do; nothing waits for it."""
     return Step(
-        f"test server {name}",
+        f"test-server-{name}",
         f"mIoU on VOC's test, {row}; the paper has {paper}",
-        makes=(f"{{out}}/{name}/test-server.txt",),
-        source="with VOC's test images and test.txt in {shared}/VOC2012, `semples run clims "
-        "segmentation/deeplabv2/eval.py --config_path deeplab.yaml --model_path checkpoint_final.pth` writes palette "
-        f"PNGs to results/ in {folder}; tar -czf results.tar.gz results, send it to http://host.robots.ox.ac.uk:8080, "
-        "and write its answer to that file; all that comes before is done without it",
+        source="put VOC's test images and test.txt into VOC2012 of this recipe's folder, and in its clone of CLIMS run "
+        f"`semples run clims segmentation/deeplabv2/eval.py --config_path .../{name}/deeplab.yaml --model_path "
+        f".../{name}/deeplab/models/.../checkpoint_final.pth`; pack the palette PNGs that it writes to "
+        f"{name}/deeplab/features/.../test/results by tar, and send them to http://host.robots.ox.ac.uk:8080",
         only="full",
     )
 
@@ -271,7 +278,12 @@ VOC = Recipe(
         _test_server("baseline", BASELINE, 70.0),
         _test_server("semples", OURS, 71.5),
     ),
-    paths={"runs": PATHS["runs"], "voc": PATHS["voc"], "clims": "https://github.com/CVI-SZU/CLIMS"},
+    paths={
+        "runs": PATHS["runs"],
+        "voc": PATHS["voc"],
+        "clims": "https://github.com/CVI-SZU/CLIMS",
+        "weights": "weights",
+    },
     values={
         **VALUES,
         "clims_clip": "ViT-B/32",
@@ -284,7 +296,7 @@ VOC = Recipe(
         "irn_batch": "32",
         "irn_epochs": "3",
         "walk": "8",
-        "deeplab_start": "segmentation/deeplabv2/weights/deeplabv1_resnet101-coco.pth",
+        "deeplab_start": "{weights}/deeplabv1_resnet101-coco.pth",
         "deeplab_steps": "20000",
         "deeplab_batch": "5",
         "deeplab_accumulate": "2",
@@ -314,6 +326,7 @@ VOC = Recipe(
     help={
         **{name: HELP[name] for name in ("runs", "voc", *VALUES)},
         "clims": "CLIMS's repository, or a clone of it",
+        "weights": "folder of the published res50_cam.pth and deeplabv1_resnet101-coco.pth",
         "clims_clip": "CLIP of CLIMS's own loss: a name or file as `clip.load` takes it, such as /weights/ViT-B-32.pt",
         "train_list": "images that all networks learn from",
         "judge_list": "images on which CAMs and pseudo masks are judged",

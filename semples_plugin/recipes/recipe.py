@@ -50,7 +50,8 @@ class Step:
         folder: where it runs.
         needs: files or folders that have to be there before.
         makes: files or folders that are there, and not empty, when it is done.
-        source: where the files of a step without a command come from.
+        source: where the files of a step without a command come from, or what to do; one without `makes` is told, and
+            nothing waits for it.
         hours: on one modern GPU, an estimate until measured; 0 below five minutes.
         figures: what it measures.
         once: whether it runs once for all seeds.
