@@ -37,7 +37,9 @@ def write_small_clip(out: str | Path, seed: int = 0) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        weights = {name: tensor.contiguous() for name, tensor in CLIP(**CONFIG).state_dict().items()}
+        weights = CLIP(**CONFIG).state_dict()
+    # As OpenAI rounded theirs, and as its loader does it again.
+    weights = {name: tensor.half().float().contiguous() for name, tensor in weights.items()}
     with replacing(out / "openai.pt") as temporary:
         torch.save(weights, temporary)
     with replacing(out / "open_clip_model.safetensors") as temporary:
