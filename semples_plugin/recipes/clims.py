@@ -66,7 +66,7 @@ _PREPARATION = (
     Step(
         "put-start",
         "where CLIMS reads it",
-        "cp {weights}/res50_cam.pth cam-baseline-voc12/res50_cam.pth",
+        "install -D -m 644 {weights}/res50_cam.pth cam-baseline-voc12/res50_cam.pth",
         needs=("{weights}/res50_cam.pth", "{checkout}/README.md"),
         makes=("{checkout}/cam-baseline-voc12/res50_cam.pth",),
         once=True,
@@ -105,7 +105,7 @@ _PROMPTS = Step(
     "stage (b): SemPLeS's background prompts, looked at through the baseline",
     _RUN + _LISTS + "--work_space {out}/prompts --clip {clims_clip} --cam_batch_size {batch} --train_clims_pass True "
     "--semples prompts --semples-start {out}/baseline/res50_clims.pth "
-    "--semples-prompts {out}/prompts.safetensors {clip} {prompt_options}",
+    "--semples-prompts {out}/prompts.safetensors --semples-seed {seed} {clip} {prompt_options}",
     needs=("{out}/baseline/res50_clims.pth",),
     makes=("{out}/prompts.safetensors",),
     hours=0.5,
@@ -254,7 +254,7 @@ def _test_server(name: str, row: str, paper: float) -> Step:
 
 
 _REFINE = (
-    " --semples refine --semples-prompts {out}/prompts.safetensors {clip}",
+    " --semples refine --semples-prompts {out}/prompts.safetensors --semples-seed {seed} {clip}",
     ("{out}/prompts.safetensors",),
 )
 
