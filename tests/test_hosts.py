@@ -2,11 +2,13 @@
 
 SEMPLES_CLIMS, SEMPLES_WEAKTR, SEMPLES_FMA: checkouts at the pinned commits, which stay as they are.
 SEMPLES_VOC: images in VOC's layout, with `cls_labels.npy` (integer keys) and `cls_labels_by_name.npy`.
+SEMPLES_COCO: images in COCO 2014's layout.
 SEMPLES_CLIMS_START, SEMPLES_WEAKTR_START, SEMPLES_FMA_START: what a host's script is started with, "python" by default;
     a start-up script can stand in for CUDA, the ImageNet weights and the old packages that a host wants.
 """
 
 import argparse
+import json
 import math
 import os
 import pickle
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_clip
+from PIL import Image
 
 from semples_plugin import BackgroundPrompts
 from semples_plugin.adapters import patching, weaktr, weaktr_checkpoints
@@ -28,12 +31,13 @@ from semples_plugin.compat.needs.check import check_host
 from semples_plugin.data.cam_files import list_cams, read_cams
 from semples_plugin.data.convert import convert_folder
 from semples_plugin.data.image_labels import load_image_labels
-from semples_plugin.data.images import read_mask
 from semples_plugin.evaluation.folders import FolderEvaluation, evaluate_folder
 from semples_plugin.presets import load_preset
+from semples_plugin.recipes.small_clip import write_small_clip
 from semples_plugin.recipes.weaktr_layout import lay_out_voc
 
 PATCHED = ("clims", "weaktr")
+COCO_IDS = [k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]  # of the annotated categories
 
 
 def need(what: str) -> str:
@@ -184,31 +188,129 @@ def moved(before: dict, after: dict) -> set[str]:
 MATCH = {"loss_match_foreground", "loss_match_background"}
 
 
-def test_clims_trains_through_the_stages(tmp_path):
-    host = Host("clims", tmp_path)
+def torch_weights(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def clims_on_voc(folder: Path, count: int) -> tuple[Host, list[str]]:
+    """CLIMS with the baseline CAM network that its own script trains, and the options that all its passes take."""
+    host = Host("clims", folder)
+    host.names = host.names[:count]
     shutil.copy(host.voc / "cls_labels.npy", host.path / "voc12/cls_labels.npy")
-    (tmp_path / "names.txt").write_text("\n".join(host.names) + "\n")
+    write_small_clip(folder / "small")
+    lists = folder / "voc/ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(host.names) + "\n")
+    for link in ("JPEGImages", "SegmentationClass"):
+        target = "SegmentationClassAug" if link == "SegmentationClass" else link
+        (folder / "voc" / link).symlink_to((host.voc / target).resolve())
+    options = [f"--{which}_list={lists / 'train.txt'}" for which in ("train", "val", "infer")]
+    options += [f"--voc12_root={folder / 'voc'}", "--num_workers=1", "--cam_batch_size=2", "--clims_num_epoches=1",
+                "--irn_batch_size=2", "--irn_num_epoches=1", "--exp_times=0", "--cam_network=net.resnet50_clims",
+                f"--clip={folder / 'small/openai.pt'}"]  # fmt: skip
+    host.before = status(host.path, "--untracked-files=no")
+    options = ["run_sample.py", *options]
+    host.start_python(*options, "--work_space=cam-baseline-voc12", "--cam_num_epoches=1", "--train_cam_pass=True")
+    return host, options
+
+
+def test_clims_trains_through_the_stages(tmp_path):
+    host, clims = clims_on_voc(tmp_path, 4)
+    plain = [*clims, "--train_clims_pass=True"]
+    for folder, seed in {"plain": 1, "again": 1, "other": 2}.items():
+        host.start_python("--seed", str(seed), *plain, f"--work_space={folder}")
+    unpatched, again, other = (
+        torch_weights(host.path / folder / "res50_clims.pth") for folder in ("plain", "again", "other")
+    )
+    assert not moved(unpatched, again) and moved(unpatched, other)  # CLIMS has no seed of its own
+    assert status(host.path, "--untracked-files=no") == host.before
     host.patch()
-    lists = [f"--{which}_list={tmp_path / 'names.txt'}" for which in ("train", "val")]
-    clims = ["run_sample.py", f"--voc12_root={host.voc}", *lists, "--num_workers=0", "--cam_batch_size=4",
-             "--clims_num_epoches=1", "--train_clims_pass=True", "--clims_network=net.resnet50_clims"]  # fmt: skip
     nothing_else = "--hyper=0,0,0,0"  # without CLIMS's own terms only SemPLeS can move a weight
 
     def weights(path: str) -> dict:
-        return torch.load(host.path / path, weights_only=True)
+        return torch_weights(host.path / path)
 
-    found = host.run(*clims, nothing_else, "--work_space=a", "--semples-terms=all", stage="match")
+    host.start_python("--seed=1", *plain, "--work_space=off")
+    assert not moved(unpatched, weights("off/res50_clims.pth"))  # the patch alone changes nothing
+    found = host.run(*plain, nothing_else, "--work_space=a", "--semples-terms=all", stage="match")
     start, matched = weights("cam-baseline-voc12/res50_cam.pth"), weights("a/res50_clims.pth")
     frozen = re.compile(r"(resnet50\.(conv1|bn1)|(stage1|backbone\.0)\.[01])\.|.*(running_|num_batches)")
     trained = {name for name in start if not frozen.match(name)}
     assert set(found) == MATCH and moved(start, matched) == trained
-    host.run(*clims, "--work_space=b", "--semples-start=a/res50_clims.pth", stage="prompts")
+    host.run(*plain, "--work_space=b", "--semples-start=a/res50_clims.pth", stage="prompts")
     host.check_prompts()
     heavy = "--semples-refine-weight=100"  # two steps with the paper's 0.05 are lost in some weights' rounding
-    found = host.run(*clims, nothing_else, "--work_space=c", heavy, stage="refine")
+    found = host.run(*plain, nothing_else, "--work_space=c", heavy, stage="refine")
     assert set(found) == {"loss_refine"} and moved(start, weights("c/res50_clims.pth")) == trained
-    assert set(host.run(*clims, "--work_space=d", "--semples-terms=all", stage="refine")) == MATCH | {"loss_refine"}
+    assert set(host.run(*plain, "--work_space=d", "--semples-terms=all", stage="refine")) == MATCH | {"loss_refine"}
     host.revert()
+
+
+def test_clims_trains_on_coco_with_and_without_torchrun(tmp_path):
+    pytest.importorskip("pycocotools")
+    host, coco = Host("clims", tmp_path), tmp_path / "coco"
+    small_coco(Path(need("coco")), coco)
+    write_small_clip(tmp_path / "small")
+    for name in ("train_labels.npy", "val_labels.npy"):  # of all of COCO; CLIMS makes them where they are not there
+        (host.path / "mscoco" / name).unlink(missing_ok=True)
+    clims = ["run_sample_coco.py", f"--mscoco_root={coco}", "--num_workers=0", "--cam_batch_size=2", "--exp_times=0",
+             "--cam_network=net.resnet50_clims", "--clims_num_epoches=1", "--irn_batch_size=2", "--irn_num_epoches=1",
+             "--cam_num_epoches=1", f"--clip={tmp_path / 'small/openai.pt'}"]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=1", *clims, "--use_distributed_train=True"]
+    host.start_python(*clims, "--work_space=cam-baseline-coco", "--train_cam_pass=True")
+    host.patch()
+    host.start_python(*clims, "--work_space=a", "--train_clims_pass=True")
+    host.start_python(*torchrun, "--work_space=t", "--train_clims_pass=True")
+    start = torch_weights(host.path / "cam-baseline-coco/res50_cam.pth")
+    for folder in ("a", "t"):
+        assert moved(start, torch_weights(host.path / folder / "res50_clims.pth"))
+    judge_clims(host, clims, coco / "mask/train2014", load_preset("coco").class_names)
+    host.run(*clims, "--work_space=b", "--semples-start=a/res50_clims.pth", "--train_clims_pass=True", stage="prompts")
+    assert BackgroundPrompts.load(host.prompts).vectors.shape[:2] == (80, 4)
+    found = host.run(*torchrun, "--work_space=c", "--train_clims_pass=True", stage="refine")
+    assert set(found) == {"loss_refine"} and (host.path / "c/res50_clims.pth").is_file()
+    host.revert()
+
+
+def small_coco(source: Path, out: Path) -> None:
+    """The first images of each split that show anything, and their masks as CLIMS names them."""
+    from pycocotools.coco import COCO
+
+    (out / "annotations").mkdir(parents=True)
+    (out / "mask/train2014").mkdir(parents=True)
+    for split in ("train2014", "val2014"):
+        (out / split).symlink_to((source / split).resolve())
+        content = json.loads((source / f"annotations/instances_{split}.json").read_text())
+        shown = {annotation["image_id"] for annotation in content["annotations"]}
+        content["images"] = [image for image in content["images"] if image["id"] in shown][:2]
+        names = [image["id"] for image in content["images"]]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in names]
+        path = out / f"annotations/instances_{split}.json"
+        path.write_text(json.dumps(content))
+    coco = COCO(out / "annotations/instances_train2014.json")
+    column = {category: k for k, category in enumerate(COCO_IDS, 1)}
+    for image in coco.loadImgs(coco.getImgIds()):
+        mask = np.zeros((image["height"], image["width"]), np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
+            mask[coco.annToMask(annotation) == 1] = column[annotation["category_id"]]
+        Image.fromarray(mask).save(out / f"mask/train2014/{image['id']}.png")
+
+
+def judge_clims(host: Host, clims: list[str], masks: Path, classes: tuple[str, ...]) -> None:
+    """CLIMS makes CAMs and IRNet's pseudo masks of what it trained in `a`, and judges them as we do."""
+    passes = ("make_clims", "eval_cam", "cam_to_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg")
+    printed = host.start_python(*clims, "--work_space=a", *(f"--{name}_pass=True" for name in passes))
+    theirs = {0.15 if "coco" not in clims[0] else 0.1: float(re.findall(r"threshold: \S+ miou: (\S+)", printed)[0])}
+    for threshold in (0.3, 0.6):
+        again = host.start_python(*clims, "--work_space=a", "--eval_cam_pass=True", f"--cam_eval_thres={threshold}")
+        theirs[threshold] = float(re.findall(r"threshold: \S+ miou: (\S+)", again)[0])
+    found = evaluate_folder(host.path / "a/cam_mask", masks, classes, progress=False)
+    assert found.failed == {} and list_cams(host.path / "a/cam_mask").keys() == found.counts.keys()
+    for threshold, miou in theirs.items():
+        assert miou == pytest.approx(found.sweep.miou[round(100 * threshold)], rel=1e-9)
+    of_masks = evaluate_folder(host.path / "a/sem_seg", masks, classes, progress=False)
+    printed_miou = re.findall(r"'miou': (?:np\.float64\()?([\d.e-]+)", printed)[-1]
+    assert float(printed_miou) == pytest.approx(float(np.nanmax(of_masks.sweep.miou)), rel=1e-9)
 
 
 WEAKTR = ["main.py", "--model=deit_small_WeakTr_patch16_224", "--data-path=data", "--reduction=8", "--pool-type=max",
@@ -337,63 +439,27 @@ def test_fma_wsss_trains_through_the_stages(tmp_path):
         assert set(saved[0]) == {"prompt_learner.ctx"} == moved(*saved)
 
 
-CLIMS_CAMS = """
-import contextlib, types
-import torch
-torch.cuda.device_count, torch.cuda.device = lambda: 1, lambda _: contextlib.nullcontext()
-torch.cuda.is_available = lambda: False
-import net.resnet50_clims, step.make_clims, voc12.dataloader
-model = net.resnet50_clims.CAM(n_classes=20)
-model.load_state_dict(torch.load("cam-baseline-voc12/res50_cam.pth"))
-data = voc12.dataloader.VOC12ClassificationDatasetMSF({names!r}, voc12_root={root!r}, scales=(1.0, 0.5))
-args = types.SimpleNamespace(num_workers=0, work_space="work", cam_out_dir={out!r})
-step.make_clims.vis_cam = False
-model.eval()  # returns nothing
-model.register_forward_pre_hook(lambda _, images: tuple(x.float() for x in images))  # numpy 2 makes them double
-step.make_clims._work(0, model, [data], args)
-"""
-
-
-def judge_as_clims(folder: Path, masks: Path, names: list[str], threshold: float) -> float:
-    """`step/eval_cam.py`, whose chainercv doesn't build on a current Python, up to its confusion matrix."""
-    confusion = np.zeros((21, 21))
-    for name in names:
-        found = np.load(folder / f"{name}.npy", allow_pickle=True).item()
-        cams = np.pad(found["high_res"], ((1, 0), (0, 0), (0, 0)), mode="constant", constant_values=threshold)
-        keys = np.pad(np.asarray(found["keys"]) + 1, (1, 0), mode="constant")
-        predicted, mask = keys[np.argmax(cams, axis=0)], read_mask(masks / f"{name}.png")
-        np.add.at(confusion, (mask[mask < 255], predicted[mask < 255]), 1)
-    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    with np.errstate(invalid="ignore"):
-        return float(np.nanmean(np.diag(confusion) / union))
-
-
 def test_cams_of_clims_are_read_and_go_to_weaktr(tmp_path, monkeypatch):
-    host = Host("clims", tmp_path)
-    names = (host.voc / "ImageSets/Segmentation/train.txt").read_text().split()[:20]
-    shutil.copy(host.voc / "cls_labels.npy", host.path / "voc12/cls_labels.npy")
-    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
-    out, masks = tmp_path / "cams", host.voc / "SegmentationClassAug"
-    out.mkdir()
-    (tmp_path / "make.py").write_text(
-        CLIMS_CAMS.format(names=str(tmp_path / "names.txt"), root=str(host.voc), out=str(out))
-    )
-    host.run(str(tmp_path / "make.py"))
+    host, clims = clims_on_voc(tmp_path, 2)
+    host.start_python(*clims, "--work_space=a", "--train_clims_pass=True")
+    out, masks = host.path / "a/cam_mask", host.voc / "SegmentationClassAug"
+    voc = load_preset("voc").class_names
+    judge_clims(host, clims, masks, voc)
+    assert status(host.path, "--untracked-files=no") == host.before
     labels = load_image_labels(host.voc / "cls_labels.npy")
     for name, path in list_cams(out).items():
         cams = read_cams(path)
         assert cams.format == "clims" and cams.class_index == tuple(np.flatnonzero(labels[name]))
-    voc = load_preset("voc").class_names
     found = evaluate_folder(out, masks, voc, progress=False)
-    assert sorted(found.counts) == sorted(names) and found.failed == {}
-    for t in (10, 30, 60):
-        assert found.sweep.miou[t] == pytest.approx(judge_as_clims(out, masks, names, t / 100), rel=1e-12)
+    assert sorted(found.counts) == sorted(host.names)
     convert_folder(out, tmp_path / "weaktr", "weaktr", progress=False)
     monkeypatch.syspath_prepend(need("weaktr"))
     import evaluation
 
     for t in (10, 30, 60):
-        theirs = evaluation.do_python_eval(str(tmp_path / "weaktr"), str(masks), names, 21, "npy", t / 100, n_jobs=1)
+        theirs = evaluation.do_python_eval(
+            str(tmp_path / "weaktr"), str(masks), host.names, 21, "npy", t / 100, n_jobs=1
+        )
         assert theirs["mIoU"] == pytest.approx(100 * found.sweep.miou[t], abs=0.01)
 
 

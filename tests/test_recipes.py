@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,10 @@ from semples_plugin.cli.app import build_parser
 from semples_plugin.recipes import book
 from semples_plugin.recipes.jobs import jobs_of, why_to_run
 from semples_plugin.recipes.recipe import Figure, Recipe, Step, placeholders
+from semples_plugin.recipes.small_clip import write_small_clip
 from semples_plugin.recipes.small_lists import write_small_lists
+from semples_plugin.recipes.voc_layout import write_voc_layout
+from semples_plugin.recipes.yaml_config import write_yaml_config
 
 WRITE = "import sys; from pathlib import Path; Path(sys.argv[1]).write_text(' '.join(sys.argv[2:]) + chr(10))"
 JUDGED = {
@@ -306,6 +310,57 @@ def test_small_lists(tmp_path):
         write_small_lists(tmp_path, tmp_path / "out", 3)
     (tmp_path / "val.txt").write_text("d\ne\nf\n")
     assert write_small_lists(tmp_path, tmp_path / "out", 2)["val"] == ["d", "e"]
+
+
+def test_voc_layout(tmp_path):
+    for name in ("JPEGImages", "SegmentationClassAug"):
+        (tmp_path / "voc" / name).mkdir(parents=True)
+    (tmp_path / "voc/JPEGImages/2007_000001.jpg").write_text("x")
+    (tmp_path / "train.txt").write_text("2007_000001\n2007_000002\n")
+    (tmp_path / "val.txt").write_text("2007_000003\n")
+    lists = {"train": tmp_path / "train.txt", "val": tmp_path / "val.txt"}
+    out = tmp_path / "out"
+    for _ in range(2):
+        write_voc_layout(tmp_path / "voc", out, **lists)
+        assert (out / "JPEGImages/2007_000001.jpg").read_text() == "x"
+        assert (out / "ImageSets/Segmentation/train_aug.txt").read_text() == "2007_000001\n2007_000002\n"
+        assert (out / "ImageSets/Segmentation/val.txt").read_text() == "2007_000003\n"
+    with pytest.raises(FileNotFoundError, match="it has no JPEGImages"):
+        write_voc_layout(tmp_path, tmp_path / "other", **lists)
+    with pytest.raises(FileExistsError, match="JPEGImages is no link, and stays"):
+        write_voc_layout(out, tmp_path / "voc", **lists)
+    assert (tmp_path / "voc/JPEGImages/2007_000001.jpg").is_file()
+
+
+def test_yaml_config(tmp_path):
+    pytest.importorskip("omegaconf")
+    config = tmp_path / "a.yaml"
+    config.write_text("SOLVER:\n  STEPS: 20\n  LR: 2.5e-4\nBASE: # None\nROOT: /path\n")
+    out = tmp_path / "new/b.yaml"
+    write_yaml_config(config, out, ["SOLVER.STEPS=2", "ROOT=/my images/a=b", "BASE=3"])
+    assert out.read_text() == "SOLVER:\n  STEPS: 2\n  LR: 0.00025\nBASE: 3\nROOT: /my images/a=b\n"
+    for wrong in ("SOLVER.STEP=2", "ROOT"):
+        with pytest.raises(ValueError, match="expected KEY=VALUE with a key of"):
+            write_yaml_config(config, out, [wrong])
+
+
+def test_the_small_clip_is_one_model_for_both_readers(tmp_path, monkeypatch):
+    import packaging.version
+    import torch
+    from safetensors.torch import load_file
+
+    from semples_plugin.clip.loading import load_open_clip
+
+    write_small_clip(tmp_path / "clip")
+    openai = torch.load(tmp_path / "clip/openai.pt", weights_only=True)
+    assert load_file(tmp_path / "clip/open_clip_model.safetensors").keys() == openai.keys()
+    model = load_open_clip(f"local-dir:{tmp_path / 'clip'}", None, precision="fp32", cache_dir=None)[0].eval()
+    image = torch.rand(1, 3, 224, 224)
+    assert model.encode_image(image).shape[-1] == 64
+    monkeypatch.setitem(sys.modules, "pkg_resources", SimpleNamespace(packaging=packaging))
+    clip = pytest.importorskip("clip")  # of a host
+    theirs = clip.load(str(tmp_path / "clip/openai.pt"), device="cpu")[0]
+    torch.testing.assert_close(theirs.encode_image(image), model.encode_image(image), atol=1e-5, rtol=0)
 
 
 REAL = [(name, miniature) for name in book.RECIPES for miniature in (False, True)]

@@ -1,6 +1,7 @@
 """`semples run` on small scripts that stand for a host's; `test_hosts` runs the hosts' own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,8 +148,74 @@ def test_cuda_calls_go_to_the_cpu_only_when_asked_to(checkout):
     on_cpu = run("weaktr", "--any-commit", "--device", "cpu", "main.py")
     assert on_cpu.stdout == "cpu torch.float64 cpu\n" and "for a trial, not for figures" in on_cpu.stderr
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    failed = run("weaktr", "--any-commit", "main.py", env=hidden)
-    assert failed.returncode == 1 and failed.stderr.count("--device cpu maps CUDA calls to the CPU") == 1
+    told = "semples run: the script wants a GPU, and torch finds no CUDA device; --device cpu, "
+    spawn = "import torch\nif __name__ == '__main__':\n    torch.multiprocessing.spawn(print, nprocs={})\n"
+    for script in ("import torch\ntorch.ones(2).cuda()\n", spawn.format("torch.cuda.device_count()")):
+        (checkout / "main.py").write_text(script)
+        failed = run("weaktr", "--any-commit", "main.py", env=hidden)
+        assert failed.returncode == 1 and failed.stderr.startswith(told) and failed.stderr.count("\n") == 1
+    (checkout / "main.py").write_text(spawn.format("1"))  # what wants no GPU is left alone
+    fine = run("weaktr", "--any-commit", "main.py", env=hidden)
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "0\n", "")
+
+
+DRAW = """
+import random, numpy, torch
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return [random.random(), numpy.random.rand(), torch.rand(()).item()]
+
+if __name__ == "__main__":
+    loader = torch.utils.data.DataLoader(Images(), num_workers=2, shuffle=True)
+    print(random.random(), numpy.random.rand(), torch.rand(()).item(), list({"a", "b", "c", "d", "e"}))
+    print([torch.stack(batch).tolist() for batch in loader])
+"""
+
+
+def test_a_seed_holds_for_the_script_and_its_loaders_workers(checkout):
+    (checkout / "main.py").write_text(DRAW)
+
+    def drawn(*options: str, **variables: str) -> str:
+        result = run("weaktr", *options, "--any-commit", "main.py", env={**os.environ, **variables})
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    first = drawn("--seed", "7")
+    assert drawn("--seed=7") == first
+    others = [drawn("--seed", "8"), drawn(), drawn("--seed=7", RANK="1")]  # a rank draws numbers of its own
+    for other in others:
+        script, loaded = zip(*(text.splitlines() for text in (first, other)), strict=True)
+        assert not set(script[0].split()[:3]) & set(script[1].split()[:3])
+        assert not set(re.findall(r"0\.\d+", loaded[0])) & set(re.findall(r"0\.\d+", loaded[1]))
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused(checkout, capsys):
+    for seed in ("-1", "4294967296"):
+        assert main(["run", "weaktr", "--any-commit", f"--seed={seed}", "main.py"]) == 1
+        assert f"--seed: expected a number from 0 to 4294967295, got {seed}" in capsys.readouterr().err
+
+
+def test_distributed_training_on_the_cpu(checkout):
+    (checkout / "main.py").write_text(
+        "import torch\n"
+        "torch.distributed.init_process_group(backend='nccl')\n"
+        "torch.cuda.set_device(0)\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).cuda(0)\n"
+        "model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)\n"
+        "model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[0], output_device=0,\n"
+        "                                                  find_unused_parameters=True)\n"
+        "model(torch.rand(4, 2)).square().sum().backward()\n"
+        "print(torch.distributed.get_backend(), model.module[0].weight.grad is not None)\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    result = run(
+        "weaktr", "--any-commit", "--device=cpu", "-m", "torch.distributed.run", "--nproc_per_node=1", "main.py"
+    )
+    assert result.returncode == 0 and result.stdout == "gloo True\n", result.stderr
 
 
 def test_sources_are_corrected_in_memory_and_a_line_that_is_gone_is_told(tmp_path, monkeypatch):
@@ -182,6 +249,56 @@ def test_the_stand_in_for_chainercvs_evaluation_counts_as_it_does():
     )
     confusion = Module.calc_semantic_segmentation_confusion(predictions, truths)
     assert confusion.tolist() == [[1, 0, 1], [1, 2, 0], [0, 0, 0]]  # rows are the ground truth
+
+
+CLIMS_LINES = {
+    "voc12.dataloader": "x = np.loadtxt(dataset_path, dtype=np.int32)",
+    "misc.torchutils": "return [Subset(dataset, np.arange(i, len(dataset), n_splits)) for i in range(n_splits)]",
+    "step.train_clims": "torch.nonzero(label.reshape(-1) == 1, as_tuple=False).squeeze()",
+    "step.make_clims": "iter % (len(databin) // 20) == 0",
+    "step.cam_to_ir_label": "iter % (len(databin) // 20) == 0 and x == args.num_workers - 1\n"
+    "dataset = torchutils.split_dataset(dataset, args.num_workers)\nspawn(_work, nprocs=args.num_workers)",
+    "step.make_sem_seg_labels": "size = np.asarray(pack['size'])\n% (len(databin) // 20)\n"
+    "propagate(edge, beta=args.beta, exp_times=args.exp_times)",
+    "step_coco.train_clims": '(label == 1, as_tuple=False).squeeze()\nclip.load("ViT-B/32", device=device)',
+}
+
+
+@pytest.mark.parametrize("module", CLIMS_LINES)
+def test_climss_lines_are_corrected(module):
+    """Every correction of a source finds the line that it is for; `test_hosts` runs the results."""
+    source = CLIMS_LINES[module]
+    for change in clims.CORRECTIONS.sources[module]:
+        corrected = change(source)
+        assert corrected != source, change.__name__
+        source = corrected
+    for gone in ("np.arange", "dtype=np.int32", ".squeeze()", "% (len(databin)", "=args.num_workers", '"ViT-B/32"'):
+        assert gone not in source
+    assert "['size'])." in source or "['size']" not in source
+
+
+def test_the_stand_ins_of_deeplab():
+    class Module:
+        pass
+
+    clims.fill_torchnet_meter(Module)
+    meter = Module.MovingAverageValueMeter(2)
+    assert meter.value() == (0.0, 0.0)
+    for value in (9.0, 1.0, 3.0):
+        meter.add(value)
+    assert meter.value() == (2.0, pytest.approx(2**0.5))
+
+
+def test_labels_of_floats_become_integers(monkeypatch):
+    import torch
+
+    real = torch.LongTensor
+    monkeypatch.setattr(torch, "LongTensor", real)
+    clims.round_labels(None)
+    labels = torch.LongTensor([np.array([[0.0, 255.0]], np.float32), np.array([[3.0, 4.0]], np.float32)])
+    assert labels.dtype == torch.int64 and labels.tolist() == [[[0, 255]], [[3, 4]]]
+    assert torch.LongTensor([1, 2]).tolist() == [1, 2] and torch.LongTensor(2, 3).shape == (2, 3)
+    assert isinstance(labels, torch.LongTensor) and not isinstance(torch.ones(1), torch.LongTensor)
 
 
 def test_every_host_has_its_corrections():

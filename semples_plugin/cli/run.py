@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from semples_plugin.adapters.commits import COMMITS
-from semples_plugin.cli.arguments import add_command
+from semples_plugin.cli.arguments import Parser, add_command
 
 
 def add(commands: Any) -> None:
@@ -31,6 +31,12 @@ def add(commands: Any) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="cpu maps CUDA calls to the CPU, for trials alone")
     parser.add_argument("--any-commit", action="store_true", help="where the checkout isn't at the pinned commit")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of Python's, numpy's and torch's random numbers; WeakTr and FMA-WSSS set theirs after that by themselves",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,12 +44,12 @@ def run(options: argparse.Namespace) -> None:
     from semples_plugin.compat.run import run as start
 
     # argparse gives all that follows the host to the script; our own options may stand there, before the script.
-    after_host = argparse.ArgumentParser(prog="semples run", add_help=False, allow_abbrev=False)
+    after_host = Parser(prog="semples run", add_help=False, allow_abbrev=False)
     _add_options(after_host)
-    while options.arguments and options.arguments[0].split("=")[0] in ("--device", "--any-commit"):
-        count = 2 if options.arguments[0] == "--device" else 1
+    while options.arguments and options.arguments[0].split("=")[0] in ("--device", "--any-commit", "--seed"):
+        count = 2 if options.arguments[0] in ("--device", "--seed") else 1
         after_host.parse_args(options.arguments[:count], options)
         options.arguments = options.arguments[count:]
     if options.device == "cpu":
         print("semples run: CUDA calls are mapped to the CPU: for a trial, not for figures", file=sys.stderr)
-    start(options.host, options.arguments, options.device == "cpu", options.any_commit)
+    start(options.host, options.arguments, options.device == "cpu", options.any_commit, options.seed)

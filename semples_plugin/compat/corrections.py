@@ -62,14 +62,15 @@ class Corrections:
         return register
 
 
-def install(host: str, on_cpu: bool = False) -> None:
+def install(host: str, on_cpu: bool = False, seeded: bool = False) -> None:
     """Puts the corrections of a host in place, and those that map CUDA calls to the CPU.
 
     Args:
         host: "clims", "weaktr" or "fma-wsss".
         on_cpu: for a trial on a machine without a GPU.
+        seeded: seed random numbers, with the number in `semples_plugin.compat.seed.VARIABLE`.
     """
-    modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu")
+    modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu", *(["seed"] if seeded else []))
     registries = [import_module(f"semples_plugin.compat.{module}").CORRECTIONS for module in modules]
     sys.meta_path.insert(0, _Finder(registries))
     for registry in registries:  # what was imported before

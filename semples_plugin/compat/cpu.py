@@ -42,6 +42,22 @@ def map_cuda_to_the_cpu(torch: ModuleType) -> None:
     torch.distributed.init_process_group = lambda backend=None, *a, **o: init("gloo", *a, **o)  # not nccl
 
 
+@CORRECTIONS.after("torch")
+def train_on_gloo(torch: Any) -> None:
+    """Training by several processes without NCCL; batch norms are not synchronised, which torch does on GPUs alone."""
+    distributed, parallel = torch.distributed, torch.nn.parallel.DistributedDataParallel
+    start, wrap = distributed.init_process_group, parallel.__init__
+
+    def start_on_gloo(backend: str | None = None, *arguments: Any, **options: Any) -> Any:
+        return start("gloo" if backend == "nccl" else backend, *arguments, **options)
+
+    def wrap_on_cpu(self: Any, module: Any, *_: Any, find_unused_parameters: bool = False, **__: Any) -> None:
+        wrap(self, module, find_unused_parameters=find_unused_parameters)
+
+    distributed.init_process_group, parallel.__init__ = start_on_gloo, wrap_on_cpu
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(lambda module, process_group=None: module)
+
+
 def _is_cuda(torch: ModuleType, value: Any) -> bool:
     return isinstance(value, (str, torch.device)) and str(value).startswith("cuda")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from typing import Any
+import functools
+from typing import Any, NoReturn
 
 from semples_plugin.compat.corrections import Corrections
 
@@ -13,7 +12,21 @@ CORRECTIONS = Corrections()
 
 @CORRECTIONS.after("torch")
 def tell_of_a_missing_gpu(torch: Any) -> None:
-    """Once, in the script's own process; the host's error about CUDA comes later and tells less."""
-    if multiprocessing.parent_process() is None and not torch.cuda.is_available():
-        message = "semples run: torch finds no CUDA device; --device cpu maps CUDA calls to the CPU, for a trial"
-        print(message, file=sys.stderr)
+    """A sentence in place of a traceback, and where CLIMS would start no process at all, one for each GPU."""
+    if torch.cuda.is_available():
+        return
+    spawn = torch.multiprocessing.spawn
+
+    @functools.wraps(spawn)
+    def spawn_some(fn: Any, args: Any = (), nprocs: int = 1, *others: Any, **options: Any) -> Any:
+        return spawn(fn, args, nprocs, *others, **options) if nprocs else _stop()
+
+    torch.multiprocessing.spawn = spawn_some
+    torch.cuda._lazy_init = _stop  # what all that wants CUDA calls first
+
+
+def _stop() -> NoReturn:
+    raise SystemExit(
+        "semples run: the script wants a GPU, and torch finds no CUDA device; --device cpu, right behind the host's "
+        "name, maps CUDA calls to the CPU, for a trial"
+    )

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import NoReturn
 
 from semples_plugin.adapters.commits import COMMITS
+from semples_plugin.compat.seed import HIGHEST, VARIABLE
 from semples_plugin.utils import git
 
 _STARTUP = Path(__file__).parent / "startup"
 _FILES = {"clims": "run_sample.py", "weaktr": "AAF.py", "fma-wsss": "src/tasks/train_coop/run.py"}
 
 
-def environment(host: str, on_cpu: bool = False) -> dict[str, str]:
-    """Environment variables under which every Python process has the host's corrections."""
+def environment(host: str, on_cpu: bool = False, seed: int | None = None) -> dict[str, str]:
+    """Environment variables under which every Python process has the host's corrections, and the seed."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     found = {"SEMPLES_HOST": host, "SEMPLES_HOST_DEVICE": "cpu" if on_cpu else ""}
     if host == "weaktr":  # as OnlineRetraining/segm/dist_train.sh has it
         others.append(str(Path("OnlineRetraining").absolute()))
         found["DATASET"] = os.environ.get("DATASET", str(Path("data").absolute()))
     path = os.pathsep.join(dict.fromkeys([str(_STARTUP), *others]))
-    return {**os.environ, **found, "PYTHONPATH": path}
+    found["PYTHONPATH"] = path
+    if seed is not None:  # the order of a set of names follows PYTHONHASHSEED
+        found |= {VARIABLE: str(seed), "PYTHONHASHSEED": str(seed)}
+    return {**os.environ, **found}
 
 
 def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = False) -> None:
@@ -46,7 +50,9 @@ def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = Fal
         )
 
 
-def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: bool = False) -> NoReturn:
+def run(
+    host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: bool = False, seed: int | None = None
+) -> NoReturn:
     """Becomes `python ARGUMENTS`, in the host's checkout, which is the working folder.
 
     Args:
@@ -54,14 +60,19 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
         arguments: the script and its own, or `-m` with a module, such as `torch.distributed.run`.
         on_cpu: map CUDA calls to the CPU, for a trial.
         any_commit: run at another commit than the pinned one.
+        seed: of Python's, numpy's and torch's random numbers, 0 to 2^32 - 1, plus the rank under torchrun; a script
+            that seeds by itself does that after. On a GPU some of torch's sums still differ from run to run.
 
     Raises:
-        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there.
+        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there, or for
+            another seed.
     """
+    if seed is not None and not 0 <= seed <= HIGHEST:
+        raise ValueError(f"--seed: expected a number from 0 to {HIGHEST}, got {seed}")
     check_checkout(host, any_commit=any_commit)
     _check_script(arguments)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu))
+    os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu, seed))
 
 
 def _check_script(arguments: Sequence[str]) -> None:
@@ -70,6 +81,6 @@ def _check_script(arguments: Sequence[str]) -> None:
     if not arguments or list(arguments) == ["-m"]:
         raise ValueError(f"{expected}, got {arguments[0] if arguments else 'none'}")
     if arguments[0].startswith("--"):  # Python has no such options that would be of use here
-        raise ValueError(f"{expected}, got the option {arguments[0]}; run's own are --device and --any-commit")
+        raise ValueError(f"{expected}, got the option {arguments[0]}; run's own are --device, --seed and --any-commit")
     if not arguments[0].startswith("-") and not Path(arguments[0]).is_file():
         raise FileNotFoundError(f"there is no script {arguments[0]} in {Path.cwd()}")

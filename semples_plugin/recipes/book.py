@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from semples_plugin.recipes import weaktr
+from semples_plugin.recipes import clims, weaktr
 from semples_plugin.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in weaktr.RECIPES}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for module in (clims, weaktr) for recipe in module.RECIPES}
 """Name -> recipe, in the order of the list."""
 
 

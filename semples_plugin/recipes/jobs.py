@@ -133,7 +133,7 @@ def why_to_run(job: Job, jobs: Sequence[Job]) -> str:
     """Why a job has to run; empty where it is done."""
     absent = [path for path in job.makes if not exists(path)]
     if not job.words:
-        return f"{absent[0]} isn't there" if absent else ""
+        return f"{absent[0]} isn't there" if absent else "" if job.makes else "nothing shows whether you did it"
     record = job.read_record()
     if record is None:
         return "it never ran"

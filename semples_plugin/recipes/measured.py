@@ -78,7 +78,7 @@ def _read(figure: Figure, job: Job) -> Measurement | None:
 
 def _search(figure: Figure, job: Job, log: str) -> Measurement | None:
     matches = re.findall(figure.pattern, log)
-    return Measurement(job.settings.seed, float(matches[-1])) if matches else None
+    return Measurement(job.settings.seed, figure.factor * float(matches[-1])) if matches else None
 
 
 def _take(figure: Figure, job: Job, content: dict[str, Any]) -> Measurement:

@@ -22,7 +22,8 @@ class Figure:
         file: where the measured one is read: an `eval.json` of `semples eval`, or a log file; left out, the log
             of the step.
         title: of the evaluation in `eval.json`; left out, its only one.
-        pattern: regular expression whose first group is the mIoU [%], for logs; the last match counts.
+        pattern: regular expression whose first group is the mIoU, for logs; the last match counts.
+        factor: that makes percent of what the pattern finds.
         note: what tells the two apart, such as another split or a host's improved version.
     """
 
@@ -33,6 +34,7 @@ class Figure:
     file: str = ""
     title: str = ""
     pattern: str = ""
+    factor: float = 1.0
     note: str = ""
 
 
@@ -48,7 +50,8 @@ class Step:
         folder: where it runs.
         needs: files or folders that have to be there before.
         makes: files or folders that are there, and not empty, when it is done.
-        source: where the files of a step without a command come from.
+        source: where the files of a step without a command come from, or what to do; one without `makes` is told, and
+            nothing waits for it.
         hours: on one modern GPU, an estimate until measured; 0 below five minutes.
         figures: what it measures.
         once: whether it runs once for all seeds.

@@ -24,4 +24,8 @@ _run_the_hidden_one()
 if "SEMPLES_HOST" in os.environ:
     from semples_plugin.compat.corrections import install
 
-    install(os.environ["SEMPLES_HOST"], os.environ.get("SEMPLES_HOST_DEVICE") == "cpu")
+    install(
+        os.environ["SEMPLES_HOST"],
+        on_cpu=os.environ.get("SEMPLES_HOST_DEVICE") == "cpu",
+        seeded="SEMPLES_HOST_SEED" in os.environ,
+    )
