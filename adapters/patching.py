@@ -1,6 +1,6 @@
 """`semples patch`: adds SemPLeS to a host's checkout, checks it, or removes it; only where that is safe.
 
-CLIMS and WeakTr get a patch, by git; FMA-WSSS gets three config files, one per stage, and no file of its own
+CLIMS and WeakTr get a patch, by git; FMA-WSSS gets config files, one per data set and stage, and no file of its own
 changes.
 """
 
@@ -120,7 +120,7 @@ def _refuse_half_patched(host: str, checkout: Path) -> None:
 
 def _handle_configs(checkout: Path, action: str) -> str:
     """Writes, checks or removes FMA-WSSS's config files."""
-    files = [checkout / "configs/semples" / stage / "cfg.py" for stage in STAGES]
+    files = [checkout / "configs/semples" / data / stage / "cfg.py" for data in ("voc", "coco") for stage in STAGES]
     _refuse_links(files)
     existing = [file for file in files if file.exists()]
     text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def _handle_configs(checkout: Path, action: str) -> str:
 
 def _refuse_links(files: list[Path]) -> None:
     for file in files:
-        for path in (file, *list(file.parents)[:3]):  # up to configs/
+        for path in (file, *list(file.parents)[:4]):  # up to configs/
             if path.is_symlink():
                 raise ValueError(f"{path} is a link, which leads to files outside of what this command may change")
 
@@ -149,7 +149,7 @@ def _write_configs(checkout: Path, files: list[Path], existing: list[Path], text
         _change(dict.fromkeys(files, text.encode()))
     finally:
         _remove_empty_folders(files)
-    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see {GUIDE}"
+    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py and configs/COCO/cls/cfg.py; see {GUIDE}"
 
 
 def _describe_configs(checkout: Path, files: list[Path], existing: list[Path], edited: list[Path]) -> str:
@@ -257,8 +257,8 @@ def _content(file: Path) -> bytes | None:
 def _remove_empty_folders(files: list[Path]) -> None:
     for file in files:
         with suppress(OSError):  # a folder that holds other files stays
-            file.parent.rmdir()
-            file.parent.parent.rmdir()
+            for folder in list(file.parents)[:3]:  # the stage's, the data set's, and semples/
+                folder.rmdir()
 
 
 def _git(checkout: Path, *arguments: str) -> str:

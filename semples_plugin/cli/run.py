@@ -31,6 +31,10 @@ def add(commands: Any) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="cpu maps CUDA calls to the CPU, for trials alone")
     parser.add_argument("--any-commit", action="store_true", help="where the checkout isn't at the pinned commit")
+    parser.add_argument(
+        "--cfg", action="append", default=[], metavar="KEY=VALUE",
+        help="FMA-WSSS: an entry of the config, such as solver.max_iter=3; may be repeated",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,10 +44,10 @@ def run(options: argparse.Namespace) -> None:
     # argparse gives all that follows the host to the script; our own options may stand there, before the script.
     after_host = argparse.ArgumentParser(prog="semples run", add_help=False, allow_abbrev=False)
     _add_options(after_host)
-    while options.arguments and options.arguments[0].split("=")[0] in ("--device", "--any-commit"):
-        count = 2 if options.arguments[0] == "--device" else 1
+    while options.arguments and options.arguments[0].split("=")[0] in ("--device", "--any-commit", "--cfg"):
+        count = 2 if options.arguments[0] in ("--device", "--cfg") else 1
         after_host.parse_args(options.arguments[:count], options)
         options.arguments = options.arguments[count:]
     if options.device == "cpu":
         print("semples run: CUDA calls are mapped to the CPU: for a trial, not for figures", file=sys.stderr)
-    start(options.host, options.arguments, options.device == "cpu", options.any_commit)
+    start(options.host, options.arguments, options.device == "cpu", options.any_commit, options.cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,7 @@ def map_cuda_to_the_cpu(torch: ModuleType) -> None:
         return moved
 
     torch.Tensor.to, torch.nn.Module.to = on_cpu(tensor_to), on_cpu(module_to)
+    torch.asarray = _made_on_cpu(torch, torch.asarray)  # FMA-WSSS, src/libs/seeding/seed_argmax.py:49
     nothing = {"synchronize", "empty_cache", "reset_peak_memory_stats", "set_device", "manual_seed", "manual_seed_all"}
     for name in nothing:
         setattr(torch.cuda, name, lambda *_, **__: None)
@@ -38,6 +40,16 @@ def map_cuda_to_the_cpu(torch: ModuleType) -> None:
     torch.cuda.max_memory_allocated = torch.cuda.memory_allocated = lambda *_, **__: 0
     torch.cuda.device_count = lambda: 1  # scripts start one process per device
     torch.cuda.device = lambda _: contextlib.nullcontext()
+
+
+def _made_on_cpu(torch: ModuleType, make: Any) -> Any:
+    @functools.wraps(make)
+    def made(*arguments: Any, **options: Any) -> Any:
+        if _is_cuda(torch, options.get("device")):
+            options["device"] = "cpu"
+        return make(*arguments, **options)
+
+    return made
 
 
 def _is_cuda(torch: ModuleType, value: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from semples_plugin.adapters.commits import COMMITS
+from semples_plugin.compat.config_options import VARIABLE, parse_options, to_environment
 
 _STARTUP = Path(__file__).parent / "startup"
 _FILES = {"clims": "run_sample.py", "weaktr": "AAF.py", "fma-wsss": "src/tasks/train_coop/run.py"}
@@ -39,7 +40,13 @@ def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = Fal
         )
 
 
-def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: bool = False) -> NoReturn:
+def run(
+    host: str,
+    arguments: Sequence[str],
+    on_cpu: bool = False,
+    any_commit: bool = False,
+    config_options: Sequence[str] = (),
+) -> NoReturn:
     """Becomes `python ARGUMENTS`, in the host's checkout, which is the working folder.
 
     Args:
@@ -47,10 +54,15 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
         arguments: the script and its own, or `-m` with a module, such as `torch.distributed.run`.
         on_cpu: map CUDA calls to the CPU, for a trial.
         any_commit: run at another commit than the pinned one.
+        config_options: FMA-WSSS: entries KEY=VALUE of the config that the script reads, such as "solver.max_iter=3".
 
     Raises:
-        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there.
+        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there; where an
+            option is no KEY=VALUE, or the host has no configs.
     """
+    if config_options and host != "fma-wsss":
+        raise ValueError(f"--cfg: {host} takes its options behind the script; only FMA-WSSS reads a config")
+    options = to_environment(parse_options(config_options))
     check_checkout(host, any_commit=any_commit)
     if not arguments:
         raise ValueError("expected a script of the host and its arguments, such as main.py --help")
@@ -58,4 +70,4 @@ def run(host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: b
     if not arguments[0].startswith("-") and not script.is_file():
         raise FileNotFoundError(f"there is no script {script} in {Path.cwd()}")
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu))
+    os.execve(sys.executable, [sys.executable, *arguments], {**environment(host, on_cpu), VARIABLE: options})
