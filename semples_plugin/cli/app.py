@@ -17,6 +17,7 @@ from semples_plugin.cli import (
     patch,
     prompts,
     pseudo_masks,
+    recipe,
     report,
     run,
     show,
@@ -26,7 +27,7 @@ from semples_plugin.cli.streams import lasting_streams
 from semples_plugin.version import __version__
 
 # In the order of the help.
-COMMANDS = (demo, doctor, labels, patch, run, bench, eval, show, report, convert, pseudo_masks, prompts)
+COMMANDS = (demo, doctor, labels, patch, run, recipe, bench, eval, show, report, convert, pseudo_masks, prompts)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -122,16 +121,15 @@ def words_of(command: str, settings: Mapping[str, str], values: Mapping[str, str
     """The words of a command; a word that is a placeholder of `values` alone becomes as many words as its text holds.
 
     >>> settings = {"list": "/my images/a.txt", "size": "--epochs 1"}
-    >>> words_of("main.py --list {list} {size}", settings, {"size": ""})
+    >>> words_of("main.py --list {list} {size}", settings, {"size": "--epochs 1"})
     ['main.py', '--list', '/my images/a.txt', '--epochs', '1']
     """
     words: list[str] = []
     for word in shlex.split(command):
         match = _PLACEHOLDER.fullmatch(word)
-        if match and match[1] in values:
-            words += shlex.split(settings[match[1]])
-        else:
-            words.append(fill(word, settings))
+        whole = match is not None and match[1] in values
+        parts = shlex.split(values[match[1]]) if match and whole else [word]
+        words += [fill(part, settings) for part in parts]
     return words
 
 
@@ -141,8 +139,3 @@ def placeholders(step: Step) -> Iterator[str]:
     texts += [figure.file for figure in step.figures]
     for text in texts:
         yield from _PLACEHOLDER.findall(text)
-
-
-def absolute(path: str) -> str:
-    """A path of the user, made absolute; a URL stays one."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())

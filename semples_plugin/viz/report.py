@@ -6,26 +6,23 @@ What stands on the page is put together here, how it looks is `report.html.jinja
 from __future__ import annotations
 
 import base64
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from semples_plugin.data.images import find_image, read_image
 from semples_plugin.evaluation.comparison import compare
 from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.utils.atomic_files import replacing
-from semples_plugin.version import __version__
 from semples_plugin.viz.curves import colours, draw_curve
 from semples_plugin.viz.examples import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.viz.overlays import ERRORS, Colour, Picture, encode, fitted
+from semples_plugin.viz.pages import render
 from semples_plugin.viz.tables import (
     COLUMNS,
     UNSEEN,
@@ -142,8 +139,8 @@ def write_report(
     if not evaluations or len(titles) != len(evaluations):
         raise ValueError(f"expected evaluations with a title each, got {len(evaluations)} and {len(titles)}")
     last = evaluations[-1]
-    page = _template().render(
-        version=__version__,
+    page = render(
+        "report.html.jinja",
         heading=heading,
         evaluations=evaluations,
         titles=titles,
@@ -186,20 +183,6 @@ def prompt_panels(
             panels.append(PromptPictures(class_name, tuple(draw_prompt(prompts, clip, class_name, image))))
             break
     return panels
-
-
-@cache
-def _template() -> Template:
-    """The page's template; what is put into it is escaped, unless it is `Markup`."""
-    environment = Environment(
-        loader=PackageLoader("semples_plugin", "viz"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["slug"] = lambda title: re.sub(r"\W+", "-", title.lower())
-    return environment.get_template("report.html.jinja")
 
 
 def _tiles(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> list[_Tile]:

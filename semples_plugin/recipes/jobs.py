@@ -1,0 +1,157 @@
+"""The steps of a recipe for all seeds, and what is known of each: done, stale, or still to do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from semples_plugin.recipes.recipe import Recipe, Step
+from semples_plugin.recipes.settings import Settings, settings_for
+from semples_plugin.utils.atomic_files import replacing
+
+DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
+
+
+@dataclass
+class Record:
+    """What is known of the last run of a job, kept as JSON.
+
+    Attributes:
+        command, folder: what was run, and where.
+        status: "done", "failed" or "interrupted".
+        seconds: of all runs of this very command since it was last begun anew.
+        ended: ISO time in UTC.
+        built_on: job -> time at which it had ended, of those whose files this one needs.
+        environment: versions, host's commit, device.
+    """
+
+    command: list[str]
+    folder: str
+    status: str
+    seconds: float
+    ended: str
+    built_on: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step for one seed, or for all."""
+
+    step: Step
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """Unique in the recipe: the step's name, and the seed where it runs for each."""
+        return self.step.name if self.step.once else f"{self.step.name}-seed{self.settings.seed}"
+
+    @property
+    def words(self) -> list[str]:
+        """Of its command, as printed and as executed; empty where the user has to do it."""
+        return self.settings.words(self.step.command)
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return self.settings.path(self.step.folder)
+
+    @property
+    def line(self) -> str:
+        """The command as the user would type it."""
+        return shlex.join(self.words)
+
+    @property
+    def needs(self) -> list[Path]:
+        """What has to be there before."""
+        return [self.settings.path(text) for text in self.step.needs]
+
+    @property
+    def makes(self) -> list[Path]:
+        """What is there afterwards."""
+        return [self.settings.path(text) for text in self.step.makes]
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.settings.folder / "steps" / f"{self.key}.log"
+
+    @property
+    def record_file(self) -> Path:
+        """Where its record is kept."""
+        return self.log.with_suffix(".json")
+
+    def read_record(self) -> Record | None:
+        """Its record; None where it never ran, or the file is damaged, so that it runs again."""
+        try:
+            return Record(**json.loads(self.record_file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_record(self, record: Record) -> None:
+        """Keeps the record."""
+        with replacing(self.record_file) as temporary:
+            temporary.write_text(json.dumps(asdict(record), indent=2) + "\n")
+
+
+def jobs_of(recipe: Recipe, given: Mapping[str, str], seeds: int, miniature: bool) -> list[Job]:
+    """All jobs in order: one seed after the other, and what serves all of them with the first."""
+    return [
+        Job(step, settings)
+        for seed in range(seeds)
+        for settings in [settings_for(recipe, given, seed, miniature)]
+        for step in recipe.steps_of(miniature)
+        if seed == 0 or not step.once
+    ]
+
+
+def exists(path: Path) -> bool:
+    """Whether a file or folder is there and not empty."""
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.is_file() and path.stat().st_size > 0
+
+
+def makers(job: Job, jobs: Sequence[Job], needs: Sequence[Path] | None = None) -> list[Job]:
+    """The jobs before this one that make what it needs, or those of its `needs` that are given."""
+    needs = job.needs if needs is None else needs
+    before = jobs[: jobs.index(job)]
+    return [other for other in before if any(_lies_in(need, made) for need in needs for made in other.makes)]
+
+
+def _lies_in(need: Path, made: Path) -> bool:
+    """Whether one is the other, or a folder around it."""
+    return need == made or made in need.parents or need in made.parents
+
+
+def why_to_run(job: Job, jobs: Sequence[Job]) -> str:
+    """Why a job has to run; empty where it is done."""
+    absent = [path for path in job.makes if not exists(path)]
+    if not job.words:
+        return f"{absent[0]} isn't there" if absent else ""
+    record = job.read_record()
+    if record is None:
+        return "it never ran"
+    if record.status != DONE:
+        return f"it was {record.status}"
+    if (record.command, record.folder) != (job.words, str(job.folder)):
+        return "its command changed"
+    if absent:
+        return f"{absent[0]} is gone"
+    for maker in makers(job, jobs):
+        made = maker.read_record()
+        if made is not None and record.built_on.get(maker.key) != made.ended:
+            return f"{maker.key} ran again"
+    return ""
+
+
+def executable(words: Sequence[str]) -> list[str]:
+    """The words with this environment's Python in place of `python` and `semples`."""
+    if words[0] == "semples":
+        return [sys.executable, "-m", "semples_plugin", *words[1:]]
+    return [sys.executable, *words[1:]] if words[0] == "python" else list(words)

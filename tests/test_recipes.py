@@ -1,0 +1,332 @@
+"""Recipes: how one is run, stopped, continued and reported, with steps of milliseconds; and the real ones' data."""
+
+import fcntl
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from semples_plugin.cli import main
+from semples_plugin.cli.app import build_parser
+from semples_plugin.recipes import book
+from semples_plugin.recipes.jobs import jobs_of, why_to_run
+from semples_plugin.recipes.recipe import Figure, Recipe, Step, placeholders
+from semples_plugin.recipes.small_lists import write_small_lists
+
+WRITE = "import sys; from pathlib import Path; Path(sys.argv[1]).write_text(' '.join(sys.argv[2:]) + chr(10))"
+JUDGED = {
+    "cams": {
+        "miou": 0.5, "background": "constant", "chosen": 0.4, "split": "lists/train.txt", "images": 8,
+        "chosen on these masks": True,
+    }
+}  # fmt: skip
+TINY = Recipe(
+    "tiny",
+    "weaktr",
+    "two files and a judgement",
+    "Table 1",
+    (
+        Step("weights", "what only you can get", makes=("{voc}/weights.pt",), source="a form at example.org"),
+        Step("lists", "for all seeds", f'python -c "{WRITE}" lists.txt {{size}}', "{shared}",
+             makes=("{shared}/lists.txt",), once=True),
+        Step("train", "of one seed", f'python -c "{WRITE}" {{out}}/model.pt {{seed}} {{size}}', "{shared}",
+             needs=("{shared}/lists.txt", "{voc}/weights.pt"), makes=("{out}/model.pt",), hours=2.5),
+        Step("judge", "the model", f'python -c "{WRITE}" {{out}}/eval.json x',
+             "{shared}", needs=("{out}/model.pt",), makes=("{out}/eval.json",),
+             figures=(Figure("CAMs", "+ SemPLeS", "Table 1", 68.7, file="{out}/eval.json", note="a note"),
+                      Figure("network", "+ SemPLeS", "Table 2", 73.9, pattern=r"mIoU: ([\d.]+)"))),
+    ),
+    paths={"runs": "runs", "voc": "VOC2012"},
+    values={"size": "--epochs 60"},
+    miniature={"size": "--epochs 1"},
+    help={"voc": "PASCAL VOC"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A recipe whose files are all there, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(book.RECIPES, "tiny", TINY)
+    Path("VOC2012").mkdir()
+    Path("VOC2012/weights.pt").write_text("weights")
+    return tmp_path
+
+
+def with_command(name: str, command: str, **changes) -> Recipe:
+    """The tiny recipe with another command in one of its steps."""
+    steps = [
+        Step(**{**vars(step), "command": command, **changes}) if step.name == name else step for step in TINY.steps
+    ]
+    return Recipe(**{**vars(TINY), "steps": tuple(steps)})
+
+
+def jobs(seeds: int = 1, miniature: bool = False):
+    return jobs_of(book.RECIPES["tiny"], {}, seeds, miniature)
+
+
+def printed_commands(text: str) -> list[list[str]]:
+    """The words of each command that `show` prints."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line and not line.startswith(("#", "mkdir"))]
+
+
+def test_what_show_prints_is_what_run_executes(tiny, capfd):
+    assert main(["recipe", "show", "tiny", "--seeds", "2"]) == 0
+    printed = printed_commands(capfd.readouterr().out)
+    assert main(["recipe", "run", "tiny", "--seeds", "2"]) == 0
+    records = [job.read_record() for job in jobs(2) if job.words]
+    assert [record.command for record in records] == printed and len(printed) == 5
+    assert Path("runs/tiny/seed1/model.pt").read_text() == "1 --epochs 60\n"
+
+
+def test_the_printed_commands_run_in_a_shell(tiny, capfd):
+    main(["recipe", "show", "tiny"])
+    script = capfd.readouterr().out
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    Path("runs/tiny/seed0").mkdir(parents=True)
+    subprocess.run(["bash", "-e", "-c", script], check=True, env=environment)
+    assert Path("runs/tiny/seed0/model.pt").read_text() == "0 --epochs 60\n"
+
+
+def test_steps_can_be_chosen(tiny, capfd):
+    main(["recipe", "show", "tiny", "--only", "judge", "lists"])
+    assert [words[3].split("/")[-1] for words in printed_commands(capfd.readouterr().out)] == ["lists.txt", "eval.json"]
+    main(["recipe", "show", "tiny", "--from", "train"])
+    assert [words[3].split("/")[-1] for words in printed_commands(capfd.readouterr().out)] == ["model.pt", "eval.json"]
+
+
+def test_a_second_run_does_nothing(tiny, capfd):
+    main(["recipe", "run", "tiny"])
+    before = [job.read_record() for job in jobs()]
+    capfd.readouterr()
+    assert main(["recipe", "run", "tiny"]) == 0
+    assert [job.read_record() for job in jobs()] == before
+    assert re.findall(r"\[\d/4\] (\S+): done", capfd.readouterr().out) == [
+        "weights-seed0",
+        "lists",
+        "train-seed0",
+        "judge-seed0",
+    ]
+
+
+@pytest.mark.parametrize("change", ["gone", "empty", "setting", "record", "before"])
+def test_what_changed_runs_again_and_all_that_builds_on_it(tiny, change):
+    main(["recipe", "run", "tiny"])
+    model = Path("runs/tiny/seed0/model.pt")
+    options = []
+    if change == "gone":
+        model.unlink()
+    elif change == "empty":
+        model.write_text("")
+    elif change == "setting":
+        options = ["--set", "size=--epochs 3"]
+    elif change == "record":
+        jobs()[2].record_file.write_text("{")
+    else:
+        Path("runs/tiny/lists.txt").unlink()
+        assert main(["recipe", "run", "tiny", "--only", "lists"]) == 0
+        assert why_to_run(jobs()[2], jobs()) == "lists ran again"
+    before = jobs()[3].read_record().ended
+    assert main(["recipe", "run", "tiny", *options]) == 0
+    assert model.read_text() == ("0 --epochs 3\n" if options else "0 --epochs 60\n")
+    assert jobs()[3].read_record().ended != before
+
+
+def test_a_failure_stops_and_the_same_command_goes_on(tiny, monkeypatch, capfd):
+    failing = with_command("train", 'python -c "import sys; print(12345); sys.exit(3)"')
+    monkeypatch.setitem(book.RECIPES, "tiny", failing)
+    assert main(["recipe", "run", "tiny"]) == 1
+    text = capfd.readouterr().err
+    assert "train-seed0 ended with exit status 3" in text and "`semples recipe run tiny` goes on from here" in text
+    assert (
+        f"cd {tiny}/runs/tiny && python -c" in text and "12345" in Path("runs/tiny/steps/train-seed0.log").read_text()
+    )
+    assert not Path("runs/tiny/seed0/eval.json").exists()
+    monkeypatch.setitem(book.RECIPES, "tiny", TINY)
+    assert main(["recipe", "run", "tiny"]) == 0 and Path("runs/tiny/seed0/eval.json").exists()
+
+
+def test_a_step_that_makes_nothing_is_told(tiny, monkeypatch, capfd):
+    monkeypatch.setitem(book.RECIPES, "tiny", with_command("train", 'python -c "0"'))
+    assert main(["recipe", "run", "tiny"]) == 1
+    assert f"made no {tiny}/runs/tiny/seed0/model.pt" in capfd.readouterr().err
+
+
+SLOW = """import sys, time
+from pathlib import Path
+Path("left").write_text("half")
+print("started", flush=True)
+if "--resume" not in sys.argv:
+    time.sleep(60)
+Path(sys.argv[1]).write_text(" ".join(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_loses_nothing_and_the_same_command_resumes(tiny, number):
+    Path("slow.py").write_text(SLOW)
+    slow = with_command(
+        "train", "python {runs}/../slow.py {out}/model.pt", resume=("{shared}/left", "--resume {shared}/left")
+    )
+    Path("driver.py").write_text(
+        "import pickle, sys\nfrom semples_plugin.cli import main\nfrom semples_plugin.recipes import book\n"
+        "book.RECIPES['tiny'] = pickle.load(open('recipe.pkl', 'rb'))\nsys.exit(main(['recipe', 'run', 'tiny']))\n"
+    )
+    Path("recipe.pkl").write_bytes(pickle.dumps(slow))
+    process = subprocess.Popen([sys.executable, "driver.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line == "started\n":
+            break
+    process.send_signal(number)
+    start = time.monotonic()
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "`semples recipe run tiny` goes on" in errors and time.monotonic() - start < 10
+    assert not Path("runs/tiny/seed0/model.pt").exists()
+    done = subprocess.run([sys.executable, "driver.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/tiny/seed0/model.pt").read_text() == f"--resume {tiny}/runs/tiny/left"
+    assert "lists: done" in done.stdout
+
+
+def test_two_at_once_are_refused(tiny, capfd):
+    main(["recipe", "run", "tiny", "--only", "lists"])
+    with Path("runs/tiny/steps/lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["recipe", "run", "tiny"]) == 1
+    assert "another `semples recipe run` is at work in" in capfd.readouterr().err
+    assert main(["recipe", "run", "tiny"]) == 0
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, capfd):
+    log = Path("runs/tiny/steps/train-seed0.log")
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    book.RECIPES["tiny"] = with_command("train", f'python -c "print(1); {WRITE}" {{out}}/model.pt')
+    assert main(["recipe", "run", "tiny"]) == 1
+    assert re.search(r"No space left on device: '\S+train-seed0.log'", capfd.readouterr().err)
+    log.unlink()
+    assert main(["recipe", "run", "tiny"]) == 0
+
+
+def test_what_only_the_user_can_get_is_asked_for_before_anything_runs(tiny, capfd):
+    Path("VOC2012/weights.pt").unlink()
+    assert main(["recipe", "run", "tiny"]) == 1
+    assert f"{tiny}/VOC2012/weights.pt (weights: a form at example.org)" in capfd.readouterr().err
+    assert not Path("runs/tiny/lists.txt").exists()
+
+
+def test_missing_input_is_told_with_its_origin(tiny, capfd):
+    assert main(["recipe", "run", "tiny", "--only", "train"]) == 1
+    assert "lists.txt, which isn't there: it comes from lists, which hasn't run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "tinny"], "there is no recipe 'tinny'; expected one of"),
+        (["run", "tiny", "--only", "trai"], "there is no step 'trai'; expected one of weights, lists, train, judge"),
+        (["show", "tiny", "--set", "vocc=/data"], "expected NAME=VALUE with a name of tiny: runs, voc, size"),
+        (["show", "tiny", "--set", "voc"], "--set voc: expected NAME=VALUE"),
+        (["show", "tiny", "--settings", "none.toml"], "none.toml"),
+        (["show", "tiny", "--settings", "not.toml"], "not.toml: expected TOML, lines such as"),
+        (["show", "tiny", "--settings", "name.toml"], "name.toml: vocc is no name of any recipe"),
+        (["show", "tiny", "--settings", "list.toml"], "list.toml: voc: expected a text or a number, got ['a']"),
+    ],
+)
+def test_bad_input(tiny, capfd, arguments, message):
+    Path("not.toml").write_text("voc = /data")
+    Path("name.toml").write_text('vocc = "/data"')
+    Path("list.toml").write_text('voc = ["a"]')
+    assert main(["recipe", *arguments]) == 1
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_settings_come_from_the_file_and_options_win(tiny, capfd):
+    Path("semples.toml").write_text('voc = "~/VOC"\nsize = "--epochs 7"\nruns = "elsewhere"\n')
+    assert main(["recipe", "show", "tiny", "--set", "size=--epochs 8"]) == 0
+    text = capfd.readouterr().out
+    assert f'voc = "{Path("~/VOC").expanduser()}"  (PASCAL VOC)' in text
+    assert [f"{tiny}/elsewhere/tiny/seed0/model.pt", "0", "--epochs", "8"] == printed_commands(text)[1][3:]
+
+
+def test_the_report_puts_the_papers_figures_beside_the_measured_ones(tiny, capfd, monkeypatch):
+    noisy = with_command(
+        "judge",
+        f"python -c \"import sys; print('mIoU: 10.0 mIoU: 7' + sys.argv[2]); {WRITE}\" {{out}}/eval.json {{seed}}",
+    )
+    monkeypatch.setitem(book.RECIPES, "tiny", noisy)
+    main(["recipe", "run", "tiny", "--seeds", "2"])
+    for seed in range(2):
+        content = {"cams": {**JUDGED["cams"], "miou": 0.5 + seed / 50}}
+        Path(f"runs/tiny/seed{seed}/eval.json").write_text(json.dumps(content))
+    capfd.readouterr()
+    assert main(["recipe", "report", "tiny", "--seeds", "2"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert re.split("  +", lines[1]) == [
+        "CAMs", "+ SemPLeS", "68.7 (Table 1)", "51.0 ± 1.4 (2 seeds)",
+        "train.txt, 8 images; background score 0.4, chosen there",
+    ]  # fmt: skip
+    assert re.split("  +", lines[2]) == ["network", "+ SemPLeS", "73.9 (Table 2)", "70.5 ± 0.7 (2 seeds)"]
+    content = json.loads(Path("runs/tiny/report.json").read_text())
+    assert content["figures"][0]["mean"] == pytest.approx(51) and not content["miniature"]
+    assert [step["state"] for step in content["steps"]] == ["done"] * 7
+    assert content["environments"][0]["steps"] == ["lists", "train-seed0", "judge-seed0", "train-seed1", "judge-seed1"]
+    page = Path("runs/tiny/report.html").read_text()
+    assert "68.7" in page and "51.0 ± 1.4 (2 seeds)" in page and "miniature" not in page and "a note" in page
+
+
+def test_a_miniature_is_apart_and_says_so(tiny, capfd):
+    assert main(["recipe", "run", "tiny", "--miniature"]) == 0
+    assert Path("runs/tiny-miniature/seed0/model.pt").read_text() == "0 --epochs 1\n" and not Path("runs/tiny").exists()
+    page = Path("runs/tiny-miniature/report.html").read_text()
+    assert "tiny: a miniature" in page and "not to be compared with the paper" in page
+    assert json.loads(Path("runs/tiny-miniature/report.json").read_text())["miniature"]
+
+
+def test_before_anything_ran_the_report_says_so(tiny, capfd):
+    assert main(["recipe", "report", "tiny"]) == 0
+    assert "not yet" in capfd.readouterr().out and "Nothing ran yet." in Path("runs/tiny/report.html").read_text()
+
+
+def test_small_lists(tmp_path):
+    (tmp_path / "train.txt").write_text("a\nb\nc\n")
+    assert write_small_lists(tmp_path, tmp_path / "out", 2) == {"train": ["a", "b"], "val": ["c"]}
+    assert (tmp_path / "out/val.txt").read_text() == "c\n"
+    with pytest.raises(ValueError, match="more than 3 names"):
+        write_small_lists(tmp_path, tmp_path / "out", 3)
+    (tmp_path / "val.txt").write_text("d\ne\nf\n")
+    assert write_small_lists(tmp_path, tmp_path / "out", 2)["val"] == ["d", "e"]
+
+
+REAL = [(name, miniature) for name in book.RECIPES for miniature in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "miniature"), REAL)
+def test_the_data_of_the_real_recipes_fits_together(name, miniature):
+    recipe = book.RECIPES[name]
+    steps = recipe.steps_of(miniature)
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names) and recipe.name == name
+    known = {*recipe.paths, *recipe.values, "shared", "out", "checkout", "seed"}
+    assert not recipe.miniature.keys() - recipe.values.keys() and not recipe.help.keys() - known
+    used = {placeholder for step in steps for placeholder in placeholders(step)}
+    assert used <= known, used - known
+    assert all(step.source for step in steps if not step.command)
+    all_jobs = jobs_of(recipe, {}, 2, miniature)
+    for job in all_jobs:
+        made = {path for other in all_jobs[: all_jobs.index(job)] for path in other.makes}
+        inside = [path for path in job.needs if job.settings.folder in path.parents]
+        lost = [path for path in inside if not any(path == m or m in path.parents or path in m.parents for m in made)]
+        assert not lost, f"{job.key} needs {lost}, which no step makes"
+        if job.words and job.words[0] == "semples":
+            build_parser().parse_args(job.words[1:])
