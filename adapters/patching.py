@@ -120,13 +120,18 @@ def _refuse_half_patched(host: str, checkout: Path) -> None:
 
 def _handle_configs(checkout: Path, action: str) -> str:
     """Writes, checks or removes FMA-WSSS's config files."""
-    files = [checkout / "configs/semples" / data / stage / "cfg.py" for data in ("voc", "coco") for stage in STAGES]
+    stages = [f"{data}/{stage}" for data in ("voc", "coco") for stage in STAGES]
+    sources = {**dict.fromkeys(stages, "fma_wsss.py"), "voc/sams": "fma_wsss_sams.py"}
+    texts = {
+        checkout / "configs/semples" / name / "cfg.py": (PATCHES / source).read_text(encoding="utf-8")
+        for name, source in sources.items()
+    }
+    files = list(texts)
     _refuse_links(files)
     existing = [file for file in files if file.exists()]
-    text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
-    edited = [file for file in existing if file.read_text(encoding="utf-8", errors="replace") != text]
+    edited = [file for file in existing if file.read_text(encoding="utf-8", errors="replace") != texts[file]]
     if action == "apply":
-        return _write_configs(checkout, files, existing, text)
+        return _write_configs(checkout, texts, existing)
     if action == "check":
         return _describe_configs(checkout, files, existing, edited)
     return _remove_configs(checkout, existing, edited)
@@ -139,17 +144,17 @@ def _refuse_links(files: list[Path]) -> None:
                 raise ValueError(f"{path} is a link, which leads to files outside of what this command may change")
 
 
-def _write_configs(checkout: Path, files: list[Path], existing: list[Path], text: str) -> str:
+def _write_configs(checkout: Path, texts: Mapping[Path, str], existing: list[Path]) -> str:
     _require_commit("fma-wsss", checkout)
     if existing:
         raise ValueError(
             f"{_listed(existing)}: there already; semples patch fma-wsss {checkout} --revert takes them out"
         )
     try:
-        _change(dict.fromkeys(files, text.encode()))
+        _change({file: text.encode() for file, text in texts.items()})
     finally:
-        _remove_empty_folders(files)
-    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py and configs/COCO/cls/cfg.py; see {GUIDE}"
+        _remove_empty_folders([*texts])
+    return f"wrote {_listed([*texts])}, which build on configs/VOC/cls/cfg.py and configs/COCO/cls/cfg.py; see {GUIDE}"
 
 
 def _describe_configs(checkout: Path, files: list[Path], existing: list[Path], edited: list[Path]) -> str:

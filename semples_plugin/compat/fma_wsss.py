@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import shutil
 import subprocess
@@ -101,3 +102,19 @@ def end_where_inference_failed(_: Any) -> None:
         return done
 
     subprocess.run = checked  # type: ignore[assignment]
+
+
+@CORRECTIONS.after("utils.eval_cams")  # src/utils/eval_cams.py:211
+def judge_new_cams_anew(eval_cams: Any) -> None:
+    """Its figures are kept in a file, which was taken for those of CAMs that were made again."""
+    search_and_eval = eval_cams.search_and_eval
+
+    def anew(dt: Any, cam_dir: str, seed_cfg: Any, rslt_dir: str, pool_size: int = 0) -> None:
+        kept = Path(rslt_dir, "eval/bg_method_metrics.pkl")
+        if kept.is_file():
+            judged = kept.stat().st_mtime
+            if any(entry.stat().st_mtime > judged for entry in os.scandir(cam_dir)):
+                kept.unlink()
+        search_and_eval(dt, cam_dir, seed_cfg, rslt_dir, pool_size)
+
+    eval_cams.search_and_eval = anew

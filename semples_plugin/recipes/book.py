@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from semples_plugin.recipes import fma_wsss
 from semples_plugin.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in fma_wsss.RECIPES}
 """Name -> recipe, in the order of the list."""
 
 
