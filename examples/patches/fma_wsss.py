@@ -1,14 +1,13 @@
 """SemPLeS in FMA-WSSS's own training. `semples patch fma-wsss PATH` puts this file into configs/semples/voc/match,
-configs/semples/voc/prompts and configs/semples/voc/refine, and into the same three of configs/semples/coco: the folders'
-names are the data set and the stage. Then, in this order, in FMA-WSSS's folder,
+configs/semples/voc/prompts and configs/semples/voc/refine, and into the same three of configs/semples/coco: the
+folders' names are the data set and the stage. Then, in this order, in FMA-WSSS's folder,
 
     semples run fma-wsss src/tasks/train_coop/run.py -i 0 -e 0 -c configs/semples/voc/match/cfg.py  # prompts, refine
 
-Nothing in it needs an edit: `--cfg KEY=VALUE` before the script sets any entry, such as semples.scale=0.5, rand_seed=1 or
-rslt_dir=experiment/semples/voc-1/match.
+Nothing in it needs an edit: `--cfg KEY=VALUE` before the script sets any entry, such as semples.scale=0.5,
+semples.weights.refine=0.2, rand_seed=1 or rslt_dir=experiment/semples/voc-1/match.
 """
 
-import os.path as osp
 from pathlib import Path
 
 from alchemy_cat.py_tools import IL, Config
@@ -24,9 +23,10 @@ cfg.amp.enabled = False
 cfg.model.ini.fp32 = True
 
 cfg.semples.preset = DATA  # what follows are the options of LossItem
-cfg.semples.prompts = IL(lambda c: osp.join(osp.dirname(c.rslt_dir), "prompts.safetensors"))
+cfg.semples.prompts = IL(lambda c: str(Path(c.rslt_dir).parent / "prompts.safetensors"))
 cfg.semples.batches = IL(lambda c: c.dt.few_shot.epoch_len * c.loader.train.sub_iter_num, priority=10)
 cfg.semples.seed = IL(lambda c: c.rand_seed)
+cfg.semples.weights, cfg.semples.learning = {}, {}  # of the preset's, those to replace
 
 semples = cfg.loss.loss_items.semples
 semples.cri = IL(lambda c: LossItem(STAGE, **c.semples), priority=20)
@@ -34,12 +34,12 @@ semples.cal = lambda cri, inp, out: cri(inp.img, out.pos_cam, inp.fg_cls_lb)
 semples.weights = 1.0
 
 
-def start_from_matched(c):
+def start_from_matched(c):  # type: ignore[no-untyped-def]
     """FMA-WSSS copies what `rand_copy` names before it starts, and begins with a start.pth where it finds one."""
-    matched = osp.join(osp.dirname(c.rslt_dir), "match/checkpoints/final.pth")
-    if not osp.isfile(matched):
+    matched = Path(c.rslt_dir).parent / "match/checkpoints/final.pth"
+    if not matched.is_file():
         raise FileNotFoundError(f"stage (b) begins where (a) ended: there is no {matched}")
-    return {"matched": (matched, osp.join(c.rslt_dir, "checkpoints/start.pth"))}
+    return {"matched": (str(matched), str(Path(c.rslt_dir, "checkpoints/start.pth")))}
 
 
 if STAGE == "prompts":  # begins with the context that (a) learned, and leaves it as it is

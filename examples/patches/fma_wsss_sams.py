@@ -2,7 +2,7 @@
 splits. `semples patch fma-wsss PATH` puts this file into configs/semples/voc/sams. It wants SAM's published weights in
 pretrains/SAM/sam_vit_h_4b8939.pth; images that have a file of segments already are skipped. In FMA-WSSS's folder,
 
-    semples run fma-wsss src/tasks/sam_auto_seg/run.py -b 256 -w 50 -m uncompressed_rle -c configs/semples/voc/sams/cfg.py
+    semples run fma-wsss src/tasks/sam_auto_seg/run.py -b 256 -w 50 -c configs/semples/voc/sams/cfg.py
 """
 
 from alchemy_cat.py_tools import IL, Config

@@ -13,7 +13,7 @@ CORRECTIONS = Corrections()
 
 
 @CORRECTIONS.after("torch")
-def map_cuda_to_the_cpu(torch: ModuleType) -> None:
+def map_cuda_to_the_cpu(torch: Any) -> None:
     """`.cuda()` and `.to("cuda")` stay where they are; the rest of `torch.cuda` does nothing."""
     torch.Tensor.cuda = lambda self, *_, **__: self
     torch.nn.Module.cuda = lambda self, *_, **__: self

@@ -8,6 +8,7 @@ from COCO's polygons in place of the published masks. No figure comes out of any
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import pickle
 import sys
@@ -34,10 +35,9 @@ def write_clip(path: str | Path, checkout: str | Path = ".") -> None:
     import torch
 
     sys.path[:0] = [str(Path(checkout, "src").absolute()), str(Path(checkout, "src/libs").absolute())]
-    from clip.model import CLIP
-
+    model = importlib.import_module("clip.model")
     torch.manual_seed(0)
-    clip = CLIP(64, 224, 2, 128, 16, 77, 49408, 64, 1, 2).eval()
+    clip = model.CLIP(64, 224, 2, 128, 16, 77, 49408, 64, 1, 2).eval()
     example = (torch.zeros(1, 3, 224, 224), torch.ones(1, 77, dtype=torch.int64))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(Path(path)) as temporary:

@@ -1,9 +1,9 @@
 """FMA-WSSS: the paper's Table 4 on VOC and Table 3 on COCO.
 
 FMA-WSSS learns two contexts, one after the other: its tasks "cls" and "seg". The CAMs of each are refined by CLIP's
-attention (`aff_cam`; on COCO the first context's alone) and become masks by SAM's segments (`anns_seed`). The first masks
-train the second context, the second ones the segmentation network. SemPLeS joins the training of the first context. All
-numbers are those of FMA-WSSS's configs and README.
+attention (`aff_cam`; on COCO the first context's alone) and become masks by SAM's segments (`anns_seed`). The first
+masks train the second context, the second ones the segmentation network. SemPLeS joins the training of the first
+context. All numbers are those of FMA-WSSS's configs and README.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ VOC = _Data(
      ("Mask2Former, test", "baseline"): ("Table 4", 81.6), ("Mask2Former, test", "refine"): ("Tables 2 and 4", 82.9)},
 )  # fmt: skip
 COCO = _Data(
-    "coco", "datasets/coco2014", "masks", "lists/train.txt", "masks", "lists/val.txt", "experiment/COCO/sams/train/anns",
+    "coco", "datasets/coco2014", "masks", "lists/train.txt", "masks", "lists/val.txt",
+    "experiment/COCO/sams/train/anns",
     {("Mask2Former, val", "baseline"): ("Table 3", 55.4), ("Mask2Former, val", "refine"): ("Table 3", 56.1)},
 )  # fmt: skip
 
@@ -201,11 +202,12 @@ def _voc_row(row: str) -> tuple[Step, ...]:
         _refined(f"aff-{row}", aff, f"{base}/infer/final", 0.2),
         _seeds(f"seeds-{row}", f"{aff}/ann,affed", f"{base}/infer/final/aff/cam_affed", first, VOC.segments, 0.5),
         Step(f"second-{row}", "FMA-WSSS's second context, on the first masks, and its CAMs",
-             _train("seg", f"{VOC.own}/seg/cfg.py", f"{base}/seg", _entries(dt__train__ini__ps_mask_dir=f"{first}/seed"),
-                    drawn),
+             _train("seg", f"{VOC.own}/seg/cfg.py", f"{base}/seg",
+                    _entries(dt__train__ini__ps_mask_dir=f"{first}/seed"), drawn),
              needs=(f"{{checkout}}/{first}/seed",), makes=(f"{{checkout}}/{cams}/cam",), hours=3),
         _refined(f"second-aff-{row}", second, cams, 0.2),
-        _seeds(f"second-seeds-{row}", f"{second}/ann,affed", f"{cams}/aff/cam_affed", f"{cams}/aff/ann", VOC.segments, 0.5),
+        _seeds(f"second-seeds-{row}", f"{second}/ann,affed", f"{cams}/aff/cam_affed", f"{cams}/aff/ann", VOC.segments,
+               0.5),
         _judged(VOC, row, f"masks-{row}", "pseudo masks", f"{cams}/aff/ann/seed", note),
         *_network(VOC, row, f"{cams}/aff/ann/seed", 20),
         Step(f"submission-{row}", "its masks of VOC's test images, for the evaluation server",
@@ -266,7 +268,7 @@ _NUMBERS = {**VALUES, "workers": "12", "host_clip": "ViT-B/16", "batch": "16", "
 _MINIATURE = {
     "device": "--device=cpu", "workers": "1", "clip": "--cfg semples.clip=demo",
     "host_clip": "pretrains/CLIP/16.pt", "batch": "4", "warm": "1", "images": "--images=8",
-    "prompt_options": "--cfg semples.learning={'epochs':2}",
+    "prompt_options": "--cfg semples.learning.epochs=2",
     "cls_steps": "2", "cls_saved": "2", "seg_steps": "2", "seg_saved": "2",
     "network": "voc_deeplab_r101", "network_size": "--with miniature", "network_steps": "",
 }  # fmt: skip
@@ -283,7 +285,7 @@ _HELP = {
     "seg_steps": "steps of the second context",
     "seg_saved": "steps between its checkpoints",
     "seg_checkpoint": "the one whose CAMs are taken",
-    "prompt_options": "of stage (b), such as --cfg semples.learning={'epochs':2}",
+    "prompt_options": "of stage (b), such as --cfg semples.learning.epochs=2",
     "images": "of a miniature: images in each list, such as --images=8",
     "coco_masks": "ground truth of COCO, 000000000009.png with values 0 to 80, of both splits in one folder; "
                   "FMA-WSSS's datasets.tar holds it (coco2014/annotations)",
@@ -299,7 +301,8 @@ RECIPES = (
         "fma-wsss-voc", "fma-wsss", "FMA-WSSS on PASCAL VOC 2012, with and without SemPLeS", "Table 4",
         (
             *checkout("fma-wsss"),
-            Step("layout", "VOC where FMA-WSSS looks for it, by links", f"{_LAYOUT} voc {{voc}} {{checkout}} {{images}}",
+            Step("layout", "VOC where FMA-WSSS looks for it, by links",
+                 f"{_LAYOUT} voc {{voc}} {{checkout}} {{images}}",
                  needs=("{checkout}/README.md", "{voc}/JPEGImages", "{voc}/SegmentationClassAug"),
                  makes=(f"{{checkout}}/{VOC.folder}/third_party/seg_cls_labels.pkl",), once=True),
             *_downloads(VOC, "configs/semples/voc/sams/cfg.py", "", 30),
