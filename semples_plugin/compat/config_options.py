@@ -53,11 +53,12 @@ def apply_options(config: Any, options: Mapping[str, Any]) -> Any:
         branch, is_whole = config, True
         for depth, part in enumerate(branches):
             is_whole = is_whole and (branch is config or not _reads_bases_later(branch))
-            if not isinstance(branch, Mapping) or (is_whole and part not in branch):
-                has = ", ".join(map(str, branch)) if isinstance(branch, Mapping) else "no entries"
+            if is_whole and part not in branch:
                 place = ".".join(branches[:depth]) or "the config"
-                raise ValueError(f"--cfg {key}: {place} has no {part!r}; it has {has:.300}")
+                raise ValueError(f"--cfg {key}: {place} has no {part!r}; it has {', '.join(map(str, branch)):.300}")
             branch = branch[part]
+            if not isinstance(branch, Mapping):
+                raise ValueError(f"--cfg {key}: {'.'.join(branches[: depth + 1])} is no branch, it is {branch!r:.100}")
         branch[name] = value
     return config
 
