@@ -293,6 +293,13 @@ _HELP = {
     "network_size": "options of it, such as --with miniature",
     "network_steps": "its steps",
 }  # fmt: skip
+
+
+def _help(*others: str) -> dict[str, str]:
+    """Of a recipe that has none of the `others`."""
+    return {name: text for name, text in _HELP.items() if name not in others}
+
+
 _HOST = {"fma_wsss": "https://github.com/HAL-42/FMA-WSSS.git", "runs": PATHS["runs"]}
 _LAYOUT = "python -m semples_plugin.recipes.fma_layout"
 
@@ -313,7 +320,7 @@ RECIPES = (
         {**_NUMBERS, "warm": "500", "cls_steps": "1800", "cls_saved": "1000", "seg_steps": "17000", "seg_saved": "1700",
          "network": "voc_mask2former_swin_l",
          "network_steps": "--cfg-options train_cfg.max_iters=80000 param_scheduler.0.end=80000"},
-        _MINIATURE, _HELP,
+        _MINIATURE, _help("coco", "coco_masks", "cls_checkpoint", "seg_checkpoint"),
     ),
     Recipe(
         "fma-wsss-coco", "fma-wsss", "FMA-WSSS on MS COCO 2014, with and without SemPLeS", "Table 3",
@@ -338,6 +345,6 @@ RECIPES = (
          "network_steps": "--cfg-options train_cfg.max_iters=100000 param_scheduler.0.end=100000"},
         {**_MINIATURE, "batch": "8", "coco_masks": "{shared}/masks", "cls_checkpoint": "iter-2",
          "seg_checkpoint": "iter-2", "network": "coco_deeplab_r101"},
-        _HELP,
+        _help("voc"),
     ),
 )  # fmt: skip
