@@ -115,7 +115,7 @@ def _first_context(data: _Data, hours: float) -> tuple[Step, ...]:
     matched, prompts = f"{home}/match/checkpoints/final.pth", f"{home}/prompts.safetensors"
 
     def step(name: str, about: str, command: str, needs: str, makes: str, times: float) -> Step:
-        return Step(name, about, command, needs=(needs, "{checkout}/configs/semples"), makes=(makes,), hours=times)
+        return Step(name, about, command, needs=(needs, "{checkout}/README.md"), makes=(makes,), hours=times)
 
     def stage(name: str, *options: str) -> str:
         return _train("cls", f"{ours}/{name}/cfg.py", f"{RESULTS}/{name}", "{clip}", *options)
@@ -256,7 +256,7 @@ def _downloads(data: _Data, config: str, options: str, hours: float) -> tuple[St
              needs=(weights, folder), makes=(segments,), hours=hours, once=True, only="full"),
         Step("small-clip", "a small CLIP, untrained, in place of FMA-WSSS's ViT-B/16",
              f"semples run fma-wsss {{device}} {STANDINS} clip {{host_clip}}",
-             needs=("{checkout}/configs/semples",), makes=("{checkout}/{host_clip}",), once=True, only="miniature"),
+             needs=("{checkout}/README.md",), makes=("{checkout}/{host_clip}",), once=True, only="miniature"),
         Step("superpixels", "superpixels in place of SAM's segments",
              f"python {STANDINS} segments {folder}/{images} {segments} --list {folder}/{data.train}",
              needs=(folder,), makes=(segments,), once=True, only="miniature"),
