@@ -113,9 +113,15 @@ def _first_context(data: _Data, hours: float) -> tuple[Step, ...]:
     ours = f"configs/semples/{data.name}"
     home = f"{{checkout}}/{RESULTS}"
     matched, prompts = f"{home}/match/checkpoints/final.pth", f"{home}/prompts.safetensors"
+    images = f"{{checkout}}/{data.folder}/third_party/seg_cls_labels.pkl"
 
-    def step(name: str, about: str, command: str, needs: str, makes: str, times: float) -> Step:
-        return Step(name, about, command, needs=(needs, "{checkout}/README.md"), makes=(makes,), hours=times)
+    def cams_of(row: str) -> tuple[str, ...]:
+        """On COCO the training leaves a checkpoint for the CAMs, and CAMs of 1,250 images that aren't kept."""
+        made = "infer/final/cam" if data.name == "voc" else "checkpoints/{cls_checkpoint}.pth"
+        return (f"{home}/{row}/checkpoints/final.pth", f"{home}/{row}/{made}")
+
+    def step(name: str, about: str, command: str, needs: str, makes: tuple[str, ...], times: float) -> Step:
+        return Step(name, about, command, needs=(needs,), makes=makes, hours=times)
 
     def stage(name: str, *options: str) -> str:
         return _train("cls", f"{ours}/{name}/cfg.py", f"{RESULTS}/{name}", "{clip}", *options)
@@ -123,13 +129,13 @@ def _first_context(data: _Data, hours: float) -> tuple[Step, ...]:
     return (
         step("baseline", "FMA-WSSS's first context by itself, and its CAMs",
              _train("cls", f"{data.own}/cls/cfg.py", f"{RESULTS}/baseline"),
-             f"{{checkout}}/{data.folder}", f"{home}/baseline/checkpoints/final.pth", hours),
+             images, cams_of("baseline"), hours),
         step("match", "stage (a): the first context with segment-label matching",
-             stage("match"), f"{{checkout}}/{data.folder}", matched, 4 * hours),
-        step("prompts", "stage (b): the background prompts", stage("prompts", "{prompt_options}"), matched, prompts,
-             2 * hours),
+             stage("match"), images, (matched,), 4 * hours),
+        step("prompts", "stage (b): the background prompts", stage("prompts", "{prompt_options}"), matched,
+             (prompts,), 2 * hours),
         step("refine", "stage (c): the first context with SemPLeS, and its CAMs",
-             stage("refine"), prompts, f"{home}/refine/checkpoints/final.pth", 4 * hours),
+             stage("refine"), prompts, cams_of("refine"), 4 * hours),
     )  # fmt: skip
 
 
@@ -256,7 +262,7 @@ def _downloads(data: _Data, config: str, options: str, hours: float) -> tuple[St
              needs=(weights, folder), makes=(segments,), hours=hours, once=True, only="full"),
         Step("small-clip", "a small CLIP, untrained, in place of FMA-WSSS's ViT-B/16",
              f"semples run fma-wsss {{device}} {STANDINS} clip {{host_clip}}",
-             needs=("{checkout}/README.md",), makes=("{checkout}/{host_clip}",), once=True, only="miniature"),
+             needs=(folder,), makes=("{checkout}/{host_clip}",), once=True, only="miniature"),
         Step("superpixels", "superpixels in place of SAM's segments",
              f"python {STANDINS} segments {folder}/{images} {segments} --list {folder}/{data.train}",
              needs=(folder,), makes=(segments,), once=True, only="miniature"),
