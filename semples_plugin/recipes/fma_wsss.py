@@ -3,7 +3,8 @@
 FMA-WSSS learns two contexts, one after the other: its tasks "cls" and "seg". The CAMs of each are refined by CLIP's
 attention (`aff_cam`; on COCO the first context's alone) and become masks by SAM's segments (`anns_seed`). The first
 masks train the second context, the second ones the segmentation network. SemPLeS joins the training of the first
-context. All numbers are those of FMA-WSSS's configs and README.
+context. All numbers are those of FMA-WSSS's configs and README. A seed changes the order of the images, their
+augmentation and the prompts' start; the contexts start as published.
 """
 
 from __future__ import annotations
@@ -177,9 +178,9 @@ def _network(data: _Data, row: str, masks: str, hours: float) -> tuple[Step, ...
     root, work, name = f"{{checkout}}/{data.folder}", f"{{out}}/network-{row}", "Mask2Former, val"
     shown, judged = f"{{out}}/predicted-{row}", f"{{out}}/judged/network-{row}"
     table, paper = data.figures[name, row]
-    note = ("FMA-WSSS's README tests its best checkpoint on val, here it is the last one; {network} is what was trained"
-            if row == "baseline" else ROUTE)  # fmt: skip
-    figure = Figure(name, ROWS[row], table, paper, f"{judged}/eval.json", note=note.replace("{network}", "the network"))
+    last = "the last checkpoint; FMA-WSSS's README takes the one that is best on val, of iteration 30,000 or 90,000"
+    note = f"{last}; {ROUTE}" if row == "refine" else last
+    figure = Figure(name, ROWS[row], table, paper, f"{judged}/eval.json", note=note)
     return (
         Step(f"network-{row}", "the segmentation network on the second masks",
              f"{NETWORK} --data {root} --pseudo-masks {{checkout}}/{masks} --work-dir {work} {{network_steps}}",
