@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from semples_plugin.recipes.common import HELP, PATHS, VALUES, checkout
+from semples_plugin.recipes.common import PATHS, checkout
+from semples_plugin.recipes.fma_settings import MINIATURE, NUMBERS, help_without
 from semples_plugin.recipes.recipe import Figure, Recipe, Step
 
 ROUTE = (
@@ -98,15 +99,11 @@ def _judged(data: _Data, row: str, step: str, name: str, files: str, note: str =
     folder, out = f"{{checkout}}/{data.folder}", f"{{out}}/judged/{step}"
     figure = Figure(name, ROWS[row], table, paper, f"{out}/eval.json", note=note)
     return Step(
-        f"judge-{step}",
-        f"mIoU of the {name} on training images",
+        f"judge-{step}", f"mIoU of the {name} on training images",
         f"semples eval {{checkout}}/{files} --gt {folder}/{data.masks} --list {folder}/{data.train} "
         f"--classes {data.name} --out {out}",
-        folder="{out}",
-        needs=(f"{{checkout}}/{files}",),
-        makes=(figure.file,),
-        figures=(figure,),
-    )
+        folder="{out}", needs=(f"{{checkout}}/{files}",), makes=(figure.file,), figures=(figure,),
+    )  # fmt: skip
 
 
 def _first_context(data: _Data, hours: float) -> tuple[Step, ...]:
@@ -217,13 +214,20 @@ def _voc_row(row: str) -> tuple[Step, ...]:
                0.5),
         _judged(VOC, row, f"masks-{row}", "pseudo masks", f"{cams}/aff/ann/seed", note),
         *_network(VOC, row, f"{cams}/aff/ann/seed", 20),
-        Step(f"submission-{row}", "its masks of VOC's test images, for the evaluation server",
-             f"{NETWORK} --data {{checkout}}/{VOC.folder} --work-dir {{out}}/network-{row} --test last "
-             f"--list {{voc}}/ImageSets/Segmentation/test.txt --submit {{out}}/submission-{row}",
-             folder="{out}", needs=(f"{{out}}/network-{row}/last_checkpoint", "{voc}/ImageSets/Segmentation/test.txt"),
-             makes=(f"{{out}}/submission-{row}",), hours=0.3, only="full",
-             figures=(Figure("Mask2Former, test", ROWS[row], *VOC.figures["Mask2Former, test", row],
-                             note="from http://host.robots.ox.ac.uk:8080, to which the archive is uploaded"),)),
+    )  # fmt: skip
+
+
+def _submission(row: str) -> Step:
+    """VOC's test set, whose ground truth only the evaluation server has."""
+    name, work = "Mask2Former, test", f"{{out}}/network-{row}"
+    note = "from http://host.robots.ox.ac.uk:8080, to which the archive is uploaded"
+    return Step(
+        f"submission-{row}", "masks of VOC's test images, for the evaluation server",
+        f"{NETWORK} --data {{checkout}}/{VOC.folder} --work-dir {work} --test last "
+        f"--list {{voc}}/ImageSets/Segmentation/test.txt --submit {{out}}/submission-{row}",
+        folder="{out}", needs=(f"{work}/last_checkpoint", "{voc}/ImageSets/Segmentation/test.txt"),
+        makes=(f"{{out}}/submission-{row}",), hours=0.3, only="full",
+        figures=(Figure(name, ROWS[row], *VOC.figures[name, row], note=note),),
     )  # fmt: skip
 
 
@@ -270,43 +274,6 @@ def _downloads(data: _Data, config: str, options: str, hours: float) -> tuple[St
     )  # fmt: skip
 
 
-_NUMBERS = {**VALUES, "workers": "12", "host_clip": "ViT-B/16", "batch": "16", "prompt_options": "", "images": "",
-            "network_size": ""}  # fmt: skip
-_MINIATURE = {
-    "device": "--device=cpu", "workers": "1", "clip": "--cfg semples.clip=demo",
-    "host_clip": "pretrains/CLIP/16.pt", "batch": "4", "warm": "1", "images": "--images=8",
-    "prompt_options": "--cfg semples.learning.epochs=2",
-    "cls_steps": "2", "cls_saved": "2", "seg_steps": "2", "seg_saved": "2",
-    "network": "voc_deeplab_r101", "network_size": "--with miniature", "network_steps": "",
-}  # fmt: skip
-_HELP = {
-    **HELP,
-    "fma_wsss": "FMA-WSSS's repository: a URL, or the folder of a clone",
-    "clip": "where SemPLeS's CLIP is, such as --cfg semples.pretrained=/weights/ViT-B-32.pt",
-    "host_clip": "FMA-WSSS's CLIP: ViT-B/16, which it downloads, or OpenAI's file ViT-B-16.pt under the name 16.pt",
-    "batch": "images in a step of FMA-WSSS's",
-    "warm": "steps of FMA-WSSS's before its rate is at full height",
-    "cls_steps": "steps of the first context",
-    "cls_saved": "steps between its checkpoints",
-    "cls_checkpoint": "the one whose CAMs are taken",
-    "seg_steps": "steps of the second context",
-    "seg_saved": "steps between its checkpoints",
-    "seg_checkpoint": "the one whose CAMs are taken",
-    "prompt_options": "of stage (b), such as --cfg semples.learning.epochs=2",
-    "images": "of a miniature: images in each list, such as --images=8",
-    "coco_masks": "ground truth of COCO, 000000000009.png with values 0 to 80, of both splits in one folder; "
-                  "FMA-WSSS's datasets.tar holds it (coco2014/annotations)",
-    "network": "config of the segmentation network",
-    "network_size": "options of it, such as --with miniature",
-    "network_steps": "its steps",
-}  # fmt: skip
-
-
-def _help(*others: str) -> dict[str, str]:
-    """Of a recipe that has none of the `others`."""
-    return {name: text for name, text in _HELP.items() if name not in others}
-
-
 _HOST = {"fma_wsss": "https://github.com/HAL-42/FMA-WSSS.git", "runs": PATHS["runs"]}
 _LAYOUT = "python -m semples_plugin.recipes.fma_layout"
 
@@ -322,12 +289,13 @@ RECIPES = (
             *_downloads(VOC, "configs/semples/voc/sams/cfg.py", "", 30),
             *_first_context(VOC, 0.5),
             *(step for row in ROWS for step in _voc_row(row)),
+            *map(_submission, ROWS),
         ),
         {**_HOST, "voc": PATHS["voc"]},
-        {**_NUMBERS, "warm": "500", "cls_steps": "1800", "cls_saved": "1000", "seg_steps": "17000", "seg_saved": "1700",
+        {**NUMBERS, "warm": "500", "cls_steps": "1800", "cls_saved": "1000", "seg_steps": "17000", "seg_saved": "1700",
          "network": "voc_mask2former_swin_l",
          "network_steps": "--cfg-options train_cfg.max_iters=80000 param_scheduler.0.end=80000"},
-        _MINIATURE, _help("coco", "coco_masks", "cls_checkpoint", "seg_checkpoint"),
+        MINIATURE, help_without("coco", "coco_masks", "cls_checkpoint", "seg_checkpoint"),
     ),
     Recipe(
         "fma-wsss-coco", "fma-wsss", "FMA-WSSS on MS COCO 2014, with and without SemPLeS", "Table 3",
@@ -346,12 +314,12 @@ RECIPES = (
             *(step for row in ROWS for step in _coco_row(row)),
         ),
         {**_HOST, "coco": PATHS["coco"]},
-        {**_NUMBERS, "coco_masks": "{coco}/masks", "warm": "1000", "cls_steps": "20500", "cls_saved": "2050",
+        {**NUMBERS, "coco_masks": "{coco}/masks", "warm": "1000", "cls_steps": "20500", "cls_saved": "2050",
          "cls_checkpoint": "iter-6150", "seg_steps": "75000", "seg_saved": "7500", "seg_checkpoint": "iter-45000",
          "network": "coco_mask2former_swin_l",
          "network_steps": "--cfg-options train_cfg.max_iters=100000 param_scheduler.0.end=100000"},
-        {**_MINIATURE, "batch": "8", "coco_masks": "{shared}/masks", "cls_checkpoint": "iter-2",
+        {**MINIATURE, "batch": "8", "coco_masks": "{shared}/masks", "cls_checkpoint": "iter-2",
          "seg_checkpoint": "iter-2", "network": "coco_deeplab_r101"},
-        _help("voc"),
+        help_without("voc"),
     ),
 )  # fmt: skip
