@@ -87,14 +87,17 @@ class LossItem:
         preset: class names, weights and schedules. Its eps, for CAMs that reach 1, is replaced by 1e-7, for
             raw Grad-CAMs that reach 5e-4; its image statistics are unused, since the images are
             CLIP-normalised.
-        prompts: file that (b) writes and (c) reads.
+        prompts: file that (b) writes and (c) reads; "unlearned" in (c) for random prompts that nothing learned, the
+            second row of the paper's Table 5.
         batches: for (b), the number of calls that make one walk over the data.
         clip, pretrained, precision: see `FrozenClip.load`; the preset's model by default.
         scale: factor of the loss.
         seed: of the prompts.
         learning: options of `learn_background_prompts` that replace the preset's.
-        replaced: fields of the preset, such as `class_names`, `weights`, `prompt_length` or `mask_eps`; None
-            for the preset's.
+        replaced: fields of the preset, such as `class_names`, `prompt_length` or `mask_eps`; None for the preset's.
+            `weights` is a mapping of those to replace: `dict(image=0)` in (b) learns from the texts alone, and
+            `dict(text=0)` from the images alone, as Table 5's rows do; (a) and (c) read `foreground`, `background`
+            and `refine`.
 
     Raises:
         TypeError, ValueError: where an option is unknown, of another kind or out of its range.
@@ -169,12 +172,19 @@ class LossItem:
     def _build(self, device: torch.device) -> FmaAdapter:
         clip = self.preset.load_clip(self.clip, self.pretrained, device=device, precision=self.precision)
         regularizer = self.preset.build_regularizer(clip, statistics=(None, None))
-        if self.stage == "refine":
+        if self.stage == "refine" and _is_unlearned(self.prompts):
+            regularizer.prompts = self.preset.new_prompts(clip.text_width, seed=self.seed)
+            regularizer.prompts.learned = True  # a row of the table, no mistake to warn of
+        elif self.stage == "refine":
             regularizer.prompts = BackgroundPrompts.load(self.prompts)
         elif self.stage == "prompts":
             check_writable("save_to", self.prompts)
             regularizer.prompts = self.preset.new_prompts(clip.text_width, seed=self.seed)
         return FmaAdapter(regularizer, eps=self.preset.stage_eps(self.stage), scale=self.scale)
+
+
+def _is_unlearned(prompts: str | Path) -> bool:
+    return str(prompts) == "unlearned"
 
 
 def _check_stage(stage: str, batches: int | None, prompts: str | Path) -> None:
@@ -184,7 +194,9 @@ def _check_stage(stage: str, batches: int | None, prompts: str | Path) -> None:
         raise TypeError(f"batches: expected an integer, the calls that make one walk, got {batches!r:.80}")
     if stage == "prompts" and (batches is None or batches < 1):
         raise ValueError("batches: stage (b) needs the number of calls that make one walk over the data")
-    if stage == "refine" and not Path(prompts).is_file():
+    if stage == "prompts" and _is_unlearned(prompts):
+        raise ValueError('prompts: "unlearned" stands for no file; stage (b) learns prompts and needs one to write')
+    if stage == "refine" and not _is_unlearned(prompts) and not Path(prompts).is_file():
         raise FileNotFoundError(f"stage (c) needs the prompts of stage (b): there is no {prompts}")
 
 

@@ -1,6 +1,6 @@
 """`semples patch`: adds SemPLeS to a host's checkout, checks it, or removes it; only where that is safe.
 
-CLIMS and WeakTr get a patch, by git; FMA-WSSS gets three config files, one per stage, and no file of its own
+CLIMS and WeakTr get a patch, by git; FMA-WSSS gets config files, one per data set and stage, and no file of its own
 changes.
 """
 
@@ -112,13 +112,18 @@ def _refuse_half_patched(host: str, checkout: Path) -> None:
 
 def _handle_configs(checkout: Path, action: str) -> str:
     """Writes, checks or removes FMA-WSSS's config files."""
-    files = [checkout / "configs/semples" / stage / "cfg.py" for stage in STAGES]
+    stages = [f"{data}/{stage}" for data in ("voc", "coco") for stage in STAGES]
+    sources = {**dict.fromkeys(stages, "fma_wsss.py"), "voc/sams": "fma_wsss_sams.py"}
+    texts = {
+        checkout / "configs/semples" / name / "cfg.py": (PATCHES / source).read_text(encoding="utf-8")
+        for name, source in sources.items()
+    }
+    files = list(texts)
     _refuse_links(files)
     existing = [file for file in files if file.exists()]
-    text = (PATCHES / "fma_wsss.py").read_text(encoding="utf-8")
-    edited = [file for file in existing if file.read_text(encoding="utf-8", errors="replace") != text]
+    edited = [file for file in existing if file.read_text(encoding="utf-8", errors="replace") != texts[file]]
     if action == "apply":
-        return _write_configs(checkout, files, existing, text)
+        return _write_configs(checkout, texts, existing)
     if action == "check":
         return _describe_configs(checkout, files, existing, edited)
     return _remove_configs(checkout, existing, edited)
@@ -126,22 +131,22 @@ def _handle_configs(checkout: Path, action: str) -> str:
 
 def _refuse_links(files: list[Path]) -> None:
     for file in files:
-        for path in (file, *list(file.parents)[:3]):  # up to configs/
+        for path in (file, *list(file.parents)[:4]):  # up to configs/
             if path.is_symlink():
                 raise ValueError(f"{path} is a link, which leads to files outside of what this command may change")
 
 
-def _write_configs(checkout: Path, files: list[Path], existing: list[Path], text: str) -> str:
+def _write_configs(checkout: Path, texts: Mapping[Path, str], existing: list[Path]) -> str:
     _require_commit("fma-wsss", checkout)
     if existing:
         raise ValueError(
             f"{_listed(existing)}: there already; semples patch fma-wsss {checkout} --revert takes them out"
         )
     try:
-        _change(dict.fromkeys(files, text.encode()))
+        _change({file: text.encode() for file, text in texts.items()})
     finally:
-        _remove_empty_folders(files)
-    return f"wrote {_listed(files)}, which build on configs/VOC/cls/cfg.py; see {GUIDE}"
+        _remove_empty_folders([*texts])
+    return f"wrote {_listed([*texts])}, which build on configs/VOC/cls/cfg.py and configs/COCO/cls/cfg.py; see {GUIDE}"
 
 
 def _describe_configs(checkout: Path, files: list[Path], existing: list[Path], edited: list[Path]) -> str:
@@ -249,5 +254,5 @@ def _content(file: Path) -> bytes | None:
 def _remove_empty_folders(files: list[Path]) -> None:
     for file in files:
         with suppress(OSError):  # a folder that holds other files stays
-            file.parent.rmdir()
-            file.parent.parent.rmdir()
+            for folder in list(file.parents)[:3]:  # the stage's, the data set's, and semples/
+                folder.rmdir()

@@ -16,6 +16,7 @@ from semples_plugin.adapters.base import CamAdapter, evaluating, wrap
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.network import normalize_images
+from semples_plugin.presets import load_preset
 from semples_plugin.regularizer import sum_of
 
 PATCHES = Path(__file__).resolve().parent.parent / "examples" / "patches"
@@ -292,6 +293,59 @@ class TestFma:
         item = fma_wsss.LossItem("match", weights={"refine": 0.5}, mask_eps=1e-5)
         assert item.preset.weights.refine == 0.5 and item.preset.stage_eps("match") == 1e-5
         assert item.preset.stage_eps("prompts") == 1e-7
+        with pytest.raises(ValueError, match='"unlearned" stands for no file'):
+            fma_wsss.LossItem("prompts", batches=1, prompts="unlearned")
+
+    def test_its_weights_are_those_of_the_terms(self, clip, batch, tmp_path, monkeypatch):
+        """Each of the five, by name: without its weight a term has no part in the loss, or in what prompts learn."""
+        monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
+        images, labels = batch
+        cams = FmaHead(FrozenClip.load("demo"), OBJECTS)(images, labels)[0].detach()
+        common = {"class_names": OBJECTS, "learning": SHORT, "prompt_length": 4}
+
+        def terms(stage: str, **weights: float) -> dict[str, float]:
+            item = fma_wsss.LossItem(stage, prompts="unlearned", weights=weights, **common)
+            total = item(images, cams, labels)
+            losses = {name: float(value) for name, value in item.adapter.losses.items()}
+            assert float(total) == pytest.approx(sum(losses.values()))
+            return losses
+
+        plain = terms("refine")
+        for name, term in {
+            "foreground": "match_foreground",
+            "background": "match_background",
+            "refine": "refine",
+        }.items():
+            assert set(plain) - set(terms("refine", **{name: 0.0})) == {f"loss_{term}"}
+            double = 2 * load_preset("voc").weights.__dict__[name]
+            assert terms("refine", **{name: double})[f"loss_{term}"] == pytest.approx(2 * plain[f"loss_{term}"])
+
+        def learned(**weights: float) -> torch.Tensor:
+            path = tmp_path / "prompts.safetensors"
+            item = fma_wsss.LossItem("prompts", batches=1, prompts=path, weights=weights, **common)
+            with pytest.raises(SystemExit):
+                item(images, cams, labels)
+            return BackgroundPrompts.load(path).vectors
+
+        both, image, text = learned(), learned(text=0.0), learned(image=0.0)
+        assert not (torch.equal(both, image) or torch.equal(both, text) or torch.equal(image, text))
+        torch.testing.assert_close(learned(image=1.0, text=0.02), both, atol=0, rtol=0)  # the preset's
+        with pytest.raises(ValueError, match="weights: expected some of foreground, background, refine, image, text"):
+            fma_wsss.LossItem("match", weights={"images": 0.0})
+
+    def test_unlearned_prompts_are_random_fixed_and_warn_of_nothing(self, clip, batch, monkeypatch):
+        monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
+        model = FmaHead(FrozenClip.load("demo"), OBJECTS)
+        images, labels = batch
+        losses = []
+        for seed in (0, 0, 1):
+            item = fma_wsss.LossItem("refine", prompts="unlearned", class_names=OBJECTS, prompt_length=4, seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                loss = item(images, model(images, labels)[0], labels)
+            assert moved(model, loss) == {"ctx"} and item.adapter.regularizer.prompts.vectors.grad is None
+            losses.append(float(item.adapter.losses["loss_refine"]))
+        assert losses[0] == losses[1] != losses[2]
 
 
 class GradCam(torch.nn.Module):
@@ -326,10 +380,10 @@ class _Tree(dict):
 
 def test_the_shipped_fma_config_trains_where_half_precision_overflows(clip, batch, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "alchemy_cat", SimpleNamespace())
-    tools = SimpleNamespace(Config=_Tree, IL=lambda make: make)
+    tools = SimpleNamespace(Config=_Tree, IL=lambda make, priority=1: make)
     monkeypatch.setitem(sys.modules, "alchemy_cat.py_tools", tools)
-    (tmp_path / "match").mkdir()
-    path = tmp_path / "match/cfg.py"
+    path = tmp_path / "voc/match/cfg.py"
+    path.parent.mkdir(parents=True)
     path.write_text((PATCHES / "fma_wsss.py").read_text())
     shipped = runpy.run_path(str(path))["cfg"]
     assert shipped.model.ini.fp32 is True  # else CLIP itself is half precision

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -33,11 +32,13 @@ from semples_plugin.data.convert import convert_folder
 from semples_plugin.data.image_labels import load_image_labels
 from semples_plugin.evaluation.folders import FolderEvaluation, evaluate_folder
 from semples_plugin.presets import load_preset
+from semples_plugin.recipes import fma_layout, weaktr_layout
+from semples_plugin.recipes.fma_standins import write_segments
 from semples_plugin.recipes.small_clip import write_small_clip
-from semples_plugin.recipes.weaktr_layout import lay_out_voc
 
 PATCHED = ("clims", "weaktr")
 COCO_IDS = [k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]  # of the annotated categories
+VOC_NAMES = load_preset("voc").class_names
 
 
 def need(what: str) -> str:
@@ -324,7 +325,7 @@ def prepare_weaktr(host: Host) -> None:
     shutil.copy(host.voc / "cls_labels_by_name.npy", host.path / "voc12/cls_labels.npy")
     for name in ("train_aug_id.txt", "train_id.txt", "val_id.txt"):
         (host.path / "voc12" / name).write_text("\n".join(host.names) + "\n")
-    lay_out_voc(host.voc, host.path)
+    weaktr_layout.lay_out_voc(host.voc, host.path)
 
 
 def train_weaktr(host: Host, folder: str, *options: str, stage: str | None = None) -> dict[str, list[float]]:
@@ -370,73 +371,106 @@ def test_weaktr_trains_through_the_stages(tmp_path):
     assert status(host.path) == before
 
 
-SMALL_CLIP = """
-import sys
-import torch
-from clip.model import CLIP
-torch.manual_seed(0)
-own = CLIP(64, 224, 2, 128, 16, 77, 49408, 64, 1, 2).eval()
-if sys.argv[2:] == ["traced"]:
-    example = (torch.zeros(1, 3, 224, 224), torch.ones(1, 77, dtype=torch.int64))
-    torch.jit.trace(own, example, check_trace=False).save(sys.argv[1])
-else:
-    torch.save(own.state_dict(), sys.argv[1])
-"""
-SMALL = """
-cfg.model.ini.clip_name, cfg.model.ini.fp32, cfg.amp.enabled = "pretrains/CLIP/16.pt", True, False
-cfg.loader.num_workers, cfg.loader.train.batch_size = 1, 4
-cfg.solver.max_iter, cfg.solver.display_step, cfg.sched.warm.warm_iters = 3, 1, 1
-if STAGE != "prompts":  # so that SemPLeS alone can move anything; (b) sees to it by itself
-    cfg.loss.loss_items.multi_cls.weights = 0.
-    cfg.opt.get_pg.ini.weight_decay = 0.
-options = dict(clip={clip!r}, learning={{"epochs": 2}})
-semples.cri = IL(lambda c: LossItem(STAGE, prompts=PROMPTS, batches=c.dt.few_shot.epoch_len, **options))
-"""
+FMA_SMALL = [
+    "model.ini.clip_name=pretrains/CLIP/16.pt", "model.ini.fp32=True", "amp.enabled=False", "loader.num_workers=1",
+    "loader.train.batch_size=4", "solver.max_iter=3", "solver.display_step=1", "sched.warm.warm_iters=1",
+    "infer.cfg.loader.val.num_workers=1", "infer.cfg.solver.viz_cam=False", "infer.cfg.solver.viz_score=False",
+]  # fmt: skip
+FMA_TRAIN = "src/tasks/train_coop/run.py"
+
+
+def set_entries(*entries: str) -> list[str]:
+    return [f"--cfg={entry}" for entry in entries]
 
 
 def prepare_fma(host: Host) -> None:
-    """Data, labels and a small CLIP of its own where FMA-WSSS looks for them."""
-    voc = host.path / "datasets/VOC2012"
-    for folder in (voc / "ImageSets/SegmentationAug", voc / "third_party", host.path / "pretrains/CLIP"):
-        folder.mkdir(parents=True)
-    for folder in ("JPEGImages", "SegmentationClassAug"):
-        (voc / folder).symlink_to(host.voc / folder)
-    lines = "".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in host.names)
-    for name in ("train_aug.txt", "train.txt"):
-        (voc / "ImageSets/SegmentationAug" / name).write_text(lines)
-    labels = load_image_labels(host.voc / "cls_labels.npy")
-    with (voc / "third_party/seg_cls_labels.pkl").open("wb") as file:
-        pickle.dump({name: np.concatenate([[1], row]).astype(np.uint8) for name, row in labels.items()}, file)
-    host.start_python("-c", SMALL_CLIP, "pretrains/CLIP/16.pt", "traced")
+    """Data, and small stand-ins for CLIP and SAM's segments, as the recipe's miniature has them."""
+    folder = fma_layout.lay_out_voc(host.voc, host.path, 8)
+    host.start_python("-m", "semples_plugin.recipes.fma_standins", "clip", "pretrains/CLIP/16.pt")
+    write_segments(folder / "JPEGImages", host.names, host.path / "experiment/VOC/sams/split=train_aug/anns")
+
+
+def test_fma_wsss_by_itself_goes_from_a_training_to_masks_and_its_cams_are_read(tmp_path):
+    host = Host("fma-wsss", tmp_path)
+    before = status(host.path)
+    prepare_fma(host)
+    home = "experiment/VOC/cls"  # where its habit puts the results of configs/VOC/cls
+    host.run(*set_entries(*FMA_SMALL), FMA_TRAIN, "-c", "configs/VOC/cls/cfg.py")
+    assert sorted(list_cams(host.path / home / "infer/final/cam")) == sorted(host.names)
+    folder, cams = f"{home}/infer/final", host.path / f"{home}/infer/final/cam"
+    found = judge_as_fma(host, cams)
+    aff = next((host.path / "configs/VOC/cls/infer/final").glob("aff*"))
+    quiet = set_entries("solver.viz_cam=False", "solver.viz_score=False", f"rslt_dir={folder}/aff")
+    host.run(*quiet, "src/tasks/aff_cam/run.py", "--cache_ori_cam", "0", "-c", f"{aff}/cfg.py")
+    judge_as_fma(host, host.path / folder / "aff/cam_affed")
+    seeds = set_entries("viz.enable=False", f"rslt_dir={folder}/ann", f"cam.dir={folder}/aff/cam_affed")
+    host.run(*seeds, "src/tasks/anns_seed/run.py", "-c", f"{aff}/ann,affed/cfg.py")
+    theirs = float(re.findall(r"mIoU: ([\d.]+)\n", host.text)[-1])
+    masks = evaluate_folder(host.path / folder / "ann/seed", found.ground_truth, VOC_NAMES, progress=False)
+    assert theirs == pytest.approx(masks.sweep.miou[0], abs=1e-4)  # of which it prints four digits
+    convert_folder(cams, tmp_path / "clims", "clims", images=host.voc / "JPEGImages", progress=False)
+    again = evaluate_folder(tmp_path / "clims", found.ground_truth, VOC_NAMES, background="power", progress=False)
+    np.testing.assert_array_equal(again.sweep.iou, found.sweep.iou)
+    compare_with_fma(cams, found, tmp_path)
+    written = {line.split()[-1] for line in status(host.path).splitlines()} - {*before.splitlines()}
+    assert all(name.startswith("configs/") and name.endswith(("cfg.pkl", "/")) for name in written), written
+
+
+def judge_as_fma(host: Host, cams: Path) -> FolderEvaluation:
+    """Our figures of a folder, after FMA-WSSS's script printed its own: they agree at every power that it tried."""
+    masks = host.voc / "SegmentationClassAug"
+    found = evaluate_folder(cams, masks, VOC_NAMES, progress=False)
+    assert sorted(found.counts) == sorted(host.names) and found.failed == {} and found.background == "power"
+    theirs = re.findall(r"(?m)^mIoU: ([\d.]+) \(bg_method=.*'pow': (\d+)\}", host.text)
+    assert len(theirs) >= 3
+    for miou, power in theirs:
+        assert float(miou) == pytest.approx(found.sweep.miou[found.settings.index(float(power))], abs=1e-4)
+    return found
 
 
 def test_fma_wsss_trains_through_the_stages(tmp_path):
     host = Host("fma-wsss", tmp_path)
     host.patch()
     prepare_fma(host)
-    for stage, parts in {"match": MATCH, "prompts": set(), "refine": MATCH | {"loss_refine"}}.items():
-        with (host.path / "configs/semples" / stage / "cfg.py").open("a") as file:
-            file.write(SMALL.format(clip=host.clip))
-        ends = "SemPLeS: wrote" if stage == "prompts" else None
-        script = "src/tasks/train_coop/run.py"
-        found = host.run(script, "-c", f"configs/semples/{stage}/cfg.py", fails_with=ends)
-        assert set(found) == parts
-        if stage == "prompts":
-            host.prompts = host.path / "experiment/semples/prompts.safetensors"
-            last = {
-                name: re.findall(rf"{name}\S* = (\S+)", host.text)[-1] for name in ("multi_cls.weights", "weight_decay")
-            }
-            assert last == {"multi_cls.weights": "0.0", "weight_decay": "0.0"}
-            host.check_prompts(length=30)
-            folder = host.path / "experiment/semples"
-            start = folder / "prompts/checkpoints/start.pth"
-            assert start.resolve() == (folder / "match/checkpoints/final.pth").resolve()
-            continue
-        saved = [
-            torch.load(host.path / f"experiment/semples/{stage}/checkpoints/{name}.pth", weights_only=True)
-            for name in ("start", "final")
-        ]
-        assert set(saved[0]) == {"prompt_learner.ctx"} == moved(*saved)
+    alone = ["loss.loss_items.multi_cls.weights=0.0", "opt.get_pg.ini.weight_decay=0.0"]  # nothing else moves anything
+    ours = [f"semples.clip={host.clip}", "semples.learning.epochs=2", "infer.cfg.eval.enabled=False"]
+
+    def train(stage: str, *entries: str) -> set[str]:
+        """Names of the losses that were printed."""
+        options = set_entries(*FMA_SMALL, *ours, *(alone if stage != "prompts" else []), *entries)
+        return set(host.run(*options, FMA_TRAIN, "-c", f"configs/semples/voc/{stage}/cfg.py"))
+
+    def learned(stage: str) -> set[str]:
+        """Names of the weights that a stage moved."""
+        folder = host.path / f"experiment/semples/{stage}/checkpoints"
+        start, final = (torch.load(folder / f"{name}.pth", weights_only=True) for name in ("start", "final"))
+        return moved(start, final)
+
+    assert train("match") == MATCH and learned("voc/match") == {"prompt_learner.ctx"}
+    assert train("prompts") == set() and "SemPLeS: wrote" in host.text
+    settings = {
+        name: re.findall(rf"{name}\S* = (\S+)", host.text)[-1] for name in ("multi_cls.weights", "weight_decay")
+    }
+    assert settings == {"multi_cls.weights": "0.0", "weight_decay": "0.0"}
+    host.prompts = host.path / "experiment/semples/voc/prompts.safetensors"
+    host.check_prompts(length=30)
+    start = host.path / "experiment/semples/voc/prompts/checkpoints/start.pth"
+    assert start.resolve() == (host.path / "experiment/semples/voc/match/checkpoints/final.pth").resolve()
+    assert train("refine") == MATCH | {"loss_refine"} and learned("voc/refine") == {"prompt_learner.ctx"}
+    row = ["semples.prompts=unlearned", "semples.weights.background=0", "rslt_dir=experiment/semples/voc-1/unlearned"]
+    assert train("refine", *row) == {"loss_match_foreground", "loss_refine"}
+    assert learned("voc-1/unlearned") == {"prompt_learner.ctx"}
+
+
+def test_fma_wsss_tells_what_is_wrong_with_an_entry_and_ends_where_its_cams_failed(tmp_path):
+    host = Host("fma-wsss", tmp_path)
+    prepare_fma(host)
+    host.run("--cfg=slover.max_iter=3", FMA_TRAIN, "-c", "configs/VOC/cls/cfg.py",
+             fails_with="--cfg slover.max_iter: the config has no 'slover'; it has")  # fmt: skip
+    broken = [*FMA_SMALL, "solver.max_iter=2", "infer.cfg.loader.val.batch_size=no number"]
+    host.run(*set_entries(*broken), FMA_TRAIN, "-c", "configs/VOC/cls/cfg.py",
+             fails_with="semples run: no CAMs: src/tasks/infer_cam/run.py")  # fmt: skip
+    assert (host.path / "experiment/VOC/cls/checkpoints/final.pth").is_file()
 
 
 def test_cams_of_clims_are_read_and_go_to_weaktr(tmp_path, monkeypatch):
@@ -560,42 +594,6 @@ def compare_with_fma(cams: Path, judged: FolderEvaluation, folder: Path) -> None
     assert len(found) == 3
     for power, miou in found:
         assert float(miou) == pytest.approx(judged.sweep.miou[judged.settings.index(float(power))], abs=1e-4)
-
-
-def test_cams_of_fma_wsss_are_read(tmp_path):
-    pytest.importorskip("cloudpickle")
-    host = Host("fma-wsss", tmp_path)
-    prepare_fma(host)
-    host.patch()
-    with (host.path / "configs/semples/match/cfg.py").open("a") as file:
-        file.write(SMALL.format(clip=host.clip))
-    host.run("src/tasks/train_coop/run.py", "-c", "configs/semples/match/cfg.py",
-             fails_with="Can't pickle <function <lambda>")  # fmt: skip
-    # Its own `infer()`, with a pickle that can, and without starting a process that has no start-up script.
-    script = tmp_path / "infer.py"
-    script.write_text(
-        "import pickle, subprocess, runpy, sys, cloudpickle\npickle.dump = cloudpickle.dump\n"
-        "subprocess.run = lambda *a, **k: None\nsys.argv[0] = 'src/tasks/train_coop/run.py'\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    host.run(str(script), "-i", "1", "-c", "configs/semples/match/cfg.py")
-    config = "configs/semples/match/infer/final/cfg.pkl"
-    script.write_text(
-        "import multiprocessing, runpy, sys\nmultiprocessing.set_start_method = lambda *a, **k: None\n"
-        "sys.argv[0] = 'src/tasks/infer_cam/run.py'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    ends = None if torch.cuda.is_available() else "seed_argmax_cuda"  # after the CAMs come its figures, on a GPU
-    host.run(str(script), "--no_cache", "1", "-c", config, fails_with=ends)
-    out = host.path / "experiment/semples/match/infer/final/cam"
-    found = evaluate_folder(out, host.voc / "SegmentationClassAug", load_preset("voc").class_names, progress=False)
-    assert sorted(found.counts) == sorted(host.names) and found.failed == {} and found.background == "power"
-    convert_folder(out, tmp_path / "clims", "clims", images=host.voc / "JPEGImages", progress=False)
-    again = evaluate_folder(
-        tmp_path / "clims", host.voc / "SegmentationClassAug", load_preset("voc").class_names, background="power",
-        progress=False,
-    )  # fmt: skip
-    np.testing.assert_array_equal(again.sweep.iou, found.sweep.iou)
-    compare_with_fma(out, found, tmp_path)
 
 
 def test_doctor_finds_what_the_real_checkouts_bring_and_names_what_they_do_not(monkeypatch):

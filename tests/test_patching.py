@@ -92,7 +92,9 @@ def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
     assert "fits" in patching.patch("fma-wsss", checkout, "check")
     assert "configs/VOC/cls/cfg.py" in patching.patch("fma-wsss", checkout)
     files = sorted(path.relative_to(checkout).as_posix() for path in checkout.glob("configs/**/*.py"))
-    assert files == [f"configs/semples/{stage}/cfg.py" for stage in ("match", "prompts", "refine")]
+    parts = [*(f"{data}/{stage}" for data in ("coco", "voc") for stage in ("match", "prompts", "refine")), "voc/sams"]
+    assert files == [f"configs/semples/{part}/cfg.py" for part in parts]
+    assert len({(checkout / file).read_text() for file in files}) == 2  # all stages are one file
     assert "refine/cfg.py" in patching.patch("fma-wsss", checkout, "check")
     with pytest.raises(ValueError, match="there already"):
         patching.patch("fma-wsss", checkout)
@@ -106,13 +108,13 @@ def test_fma_wsss_gets_a_config_for_each_stage(checkout, tmp_path, monkeypatch):
     mine.unlink()
     with pytest.raises(ValueError, match="nothing to take out"):
         patching.patch("fma-wsss", checkout, "revert")
-    for folder in ("semples/match", "semples/prompts", "semples", "."):
+    for folder in ("semples/coco/match", "semples/coco/prompts", "semples/coco", "semples", "."):
         (checkout / "configs" / folder).rmdir()  # what the test itself emptied; nothing else is left
     assert git(checkout, "status", "--porcelain") == ""
 
 
 @pytest.mark.parametrize("action", ["apply", "check", "revert"])
-@pytest.mark.parametrize("link", ["configs/semples/prompts/cfg.py", "configs/semples/refine", "configs"])
+@pytest.mark.parametrize("link", ["configs/semples/voc/prompts/cfg.py", "configs/semples/coco", "configs"])
 def test_fma_wsss_configs_are_written_through_no_link(checkout, tmp_path, monkeypatch, action, link):
     monkeypatch.setitem(patching.COMMITS, "fma-wsss", patching.COMMITS["clims"])
     (checkout / link).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def test_fma_wsss_configs_are_written_through_no_link(checkout, tmp_path, monkey
 def test_a_config_that_is_no_text_in_utf8_was_edited(checkout, monkeypatch):
     monkeypatch.setitem(patching.COMMITS, "fma-wsss", patching.COMMITS["clims"])
     patching.patch("fma-wsss", checkout)
-    mine = checkout / "configs/semples/match/cfg.py"
+    mine = checkout / "configs/semples/voc/match/cfg.py"
     mine.write_bytes(b"# caf\xe9\n")
     assert f"edited: {mine}" in patching.patch("fma-wsss", checkout, "check")
     assert f"left {mine}, edited since" in patching.patch("fma-wsss", checkout, "revert")
@@ -155,8 +157,8 @@ def test_files_change_all_or_none(checkout, monkeypatch, host, action, stop, cap
     if action == "revert":
         patching.patch(host, checkout)
         if host == "fma-wsss":
-            (checkout / "configs/semples/match/cfg.py").chmod(0o600)
-    before, steps = snapshot(checkout), {"clims": 4, "fma-wsss": 3}[host]
+            (checkout / "configs/semples/voc/match/cfg.py").chmod(0o600)
+    before, steps = snapshot(checkout), {"clims": 4, "fma-wsss": 7}[host]
     name = "unlink" if (host, action) == ("fma-wsss", "revert") else "replace"
     genuine = getattr(Path, name)
     for good in range(steps):

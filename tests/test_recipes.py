@@ -175,6 +175,27 @@ Path(sys.argv[1]).write_text(" ".join(sys.argv[2:]))
 """
 
 
+def test_what_was_left_of_older_input_is_not_resumed(tiny, monkeypatch):
+    failing = (
+        f"""python -c "import sys; {WRITE.replace("sys.argv[1]", "'left'")}; sys.exit('--resume' not in sys.argv)" x"""
+    )
+    resume = ("{shared}/left", "--resume")
+    monkeypatch.setitem(book.RECIPES, "tiny", with_command("train", failing, resume=resume, makes=("{shared}/left",)))
+    assert main(["recipe", "run", "tiny"]) == 1
+    Path("runs/tiny/lists.txt").unlink()
+    assert main(["recipe", "run", "tiny"]) == 1  # the lists are new: it begins anew, and fails again
+    assert Path("runs/tiny/left").read_text() == "\n"
+    main(["recipe", "run", "tiny"])
+    assert Path("runs/tiny/left").read_text() == "--resume\n"
+
+
+def test_a_need_that_is_named_later_runs_nothing_again(tiny, monkeypatch):
+    main(["recipe", "run", "tiny"])
+    more = ("{out}/model.pt", "{shared}/lists.txt")
+    monkeypatch.setitem(book.RECIPES, "tiny", with_command("judge", TINY.steps[3].command, needs=more))
+    assert [why_to_run(job, jobs()) for job in jobs()] == [""] * 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_loses_nothing_and_the_same_command_resumes(tiny, number):
     Path("slow.py").write_text(SLOW)

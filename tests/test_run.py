@@ -82,7 +82,7 @@ def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys):
         ("weaktr", "--any-commit"): "expected a script of the host and its arguments, such as main.py --help, or -m "
         "and a module, got none",
         ("weaktr", "--any-commit", "-m"): "or -m and a module, got -m",
-        ("weaktr", "--any-commit", "--devise", "cpu"): "got the option --devise; run's own are --device and",
+        ("weaktr", "--any-commit", "--devise", "cpu"): "got the option --devise; run's own are --device, --seed",
         ("weaktr", "--any-commit", "man.py"): f"there is no script man.py in {checkout}",
         ("weaktr", "--any-commit", "folder"): "there is no script folder in",
         ("clims", "main.py"): f"{checkout} is no checkout of clims: it has no run_sample.py",

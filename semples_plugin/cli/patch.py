@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         "patch",
         "put SemPLeS into a checkout of CLIMS, WeakTr or FMA-WSSS, or take it out",
         "CLIMS and WeakTr: applies a patch with git, pure insertions, at the pinned commit only; where "
-        "files that it touches have local changes it refuses. FMA-WSSS: writes a config for each stage.",
+        "files that it touches have local changes it refuses. FMA-WSSS: writes configs of the stages.",
     )
     parser.add_argument("host", choices=tuple(COMMITS), help="which code base")
     parser.add_argument("path", help="its git checkout")

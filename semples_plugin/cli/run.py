@@ -9,6 +9,8 @@ from typing import Any
 from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.cli.arguments import Parser, add_command
 
+_WITH_VALUE = ("--device", "--seed", "--cfg")
+
 
 def add(commands: Any) -> None:
     """Adds the command to the parser's commands."""
@@ -37,6 +39,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of Python's, numpy's and torch's random numbers; WeakTr and FMA-WSSS set theirs after that by themselves",
     )
+    parser.add_argument(
+        "--cfg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="FMA-WSSS: an entry of the config, such as solver.max_iter=3; may be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -46,10 +55,10 @@ def run(options: argparse.Namespace) -> None:
     # argparse gives all that follows the host to the script; our own options may stand there, before the script.
     after_host = Parser(prog="semples run", add_help=False, allow_abbrev=False)
     _add_options(after_host)
-    while options.arguments and options.arguments[0].split("=")[0] in ("--device", "--any-commit", "--seed"):
-        count = 2 if options.arguments[0] in ("--device", "--seed") else 1
+    while options.arguments and options.arguments[0].split("=")[0] in ("--any-commit", *_WITH_VALUE):
+        count = 2 if options.arguments[0] in _WITH_VALUE else 1
         after_host.parse_args(options.arguments[:count], options)
         options.arguments = options.arguments[count:]
     if options.device == "cpu":
         print("semples run: CUDA calls are mapped to the CPU: for a trial, not for figures", file=sys.stderr)
-    start(options.host, options.arguments, options.device == "cpu", options.any_commit, options.seed)
+    start(options.host, options.arguments, options.device == "cpu", options.any_commit, options.seed, options.cfg)

@@ -68,7 +68,7 @@ def install(host: str, on_cpu: bool = False, seeded: bool = False) -> None:
     Args:
         host: "clims", "weaktr" or "fma-wsss".
         on_cpu: for a trial on a machine without a GPU.
-        seeded: seed random numbers, with the number in `semples_plugin.compat.seed.VARIABLE`.
+        seeded: seed random numbers, with the number in `semples_plugin.compat.seeding.VARIABLE`.
     """
     modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu", *(["seed"] if seeded else []))
     registries = [import_module(f"semples_plugin.compat.{module}").CORRECTIONS for module in modules]

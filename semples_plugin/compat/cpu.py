@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,7 @@ CORRECTIONS = Corrections()
 
 
 @CORRECTIONS.after("torch")
-def map_cuda_to_the_cpu(torch: ModuleType) -> None:
+def map_cuda_to_the_cpu(torch: Any) -> None:
     """`.cuda()` and `.to("cuda")` stay where they are; the rest of `torch.cuda` does nothing."""
     torch.Tensor.cuda = lambda self, *_, **__: self
     torch.nn.Module.cuda = lambda self, *_, **__: self
@@ -28,6 +29,7 @@ def map_cuda_to_the_cpu(torch: ModuleType) -> None:
         return moved
 
     torch.Tensor.to, torch.nn.Module.to = on_cpu(tensor_to), on_cpu(module_to)
+    torch.asarray = _made_on_cpu(torch, torch.asarray)  # FMA-WSSS, src/libs/seeding/seed_argmax.py:49
     nothing = {"synchronize", "empty_cache", "reset_peak_memory_stats", "set_device", "manual_seed", "manual_seed_all"}
     for name in nothing:
         setattr(torch.cuda, name, lambda *_, **__: None)
@@ -56,6 +58,16 @@ def train_on_gloo(torch: Any) -> None:
 
     distributed.init_process_group, parallel.__init__ = start_on_gloo, wrap_on_cpu
     torch.nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(lambda module, process_group=None: module)
+
+
+def _made_on_cpu(torch: ModuleType, make: Any) -> Any:
+    @functools.wraps(make)
+    def made(*arguments: Any, **options: Any) -> Any:
+        if _is_cuda(torch, options.get("device")):
+            options["device"] = "cpu"
+        return make(*arguments, **options)
+
+    return made
 
 
 def _is_cuda(torch: ModuleType, value: Any) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
-from types import FunctionType
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from semples_plugin.compat.common import fill_packaging
+from semples_plugin.compat.config_options import apply_options, take_options
 from semples_plugin.compat.corrections import Corrections
 
 CORRECTIONS = Corrections()
@@ -47,3 +53,68 @@ def pickle_lambdas(_: Any) -> None:
         return NotImplemented
 
     ForkingPickler.reducer_override = reduce  # type: ignore[method-assign]  # of what goes to new processes
+
+
+@CORRECTIONS.after("alchemy_cat.torch_tools.env")
+def take_options_of_the_command_line(env: Any) -> None:
+    """`semples run fma-wsss --cfg KEY=VALUE`: entries of the script's config, before its lazy ones are computed."""
+    if options := take_options():
+        parse_config = env.parse_config
+
+        def with_options(*arguments: Any, **keywords: Any) -> Any:
+            config = apply_options(parse_config(*arguments, **keywords), options)
+            Path(config.rslt_dir).mkdir(parents=True, exist_ok=True)  # which may be another one now
+            return config
+
+        env.parse_config = with_options
+
+
+@CORRECTIONS.after("utils.cache_dir")  # src/utils/cache_dir.py:124, :126
+def copy_without_rsync(cache_dir: Any) -> None:
+    """CAMs are made in /tmp and copied at the end by rsync; where it isn't installed, all of them were lost."""
+    if shutil.which("rsync") is None:
+        cache_dir.subprocess = SimpleNamespace(run=_run_or_mirror)
+
+
+def _run_or_mirror(command: list[str], **options: Any) -> Any:
+    if command[0] != "rsync":
+        return subprocess.run(command, **options)
+    source, target = Path(command[-2]), Path(command[-1])
+    whole = target.with_name(f".{target.name}.whole")
+    shutil.rmtree(whole, ignore_errors=True)
+    shutil.copytree(source, whole)
+    shutil.rmtree(target, ignore_errors=True)
+    whole.rename(target)
+    return subprocess.CompletedProcess(command, 0)
+
+
+@CORRECTIONS.after("alchemy_cat.torch_tools.env")  # src/tasks/train_coop/run.py:50
+def end_where_inference_failed(_: Any) -> None:
+    """The training's last step makes CAMs in a process of its own, whose failure was not told."""
+    run = subprocess.run
+
+    def checked(command: Any, *arguments: Any, **options: Any) -> Any:
+        done = run(command, *arguments, **options)
+        is_inference = isinstance(command, list) and "src/tasks/infer_cam/run.py" in command[1:2]
+        if is_inference and done.returncode and "infer" in Path(command[-1]).parts:
+            print(f"semples run: no CAMs: {' '.join(command[1:])} ended with status {done.returncode}", file=sys.stderr)
+            sys.exit(1)
+        return done
+
+    subprocess.run = checked  # type: ignore[assignment]
+
+
+@CORRECTIONS.after("utils.eval_cams")  # src/utils/eval_cams.py:211
+def judge_new_cams_anew(eval_cams: Any) -> None:
+    """Its figures are kept in a file, which was taken for those of CAMs that were made again."""
+    search_and_eval = eval_cams.search_and_eval
+
+    def anew(dt: Any, cam_dir: str, seed_cfg: Any, rslt_dir: str, pool_size: int = 0) -> None:
+        kept = Path(rslt_dir, "eval/bg_method_metrics.pkl")
+        if kept.is_file():
+            judged = kept.stat().st_mtime
+            if any(entry.stat().st_mtime > judged for entry in os.scandir(cam_dir)):
+                kept.unlink()
+        search_and_eval(dt, cam_dir, seed_cfg, rslt_dir, pool_size)
+
+    eval_cams.search_and_eval = anew

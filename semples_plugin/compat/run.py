@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from semples_plugin.adapters.commits import COMMITS
-from semples_plugin.compat.seed import HIGHEST, VARIABLE
+from semples_plugin.compat import config_options, seeding
 from semples_plugin.utils import git
 
 _STARTUP = Path(__file__).parent / "startup"
@@ -26,7 +26,7 @@ def environment(host: str, on_cpu: bool = False, seed: int | None = None) -> dic
     path = os.pathsep.join(dict.fromkeys([str(_STARTUP), *others]))
     found["PYTHONPATH"] = path
     if seed is not None:  # the order of a set of names follows PYTHONHASHSEED
-        found |= {VARIABLE: str(seed), "PYTHONHASHSEED": str(seed)}
+        found |= {seeding.VARIABLE: str(seed), "PYTHONHASHSEED": str(seed)}
     return {**os.environ, **found}
 
 
@@ -51,7 +51,12 @@ def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = Fal
 
 
 def run(
-    host: str, arguments: Sequence[str], on_cpu: bool = False, any_commit: bool = False, seed: int | None = None
+    host: str,
+    arguments: Sequence[str],
+    on_cpu: bool = False,
+    any_commit: bool = False,
+    seed: int | None = None,
+    entries: Sequence[str] = (),
 ) -> NoReturn:
     """Becomes `python ARGUMENTS`, in the host's checkout, which is the working folder.
 
@@ -62,17 +67,22 @@ def run(
         any_commit: run at another commit than the pinned one.
         seed: of Python's, numpy's and torch's random numbers, 0 to 2^32 - 1, plus the rank under torchrun; a script
             that seeds by itself does that after. On a GPU some of torch's sums still differ from run to run.
+        entries: FMA-WSSS: KEY=VALUE of the config that the script reads, such as "solver.max_iter=3".
 
     Raises:
-        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there, or for
-            another seed.
+        FileNotFoundError, ValueError: see `check_checkout`; where no script is given, or it isn't there, for another
+            seed, where an entry is no KEY=VALUE, or the host has no configs.
     """
-    if seed is not None and not 0 <= seed <= HIGHEST:
-        raise ValueError(f"--seed: expected a number from 0 to {HIGHEST}, got {seed}")
+    if seed is not None and not 0 <= seed <= seeding.HIGHEST:
+        raise ValueError(f"--seed: expected a number from 0 to {seeding.HIGHEST}, got {seed}")
+    if entries and host != "fma-wsss":
+        raise ValueError(f"--cfg: {host} takes its options behind the script; only FMA-WSSS reads a config")
+    variables = environment(host, on_cpu, seed)
+    variables[config_options.VARIABLE] = config_options.to_environment(config_options.parse_options(entries))
     check_checkout(host, any_commit=any_commit)
     _check_script(arguments)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], environment(host, on_cpu, seed))
+    os.execve(sys.executable, [sys.executable, *arguments], variables)
 
 
 def _check_script(arguments: Sequence[str]) -> None:
@@ -81,6 +91,8 @@ def _check_script(arguments: Sequence[str]) -> None:
     if not arguments or list(arguments) == ["-m"]:
         raise ValueError(f"{expected}, got {arguments[0] if arguments else 'none'}")
     if arguments[0].startswith("--"):  # Python has no such options that would be of use here
-        raise ValueError(f"{expected}, got the option {arguments[0]}; run's own are --device, --seed and --any-commit")
+        raise ValueError(
+            f"{expected}, got the option {arguments[0]}; run's own are --device, --seed, --cfg and --any-commit"
+        )
     if not arguments[0].startswith("-") and not Path(arguments[0]).is_file():
         raise FileNotFoundError(f"there is no script {arguments[0]} in {Path.cwd()}")

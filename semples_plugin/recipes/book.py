@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from semples_plugin.recipes import clims, weaktr
+from semples_plugin.recipes import clims, fma_wsss, weaktr
 from semples_plugin.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for module in (clims, weaktr) for recipe in module.RECIPES}
+_HOSTS = (clims, weaktr, fma_wsss)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for host in _HOSTS for recipe in host.RECIPES}
 """Name -> recipe, in the order of the list."""
 
 

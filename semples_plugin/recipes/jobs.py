@@ -26,7 +26,6 @@ class Record:
         status: "done", "failed" or "interrupted".
         seconds: of all runs of this very command since it was last begun anew.
         ended: ISO time in UTC.
-        built_on: job -> time at which it had ended, of those whose files this one needs.
         environment: versions, host's commit, device.
     """
 
@@ -35,7 +34,6 @@ class Record:
     status: str
     seconds: float
     ended: str
-    built_on: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,11 +141,14 @@ def why_to_run(job: Job, jobs: Sequence[Job]) -> str:
         return "its command changed"
     if absent:
         return f"{absent[0]} is gone"
-    for maker in makers(job, jobs):
-        made = maker.read_record()
-        if made is not None and record.built_on.get(maker.key) != made.ended:
-            return f"{maker.key} ran again"
-    return ""
+    newer = newer_makers(job, record, jobs)
+    return f"{newer[0].key} ran again" if newer else ""
+
+
+def newer_makers(job: Job, record: Record, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that made what this one needs after it ended; jobs run one after the other."""
+    made = [(maker, maker.read_record()) for maker in makers(job, jobs)]
+    return [maker for maker, other in made if other is not None and other.ended > record.ended]
 
 
 def executable(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,18 @@ from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
 from semples_plugin.recipes.environment import describe_environment
-from semples_plugin.recipes.jobs import DONE, FAILED, INTERRUPTED, Job, Record, executable, exists, makers, why_to_run
+from semples_plugin.recipes.jobs import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    Job,
+    Record,
+    executable,
+    exists,
+    makers,
+    newer_makers,
+    why_to_run,
+)
 from semples_plugin.utils.atomic_files import check_writable
 
 _PATIENCE = 30  # seconds that an interrupted command has to end by itself
@@ -74,12 +85,12 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str) -> None:
     for path in {job.folder, *(made.parent for made in job.makes)}:
         path.mkdir(parents=True, exist_ok=True)
     before = job.read_record()
-    words, seconds = _resumed(job, before)
+    words, seconds = _resumed(job, before, jobs)
     print(
         f"{number} {job.key}: {job.step.about} ({why})\ncd {shlex.quote(str(job.folder))}\n{shlex.join(words)}",
         flush=True,
     )
-    record = Record(job.words, str(job.folder), INTERRUPTED, seconds, _now(), _built_on(job, jobs))
+    record = Record(job.words, str(job.folder), INTERRUPTED, seconds, _now())
     start = time.monotonic()
     try:
         status = _execute(executable(words), job.folder, job.log)
@@ -96,14 +107,14 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str) -> None:
         _stop(f"{job.key} {what}; what it printed is in {job.log}", job, words, again)
 
 
-def _resumed(job: Job, before: Record | None) -> tuple[list[str], float]:
+def _resumed(job: Job, before: Record | None, jobs: Sequence[Job]) -> tuple[list[str], float]:
     """The words with the options that go on from where an interrupted run stopped, and the seconds that it took."""
     words = job.words
-    same = before is not None and (before.command, before.folder) == (words, str(job.folder))
-    if before is None or not same or before.status == DONE or job.step.resume is None:
+    if before is None or before.status == DONE or job.step.resume is None:
         return words, 0.0
     left, options = job.step.resume
-    if not exists(job.settings.path(left)):
+    same = (before.command, before.folder) == (words, str(job.folder)) and not newer_makers(job, before, jobs)
+    if not same or not exists(job.settings.path(left)):
         return words, 0.0
     return [*words, *job.settings.words(options)], before.seconds
 
@@ -128,11 +139,6 @@ def _check_needs(job: Job, jobs: Sequence[Job]) -> None:
             origins = ", ".join(maker.key for maker in makers(job, jobs, [path]))
             origin = f"it comes from {origins}, which hasn't run" if origins else "no step makes it: check the settings"
             raise FileNotFoundError(f"{job.key} needs {path}, which isn't there: {origin}")
-
-
-def _built_on(job: Job, jobs: Sequence[Job]) -> dict[str, str]:
-    records = {maker.key: maker.read_record() for maker in makers(job, jobs)}
-    return {key: record.ended for key, record in records.items() if record is not None}
 
 
 def _stop(what: str, job: Job, words: Sequence[str], again: str) -> NoReturn:
