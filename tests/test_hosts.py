@@ -265,7 +265,7 @@ def test_clims_trains_on_coco_with_and_without_torchrun(tmp_path):
     start = torch_weights(host.path / "cam-baseline-coco/res50_cam.pth")
     for folder in ("a", "t"):
         assert moved(start, torch_weights(host.path / folder / "res50_clims.pth"))
-    judge_clims(host, clims, coco / "mask/train2014", load_preset("coco").class_names)
+    judge_clims(host, clims, coco / "masks", load_preset("coco").class_names)
     host.run(*clims, "--work_space=b", "--semples-start=a/res50_clims.pth", "--train_clims_pass=True", stage="prompts")
     assert BackgroundPrompts.load(host.prompts).vectors.shape[:2] == (80, 4)
     found = host.run(*torchrun, "--work_space=c", "--train_clims_pass=True", stage="refine")
@@ -279,6 +279,7 @@ def small_coco(source: Path, out: Path) -> None:
 
     (out / "annotations").mkdir(parents=True)
     (out / "mask/train2014").mkdir(parents=True)
+    (out / "masks").mkdir()
     for split in ("train2014", "val2014"):
         (out / split).symlink_to((source / split).resolve())
         content = json.loads((source / f"annotations/instances_{split}.json").read_text())
@@ -295,6 +296,9 @@ def small_coco(source: Path, out: Path) -> None:
         for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
             mask[coco.annToMask(annotation) == 1] = column[annotation["category_id"]]
         Image.fromarray(mask).save(out / f"mask/train2014/{image['id']}.png")
+        Image.fromarray(mask).save(
+            out / "masks" / Path(image["file_name"]).with_suffix(".png")
+        )  # as the CAMs are named
 
 
 def judge_clims(host: Host, clims: list[str], masks: Path, classes: tuple[str, ...]) -> None:
