@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from semples_plugin.adapters.base import CamAdapter
-from semples_plugin.adapters.host_options import refuse_hosts_own
+from semples_plugin.adapters.host_options import UNLEARNED, refuse_hosts_own
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import STAGES, Preset, load_preset
 from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
@@ -184,7 +184,7 @@ class LossItem:
 
 
 def _is_unlearned(prompts: str | Path) -> bool:
-    return str(prompts) == "unlearned"
+    return str(prompts) == UNLEARNED
 
 
 def _check_stage(stage: str, batches: int | None, prompts: str | Path) -> None:

@@ -70,7 +70,7 @@ def install(host: str, on_cpu: bool = False, seeded: bool = False) -> None:
         on_cpu: for a trial on a machine without a GPU.
         seeded: seed random numbers, with the number in `semples_plugin.compat.seeding.VARIABLE`.
     """
-    modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu", *(["seed"] if seeded else []))
+    modules = (REGISTRIES[host], "cpu" if on_cpu else "gpu", *(["seeding"] if seeded else []))
     registries = [import_module(f"semples_plugin.compat.{module}").CORRECTIONS for module in modules]
     sys.meta_path.insert(0, _Finder(registries))
     for registry in registries:  # what was imported before
