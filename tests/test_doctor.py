@@ -99,7 +99,7 @@ def test_extras_are_those_that_the_package_has():
     named = re.findall(r"^(\w+) = ", project, re.MULTILINE)
     code = "".join(path.read_text() for path in (ROOT / "semples_plugin").rglob("*.py"))
     used = set(re.findall(r"how_to_install\(['\"](\w+)['\"]\)", code))
-    assert used == {"crf", "mmseg"} and used < set(named)
+    assert used == {"clims", "crf", "mmseg"} and used < set(named)
     assert extras.how_to_install("crf").startswith("pip install '.[crf]'")
     guides = [
         path.read_text()

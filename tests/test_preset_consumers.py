@@ -76,9 +76,10 @@ def of_weaktr(batch, folder, output):
     for stage in presets.STAGES:
         torch.manual_seed(0)
         args = parse(weaktr.add_arguments, "--semples", stage, "--semples-prompts", str(folder / "p.safetensors"))
-        args.nb_classes, args.resume, args.lr, args.epochs, args.batch_size = 3, "its own", 7e-4, 7, 7
-        args.weight_decay = 0.07
+        args.nb_classes, args.lr, args.epochs, args.batch_size, args.weight_decay = 3, 7e-4, 7, 7, 0.07
         model = WeakTrHead(3, width=16, blocks=1, heads=1)
+        args.reduction, args.semples_start = 4, str(folder / "start.pth")
+        torch.save({"model": model.state_dict()}, args.semples_start)
         semples = weaktr.Training(args, model)
         if stage == "prompts":
             semples.learn_prompts([batch])
@@ -130,7 +131,11 @@ def of_train_voc(batch, folder, output, monkeypatch):
             return self.layer(images)
 
     monkeypatch.setattr(train_voc, "ResNetCam", Net)
-    monkeypatch.setattr(train_voc, "Images", lambda *_: list(zip(*batch, strict=True)))
+    class Images(list):
+        labels, names = None, None
+
+    monkeypatch.setattr(train_voc, "Images", lambda *_: Images(zip(*batch, strict=True)))
+    monkeypatch.setattr(train_voc, "write_cams_of", lambda *_, **__: {})
     options = ["--data=.", "--labels=.", "--baseline-epochs=1", f"--out={folder}"]
     monkeypatch.setattr("sys.argv", ["train_voc.py", *options])
     train_voc.main()
