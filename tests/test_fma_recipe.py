@@ -15,8 +15,10 @@ from PIL import Image
 
 from semples_plugin.compat import fma_wsss as corrections
 from semples_plugin.data.images import read_mask, write_mask
+from semples_plugin.recipes import book
 from semples_plugin.recipes.fma_layout import lay_out_coco, lay_out_voc
 from semples_plugin.recipes.fma_standins import draw_masks, superpixels, write_segments
+from semples_plugin.recipes.jobs import jobs_of
 
 
 def save_image(path: Path, side: int = 32) -> None:
@@ -118,6 +120,24 @@ def test_coco_is_linked_by_twelve_digits_and_images_without_a_class_are_left_out
     (tmp_path / "masks/000000000022.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no .*000000000022.png"):
         lay_out_coco(coco, tmp_path / "FMA-WSSS", tmp_path / "masks")
+
+
+@pytest.mark.parametrize("name", ["fma-wsss-voc", "fma-wsss-coco"])
+def test_each_row_reads_what_it_made_itself(name):
+    """FMA-WSSS's configs name files of its own runs: one left as it is would give a row the other row's figures."""
+    jobs = {job.step.name: job for job in jobs_of(book.RECIPES[name], {}, 1, False)}
+    for row, other in (("baseline", "refine"), ("refine", "baseline")):
+        own = [job for step, job in jobs.items() if step.endswith(row)]
+        assert len(own) > 8 and not any(f"/{other}" in job.line for job in own)
+        home = f"experiment/semples/seed0/{row}"
+        steps = ("seeds", "second", "second-seeds")
+        entries = {step: dict(word.split("=") for word in jobs[f"{step}-{row}"].words if "=" in word) for step in steps}
+        (masks,) = jobs[f"seeds-{row}"].makes
+        assert masks.as_posix().endswith(entries["second"]["dt.train.ini.ps_mask_dir"])
+        assert entries["seeds"]["cam.dir"].startswith(f"{home}/infer/")
+        assert entries["second-seeds"]["cam.dir"].startswith(f"{home}/seg/infer/")
+        assert str(jobs[f"second-seeds-{row}"].makes[0]) in jobs[f"network-{row}"].line
+    assert "rand_seed=0" in jobs["match"].words and "{" not in jobs["match"].line
 
 
 def test_superpixels_follow_colours_and_cover_an_image(tmp_path):

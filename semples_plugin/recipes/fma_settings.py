@@ -5,12 +5,14 @@ from __future__ import annotations
 from semples_plugin.recipes.common import HELP, VALUES
 
 NUMBERS = {**VALUES, "workers": "12", "host_clip": "ViT-B/16", "batch": "16", "prompt_options": "", "images": "",
-            "network_size": ""}  # fmt: skip
+            "network_size": "", "precision": ""}  # fmt: skip
 MINIATURE = {
     "device": "--device=cpu", "workers": "1", "clip": "--cfg semples.clip=demo",
     "host_clip": "pretrains/CLIP/16.pt", "batch": "4", "warm": "1", "images": "--images=8",
     "prompt_options": "--cfg semples.learning.epochs=2",
     "cls_steps": "2", "cls_saved": "2", "seg_steps": "2", "seg_saved": "2",
+    # Without a GPU nothing scales FMA-WSSS's loss, and in half precision its second context gets gradients of 0.
+    "precision": "--cfg amp.enabled=False --cfg model.ini.fp32=True",
     "network": "voc_deeplab_r101", "network_size": "--with miniature", "network_steps": "",
 }  # fmt: skip
 HELP_OF_FMA = {
@@ -25,6 +27,7 @@ HELP_OF_FMA = {
     **dict.fromkeys(["cls_checkpoint", "seg_checkpoint"], "the one whose CAMs are taken"),
     "seg_steps": "steps of the second context",
     "prompt_options": "of stage (b), such as --cfg semples.learning.epochs=2",
+    "precision": "entries that replace FMA-WSSS's half precision; SemPLeS's stages are in float32 anyhow",
     "images": "of a miniature: images in each list, such as --images=8",
     "coco_masks": "ground truth of COCO, 000000000009.png with values 0 to 80, of both splits in one folder; "
                   "FMA-WSSS's datasets.tar holds it (coco2014/annotations)",

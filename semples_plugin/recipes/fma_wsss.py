@@ -90,7 +90,7 @@ def _train(task: str, config: str, result: str, *options: str) -> str:
         loader__train__batch_size="{batch}", solver__max_iter=f"{{{task}_steps}}",
         solver__save_step=f"{{{task}_saved}}", sched__warm__warm_iters="{warm}",
     )  # fmt: skip
-    return _run("train_coop/run.py -i 0 -e 0", config, numbers, INFERENCE, *options)
+    return _run("train_coop/run.py -i 0 -e 0", config, numbers, INFERENCE, "{precision}", *options)
 
 
 def _judged(data: _Data, row: str, step: str, name: str, files: str, note: str = "") -> Step:
