@@ -143,7 +143,7 @@ def test_every_semples_command_of_the_guides_is_one(page):
             build_parser().parse_args(words[1:])
 
 
-@pytest.mark.parametrize("guide", ["recipes.md"])
+@pytest.mark.parametrize("guide", ["hosts.md", "recipes.md"])
 def test_the_hosts_guides_hold_no_command_of_a_host_that_is_not_generated(guide):
     words = [shlex.split(line, comments=True)[:1] for line in shell_lines((ROOT / "docs" / guide).read_text())]
     assert {word for line in words for word in line} <= {"semples", "pip"}
