@@ -131,6 +131,7 @@ def of_train_voc(batch, folder, output, monkeypatch):
             return self.layer(images)
 
     monkeypatch.setattr(train_voc, "ResNetCam", Net)
+
     class Images(list):
         labels, names = None, None
 

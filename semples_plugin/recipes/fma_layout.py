@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from semples_plugin.data.cam_files import read_image_list
 from semples_plugin.data.coco_json import read_coco
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.data.images import IGNORED, read_mask
+from semples_plugin.recipes.layout import link, write_list
 from semples_plugin.utils.atomic_files import replacing
 
 VALIDATION = 1250
@@ -45,11 +46,11 @@ def lay_out_voc(voc: str | Path, checkout: str | Path, count: int | None = None)
     links = {"JPEGImages": voc / "JPEGImages", "SegmentationClassAug": masks}
     links["SegmentationClass"] = ground_truth if ground_truth.is_dir() else masks
     for name, target in links.items():
-        _link(target, folder / name)
+        link(target, folder / name)
     for name, part in lists.items():
-        _write_lines(part, folder / f"ImageSets/Segmentation/{name}.txt")
+        write_list(part, folder / f"ImageSets/Segmentation/{name}.txt")
         pairs = [f"/JPEGImages/{image}.jpg /SegmentationClassAug/{image}.png" for image in part]
-        _write_lines(pairs, folder / f"ImageSets/SegmentationAug/{name}.txt")
+        write_list(pairs, folder / f"ImageSets/SegmentationAug/{name}.txt")
     _write_labels(shown, 20, folder / "third_party/seg_cls_labels.pkl")
     return folder
 
@@ -73,16 +74,17 @@ def lay_out_coco(coco: str | Path, checkout: str | Path, masks: str | Path, coun
         names = [name for name, classes in sorted(present.items()) if classes][:count]
         for name in names:
             image, mask = coco / f"{split}2014/COCO_{split}2014_{name}.jpg", masks / f"{name}.png"
-            _check([image, mask])
-            _link(image, folder / f"images/{split}2014/{name}.jpg")
-        _link(masks, folder / f"annotations/{split}2014")
-        _link(coco / f"{split}2014", folder / f"{split}2014")
+            if not mask.is_file():
+                raise FileNotFoundError(f"there is no {mask}")
+            link(image, folder / f"images/{split}2014/{name}.jpg")
+        link(masks, folder / f"annotations/{split}2014")
+        link(coco / f"{split}2014", folder / f"{split}2014")
         lists = {split: names, **({"train_1250": names[:VALIDATION]} if split == "train" else {})}
         for name, part in lists.items():
-            _write_lines(part, folder / f"imagesLists/{name}.txt")
+            write_list(part, folder / f"imagesLists/{name}.txt")
         shown.update({name: present[name] for name in names})
-    _link(masks, folder / "masks")
-    _link(folder / "imagesLists", folder / "lists")
+    link(masks, folder / "masks")
+    link(folder / "imagesLists", folder / "lists")
     _write_labels(shown, 80, folder / "third_party/seg_cls_labels.pkl")
     return folder
 
@@ -97,7 +99,6 @@ def _voc_lists(folder: Path, masks: Path, count: int | None) -> dict[str, list[s
     if (folder / "train_aug.txt").is_file():
         train_aug = read_image_list(folder / "train_aug.txt")
     else:
-        _check([masks])
         train_aug = sorted({path.stem for path in masks.glob("*.png")} - set(val))
     return {"train": train, "train_aug": train_aug, "val": val}
 
@@ -116,27 +117,6 @@ def _write_labels(shown: Mapping[str, Iterable[int]], num_classes: int, path: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(pickle.dumps(labels))
-
-
-def _write_lines(lines: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _check(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"there is no {path}")
-
-
-def _link(target: Path, link: Path) -> None:
-    """A link, in place of an earlier one."""
-    _check([target])
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink():
-        link.unlink()
-    link.symlink_to(target.absolute())
 
 
 def main() -> None:

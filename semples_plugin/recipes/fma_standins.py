@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +21,8 @@ from tqdm import tqdm
 from semples_plugin.data.cam_files import read_image_list
 from semples_plugin.data.coco_json import read_coco
 from semples_plugin.data.image_labels import read_class_names
-from semples_plugin.data.image_names import image_name
-from semples_plugin.data.images import read_image, write_mask
+from semples_plugin.data.images import read_image
+from semples_plugin.recipes.layout import draw_coco_masks
 from semples_plugin.utils.atomic_files import replacing
 
 SEGMENTS = 24
@@ -85,23 +83,11 @@ def superpixels(image: NDArray[np.uint8], count: int = SEGMENTS) -> NDArray[np.i
 
 
 def draw_masks(instances: str | Path, out: str | Path, count: int) -> list[str]:
-    """Masks of the first `count` images that show a class: 0 to 80, smaller objects over larger ones; their names."""
-    import cv2
-
-    instances, class_names = Path(instances), tuple(read_class_names("coco"))
-    present, _ = read_coco(instances, class_names)
+    """Masks of the first `count` images that show a class: 0 to 80; their names."""
+    class_names = tuple(read_class_names("coco"))
+    present, _ = read_coco(Path(instances), class_names)
     names = [name for name, classes in sorted(present.items()) if classes][:count]
-    content: dict[str, Any] = json.loads(instances.read_bytes())
-    categories = {entry["id"]: class_names.index(entry["name"]) + 1 for entry in content["categories"]}
-    images = {entry["id"]: entry for entry in content["images"] if image_name(entry["file_name"]) in names}
-    masks = {key: np.zeros((entry["height"], entry["width"]), np.uint8) for key, entry in images.items()}
-    for entry in sorted(content["annotations"], key=lambda entry: -entry["area"]):
-        if entry["image_id"] in masks and isinstance(entry["segmentation"], list):  # a crowd has no polygons
-            polygons = [np.reshape(points, (-1, 2)).round().astype(np.int32) for points in entry["segmentation"]]
-            cv2.fillPoly(masks[entry["image_id"]], polygons, categories[entry["category_id"]])
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for key, mask in masks.items():
-        write_mask(Path(out) / f"{image_name(images[key]['file_name'])}.png", mask)
+    draw_coco_masks(Path(instances), Path(out), names, lambda category: class_names.index(category["name"]) + 1)
     return names
 
 

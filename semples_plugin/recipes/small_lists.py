@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from semples_plugin.data.cam_files import read_image_list
-from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.recipes.layout import write_list
 
 
 def write_small_lists(lists: str | Path, out: str | Path, count: int) -> dict[str, list[str]]:
@@ -26,10 +26,8 @@ def write_small_lists(lists: str | Path, out: str | Path, count: int) -> dict[st
     val = (read_image_list(lists / "val.txt") if (lists / "val.txt").is_file() else names[count:])[:count]
     if not val:
         raise ValueError(f"{lists}: expected a val.txt, or more than {count} names in train.txt, got {len(names)}")
-    out.mkdir(parents=True, exist_ok=True)
     for name, content in {"train": train, "val": val}.items():
-        with replacing(out / f"{name}.txt") as temporary:
-            temporary.write_text("".join(f"{image}\n" for image in content))
+        write_list(content, out / f"{name}.txt")
     return {"train": train, "val": val}
 
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from semples_plugin.data.cam_files import read_image_list
-from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.recipes.layout import link, write_list
 
 LINKED = ("JPEGImages", "SegmentationClassAug")
 
@@ -33,16 +33,10 @@ def write_voc_layout(voc: str | Path, out: str | Path, train: str | Path, val: s
     for name in LINKED:
         if not (voc / name).is_dir():
             raise FileNotFoundError(f"{voc} is no folder of VOC 2012: it has no {name}")
-    (out / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
     for name in LINKED:
-        link = out / name
-        if link.exists() and not link.is_symlink():
-            raise FileExistsError(f"{link} is no link, and stays: give another folder than {out}")
-        link.unlink(missing_ok=True)
-        link.symlink_to(voc / name, target_is_directory=True)
+        link(voc / name, out / name)
     for name, images in lists.items():
-        with replacing(out / "ImageSets" / "Segmentation" / f"{name}.txt") as temporary:
-            temporary.write_text("".join(f"{image}\n" for image in images))
+        write_list(images, out / "ImageSets" / "Segmentation" / f"{name}.txt")
 
 
 def main() -> None:

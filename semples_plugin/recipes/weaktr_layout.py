@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.data.cam_files import read_image_list
+from semples_plugin.recipes.layout import draw_coco_masks, link, write_list
 from semples_plugin.utils.atomic_files import replacing
 
 _LISTS = {
@@ -39,7 +39,7 @@ def lay_out_voc(voc: str | Path, checkout: str | Path) -> Path:
     folder = checkout / "data/voc12/VOCdevkit/VOC2012"
     for name in ("JPEGImages", "SegmentationClassAug"):
         _check_folder(voc / name)
-        _link(voc / name, folder / name)
+        link(voc / name, folder / name)
     _copy_splits(checkout / "voc12", folder / "ImageSets/Segmentation")
     return folder
 
@@ -58,7 +58,7 @@ def lay_out_coco(coco: str | Path, checkout: str | Path, masks: str | Path) -> P
     coco, checkout, masks = Path(coco), Path(checkout), Path(masks)
     folder = checkout / "data/coco"
     _check_folder(masks)
-    _link(masks, folder / "voc_format/class_labels")
+    link(masks, folder / "voc_format/class_labels")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
         _check_folder(coco / f"{split}2014")
@@ -66,7 +66,7 @@ def lay_out_coco(coco: str | Path, checkout: str | Path, masks: str | Path) -> P
             image = coco / f"{split}2014/COCO_{split}2014_{name}.jpg"
             if not image.is_file():
                 raise FileNotFoundError(f"there is no {image}, an image of {checkout}/coco/{split}_id.txt")
-            _link(image, folder / f"images/{name}.jpg")
+            link(image, folder / f"images/{name}.jpg")
     _copy_splits(checkout / "coco", folder / "voc_format")
     return folder
 
@@ -81,61 +81,19 @@ def write_lists(lists: str | Path, labels: str | Path, folder: Path) -> None:
     """
     for name, part in _LISTS[folder.name].items():
         names = read_image_list(Path(lists) / f"{part}.txt")
-        _write_list(names, folder / f"{name}.txt")
+        write_list(names, folder / f"{name}.txt")
     with replacing(folder / "cls_labels.npy") as temporary:
         shutil.copyfile(labels, temporary)
 
 
 def _copy_splits(lists: Path, folder: Path) -> None:
     for name, source in _SPLITS[lists.name].items():
-        _write_list(read_image_list(lists / f"{source}.txt"), folder / f"{name}.txt")
-
-
-def _write_list(names: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names))
+        write_list(read_image_list(lists / f"{source}.txt"), folder / f"{name}.txt")
 
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-
-
-def _link(target: Path, link: Path) -> None:
-    """A link, in place of an earlier one; a file or folder that is none is left, with an error."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink():
-        if link.readlink() == target.absolute():
-            return
-        link.unlink()
-    link.symlink_to(target.absolute())
-
-
-def draw_masks(instances: str | Path, out: str | Path, names: Sequence[str]) -> None:
-    """Masks of a miniature from the polygons of COCO's JSON: category ids, smaller objects over larger ones.
-
-    The masks that WeakTr was judged with are published, see its `docs/prepare_dataset.md`; these may differ from
-    them where objects overlap.
-    """
-    import json
-
-    import cv2
-
-    from semples_plugin.data.image_names import image_name
-    from semples_plugin.data.images import write_mask
-
-    content = json.loads(Path(instances).read_bytes())
-    wanted = {image["id"]: image for image in content["images"] if image_name(image["file_name"]) in set(names)}
-    masks: dict[int, NDArray[np.uint8]] = {
-        identifier: np.zeros((image["height"], image["width"]), np.uint8) for identifier, image in wanted.items()
-    }
-    for item in sorted(content["annotations"], key=lambda item: -item["area"]):
-        if item["image_id"] in wanted and isinstance(item["segmentation"], list):  # a crowd has no polygons
-            polygons = [np.asarray(points).reshape(-1, 2).round().astype(np.int32) for points in item["segmentation"]]
-            cv2.fillPoly(masks[item["image_id"]], polygons, item["category_id"])
-    for identifier, mask in masks.items():
-        write_mask(Path(out) / f"{image_name(wanted[identifier]['file_name'])}.png", mask)
 
 
 def write_coco_miniature(coco: str | Path, out: str | Path, count: int) -> None:
@@ -158,9 +116,8 @@ def write_coco_miniature(coco: str | Path, out: str | Path, count: int) -> None:
         for name in names:
             labels[name] = np.zeros(len(class_names), np.float32)
             labels[name][list(present[name])] = 1
-        _write_list(names, out / f"lists/{split}.txt")
-        (out / "masks").mkdir(exist_ok=True)
-        draw_masks(instances, out / "masks", names)
+        write_list(names, out / f"lists/{split}.txt")
+        draw_coco_masks(instances, out / "masks", names, lambda category: category["id"])
     with replacing(out / "cls_labels.npy") as temporary, temporary.open("wb") as file:
         np.save(file, labels, allow_pickle=True)  # type: ignore[arg-type]
 
