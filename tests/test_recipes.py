@@ -202,10 +202,7 @@ def test_an_interrupt_loses_nothing_and_the_same_command_resumes(tiny, number):
     slow = with_command(
         "train", "python {runs}/../slow.py {out}/model.pt", resume=("{shared}/left", "--resume {shared}/left")
     )
-    Path("driver.py").write_text(
-        "import pickle, sys\nfrom semples_plugin.cli import main\nfrom semples_plugin.recipes import book\n"
-        "book.RECIPES['tiny'] = pickle.load(open('recipe.pkl', 'rb'))\nsys.exit(main(['recipe', 'run', 'tiny']))\n"
-    )
+    Path("driver.py").write_text(DRIVER)
     Path("recipe.pkl").write_bytes(pickle.dumps(slow))
     process = subprocess.Popen([sys.executable, "driver.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -220,6 +217,66 @@ def test_an_interrupt_loses_nothing_and_the_same_command_resumes(tiny, number):
     assert done.returncode == 0, done.stderr
     assert Path("runs/tiny/seed0/model.pt").read_text() == f"--resume {tiny}/runs/tiny/left"
     assert "lists: done" in done.stdout
+
+
+KILLED = f"""python -c "import os, sys, signal; {WRITE}; os.kill(os.getppid(), signal.SIGKILL)" {{out}}/model.pt half"""
+DRIVER = (
+    "import pickle, sys\nfrom semples_plugin.cli import main\nfrom semples_plugin.recipes import book\n"
+    "book.RECIPES['tiny'] = pickle.load(open('recipe.pkl', 'rb'))\nsys.exit(main(['recipe', 'run', 'tiny']))\n"
+)
+
+
+def test_a_run_that_was_killed_is_not_taken_for_the_one_before(tiny):
+    main(["recipe", "run", "tiny"])
+    Path("recipe.pkl").write_bytes(pickle.dumps(with_command("train", KILLED)))
+    assert subprocess.run([sys.executable, "-c", DRIVER], capture_output=True).returncode == -signal.SIGKILL
+    assert Path("runs/tiny/seed0/model.pt").read_text() == "half\n"
+    assert why_to_run(jobs()[2], jobs()) == "it was not finished"
+    assert main(["recipe", "run", "tiny"]) == 0
+    assert Path("runs/tiny/seed0/model.pt").read_text() == "0 --epochs 60\n"
+
+
+def test_files_of_another_setting_are_set_aside_and_never_resumed(tiny, monkeypatch):
+    monkeypatch.setitem(
+        book.RECIPES, "tiny", with_command("train", TINY.steps[2].command, resume=("{out}/model.pt", "--resume"))
+    )
+    main(["recipe", "run", "tiny"])
+    quiet = with_command("train", 'python -c "0" {size}', resume=("{out}/model.pt", "--resume"))
+    monkeypatch.setitem(book.RECIPES, "tiny", quiet)
+    assert main(["recipe", "run", "tiny"]) == 1  # nothing new was made, and the old one doesn't count
+    assert Path("runs/tiny/seed0/model.pt.before").read_text() == "0 --epochs 60\n"
+    assert main(["recipe", "run", "tiny"]) == 1
+    assert jobs()[2].read_record().seconds < 5 and "--resume" not in Path("runs/tiny/steps/train-seed0.log").read_text()
+
+
+def test_figures_of_stale_steps_are_not_reported(tiny, capfd):
+    main(["recipe", "run", "tiny"])
+    Path("runs/tiny/seed0/eval.json").write_text(json.dumps(JUDGED))
+    main(["recipe", "report", "tiny"])
+    assert "50.0 (1 seed)" in capfd.readouterr().out
+    main(["recipe", "report", "tiny", "--set", "size=--epochs 3"])
+    assert "50.0" not in capfd.readouterr().out
+    states = {step["step"]: step["state"] for step in json.loads(Path("runs/tiny/report.json").read_text())["steps"]}
+    assert states["train-seed0"] == "its command changed"
+    assert states["judge-seed0"] == "train-seed0 has to run first"
+    assert main(["recipe", "run", "tiny", "--set", "size=--epochs 3", "--only", "judge"]) == 0
+    assert "judge-seed0 builds on train-seed0: its command changed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '{"cams": {"miou": NaN}}', '{"cams": {"miou": null}}', "x"])
+def test_a_damaged_figure_is_none(tiny, capfd, content):
+    main(["recipe", "run", "tiny"])
+    Path("runs/tiny/seed0/eval.json").write_text(content)
+    assert main(["recipe", "report", "tiny"]) == 0 and "not yet" in capfd.readouterr().out
+
+
+def test_a_daemon_and_a_lost_reader_end_nothing(tiny, monkeypatch):
+    daemon = "import subprocess; subprocess.Popen(['sleep', '20'], start_new_session=True)"
+    monkeypatch.setitem(
+        book.RECIPES, "tiny", with_command("train", f'python -c "{daemon}; {WRITE}" {{out}}/model.pt x')
+    )
+    start = time.monotonic()
+    assert main(["recipe", "run", "tiny"]) == 0 and time.monotonic() - start < 15
 
 
 def test_two_at_once_are_refused(tiny, capfd):

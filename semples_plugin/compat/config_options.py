@@ -13,7 +13,7 @@ VARIABLE = "SEMPLES_HOST_CFG"
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options `KEY=VALUE`, where VALUE is a Python literal or, as it stands, a text.
+    """Options `KEY=VALUE`, where VALUE is a Python literal (true, false and none in any case) or a text.
 
     >>> parse_options(["solver.max_iter=3", "rslt_dir=experiment/a", "seed.dir=None", "seed.bg_methods=[{'pow': 1}]"])
     {'solver.max_iter': 3, 'rslt_dir': 'experiment/a', 'seed.dir': None, 'seed.bg_methods': [{'pow': 1}]}
@@ -23,6 +23,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not all(part.isidentifier() for part in key.split(".")):
             raise ValueError(f"--cfg: expected KEY=VALUE such as solver.max_iter=3, got {text!r:.100}")
+        value = {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

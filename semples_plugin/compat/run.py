@@ -27,7 +27,8 @@ def environment(host: str, on_cpu: bool = False, seed: int | None = None) -> dic
     found["PYTHONPATH"] = path
     if seed is not None:  # the order of a set of names follows PYTHONHASHSEED
         found |= {seeding.VARIABLE: str(seed), "PYTHONHASHSEED": str(seed)}
-    return {**os.environ, **found}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEMPLES_HOST")}
+    return {**inherited, **found}
 
 
 def check_checkout(host: str, checkout: str | Path = ".", any_commit: bool = False) -> None:

@@ -16,7 +16,7 @@ HIGHEST = 2**32 - 1
 
 def _seed() -> int:
     """Of this process: ranks of a distributed training draw different numbers."""
-    return (int(os.environ[VARIABLE]) + int(os.environ.get("RANK", 0))) % (HIGHEST + 1)
+    return (int(os.environ[VARIABLE]) + int(os.environ.get("RANK") or 0)) % (HIGHEST + 1)
 
 
 @CORRECTIONS.after("random")

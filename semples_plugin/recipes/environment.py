@@ -35,5 +35,8 @@ def _output(*command: str) -> str:
     """What a command prints; nothing where it isn't there or fails."""
     if shutil.which(command[0]) is None:
         return ""
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs costs a name, no run
+        return ""
     return done.stdout.strip().replace("\n", ", ") if done.returncode == 0 else ""

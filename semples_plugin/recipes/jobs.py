@@ -14,7 +14,7 @@ from semples_plugin.recipes.recipe import Recipe, Step
 from semples_plugin.recipes.settings import Settings, settings_for
 from semples_plugin.utils.atomic_files import replacing
 
-DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
+DONE, FAILED, INTERRUPTED, UNFINISHED = "done", "failed", "interrupted", "not finished"
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Record:
 
     Attributes:
         command, folder: what was run, and where.
-        status: "done", "failed" or "interrupted".
+        status: "done", "failed", "interrupted", or "not finished" while it runs and after a kill.
         seconds: of all runs of this very command since it was last begun anew.
         ended: ISO time in UTC.
         environment: versions, host's commit, device.
@@ -87,9 +87,13 @@ class Job:
     def read_record(self) -> Record | None:
         """Its record; None where it never ran, or the file is damaged, so that it runs again."""
         try:
-            return Record(**json.loads(self.record_file.read_text()))
+            record = Record(**json.loads(self.record_file.read_text()))
         except (OSError, ValueError, TypeError):
             return None
+        texts = (record.folder, record.status, record.ended)
+        is_whole = isinstance(record.command, list) and isinstance(record.environment, dict)
+        is_number = isinstance(record.seconds, (int, float))
+        return record if is_whole and is_number and all(isinstance(text, str) for text in texts) else None
 
     def write_record(self, record: Record) -> None:
         """Keeps the record."""
@@ -143,6 +147,17 @@ def why_to_run(job: Job, jobs: Sequence[Job]) -> str:
         return f"{absent[0]} is gone"
     newer = newer_makers(job, record, jobs)
     return f"{newer[0].key} ran again" if newer else ""
+
+
+def stale_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+    """Key of each job that is not done, or builds on one that isn't, and why."""
+    stale: dict[str, str] = {}
+    for job in jobs:
+        why = why_to_run(job, jobs)
+        waits = [maker.key for maker in makers(job, jobs) if maker.key in stale]
+        if why or waits:
+            stale[job.key] = why or f"{waits[0]} has to run first"
+    return stale
 
 
 def newer_makers(job: Job, record: Record, jobs: Sequence[Job]) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semples_plugin.recipes.jobs import DONE, Job
+from semples_plugin.recipes.jobs import Job, stale_jobs
 from semples_plugin.recipes.recipe import Figure
 
 
@@ -54,13 +55,13 @@ class Row:
 
 
 def rows_of(jobs: Sequence[Job]) -> list[Row]:
-    """A row for each figure of the jobs' steps, in order; only jobs that are done have measured anything."""
+    """A row for each figure of the jobs' steps, in order; only what is done, with all below it, measured anything."""
+    stale = stale_jobs(jobs)
     rows: dict[Figure, list[Measurement]] = {}
     for job in jobs:
-        record = job.read_record()
         for figure in job.step.figures:
             measurements = rows.setdefault(figure, [])
-            if record is not None and record.status == DONE:
+            if job.key not in stale and job.words:
                 measurement = _read(figure, job)
                 measurements += [measurement] if measurement else []
     return [Row(figure, tuple(measurements)) for figure, measurements in rows.items()]
@@ -71,8 +72,9 @@ def _read(figure: Figure, job: Job) -> Measurement | None:
     path = job.settings.path(figure.file) if figure.file else job.log
     try:
         text = path.read_text(errors="replace")
-        return _search(figure, job, text) if figure.pattern else _take(figure, job, json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError):
+        found = _search(figure, job, text) if figure.pattern else _take(figure, job, json.loads(text))
+        return found if found is not None and math.isfinite(found.miou) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -82,14 +84,8 @@ def _search(figure: Figure, job: Job, log: str) -> Measurement | None:
 
 
 def _take(figure: Figure, job: Job, content: dict[str, Any]) -> Measurement:
-    title = figure.title or next(iter(content))
-    judged = content[title]
-    setting = None if judged["background"] == "none" else judged["chosen"]
-    return Measurement(
-        job.settings.seed,
-        100 * judged["miou"],
-        setting,
-        Path(judged["split"]).name,
-        judged["chosen on these masks"],
-        judged["images"],
-    )
+    judged = content[figure.title or next(iter(content), "")]
+    setting = None if judged["background"] == "none" else float(judged["chosen"])
+    chosen_here, images = bool(judged["chosen on these masks"]), int(judged["images"])
+    miou = 100 * float(judged["miou"])
+    return Measurement(job.settings.seed, miou, setting, Path(judged["split"]).name, chosen_here, images)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def fill(text: str, settings: Mapping[str, str]) -> str:
     >>> fill("{out}/cams of {seed}", {"out": "/runs", "seed": "0"})
     '/runs/cams of 0'
     """
-    return _PLACEHOLDER.sub(lambda match: settings[match[1]], text)
+    return PLACEHOLDER.sub(lambda match: settings[match[1]], text)
 
 
 def words_of(command: str, settings: Mapping[str, str], values: Mapping[str, str]) -> list[str]:
@@ -129,7 +129,7 @@ def words_of(command: str, settings: Mapping[str, str], values: Mapping[str, str
     """
     words: list[str] = []
     for word in shlex.split(command):
-        match = _PLACEHOLDER.fullmatch(word)
+        match = PLACEHOLDER.fullmatch(word)
         whole = match is not None and match[1] in values
         parts = shlex.split(values[match[1]]) if match and whole else [word]
         words += [fill(part, settings) for part in parts]
@@ -141,4 +141,4 @@ def placeholders(step: Step) -> Iterator[str]:
     texts = [step.command, step.folder, *step.needs, *step.makes, *(step.resume or ())]
     texts += [figure.file for figure in step.figures]
     for text in texts:
-        yield from _PLACEHOLDER.findall(text)
+        yield from PLACEHOLDER.findall(text)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from semples_plugin.recipes.jobs import Job, why_to_run
+from semples_plugin.recipes.jobs import Job, stale_jobs
 from semples_plugin.recipes.measured import Row, rows_of
 from semples_plugin.recipes.recipe import Recipe
 from semples_plugin.recipes.show import wrapped
@@ -19,6 +19,7 @@ from semples_plugin.viz.pages import render
 
 def report(recipe: Recipe, jobs: Sequence[Job], miniature: bool) -> dict[str, Any]:
     """Everything that the report says, ready for `json.dumps`."""
+    stale = stale_jobs(jobs)
     return {
         "recipe": recipe.name,
         "about": recipe.about,
@@ -26,7 +27,7 @@ def report(recipe: Recipe, jobs: Sequence[Job], miniature: bool) -> dict[str, An
         "miniature": miniature,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "figures": [_figure(row) for row in _side_by_side(rows_of(jobs))],
-        "steps": [_step(job, jobs) for job in jobs],
+        "steps": [_step(job, stale) for job in jobs],
         "environments": _environments(jobs),
     }
 
@@ -103,7 +104,7 @@ def _figure(row: Row) -> dict[str, Any]:
     }
 
 
-def _step(job: Job, jobs: Sequence[Job]) -> dict[str, Any]:
+def _step(job: Job, stale: Mapping[str, str]) -> dict[str, Any]:
     record = job.read_record()
     return {
         "step": job.key,
@@ -112,7 +113,7 @@ def _step(job: Job, jobs: Sequence[Job]) -> dict[str, Any]:
         "command": job.line,
         "printed": wrapped(job.words) if job.words else "",
         "source": job.step.source,
-        "state": why_to_run(job, jobs) or "done",
+        "state": stale.get(job.key, "done"),
         "hours": None if record is None else record.seconds / 3600,
         "expected hours": job.step.hours,
         "ended": None if record is None else record.ended,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import selectors
 import shlex
 import signal
 import subprocess
@@ -22,12 +23,14 @@ from semples_plugin.recipes.jobs import (
     DONE,
     FAILED,
     INTERRUPTED,
+    UNFINISHED,
     Job,
     Record,
     executable,
     exists,
     makers,
     newer_makers,
+    stale_jobs,
     why_to_run,
 )
 from semples_plugin.utils.atomic_files import check_writable
@@ -51,10 +54,11 @@ def run_jobs(jobs: Sequence[Job], chosen: Sequence[Job], again: str) -> None:
     """
     folder = jobs[0].settings.folder
     check_writable("runs", folder / "steps" / "lock")
-    with _only_one(folder):
+    with _only_one(folder) as lock:
         check_by_hand(chosen, folder)
         for number, job in enumerate(chosen, 1):
-            _run_job(job, jobs, f"[{number}/{len(chosen)}]", again)
+            _warn_of_stale_input(job, jobs, chosen[: number - 1])
+            _run_job(job, jobs, f"[{number}/{len(chosen)}]", again, lock)
 
 
 def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
@@ -73,7 +77,15 @@ def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
         raise FileNotFoundError("not there, and only you can get them:\n  " + "\n  ".join(missing))
 
 
-def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str) -> None:
+def _warn_of_stale_input(job: Job, jobs: Sequence[Job], ran: Sequence[Job]) -> None:
+    """With `--only` and `--from` a step may stand on others that would have to run again."""
+    stale = stale_jobs(jobs)
+    for maker in makers(job, jobs):
+        if maker.key in stale and maker not in ran and maker.words:
+            print(f"semples recipe: {job.key} builds on {maker.key}: {stale[maker.key]}", file=sys.stderr)
+
+
+def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) -> None:
     why = why_to_run(job, jobs)
     if not why:
         print(f"{number} {job.key}: done")
@@ -86,25 +98,47 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     before = job.read_record()
     words, seconds = _resumed(job, before, jobs)
+    resumed = words != job.words
+    if before is not None and not resumed:
+        _set_aside(job)
     print(
         f"{number} {job.key}: {job.step.about} ({why})\ncd {shlex.quote(str(job.folder))}\n{shlex.join(words)}",
         flush=True,
     )
-    record = Record(job.words, str(job.folder), INTERRUPTED, seconds, _now())
+    # Kept before anything runs: whatever ends this process, the step isn't taken for done.
+    record = Record(
+        job.words, str(job.folder), UNFINISHED, seconds, _now(), environment=describe_environment(job.folder)
+    )
+    job.write_record(record)
     start = time.monotonic()
     try:
-        status = _execute(executable(words), job.folder, job.log)
+        status = _execute(executable(words), job, resumed, lock)
         record.status = DONE if status == 0 else FAILED
         absent = [path for path in job.makes if not exists(path)]
         if status == 0 and absent:
             record.status = FAILED
+    except BaseException:
+        record.status = INTERRUPTED
+        raise
     finally:
         record.seconds, record.ended = seconds + time.monotonic() - start, _now()
-        record.environment = describe_environment(job.folder)
         job.write_record(record)
     if record.status == FAILED:
         what = _describe_status(status) if status else f"ended, and made no {absent[0]}"
         _stop(f"{job.key} {what}; what it printed is in {job.log}", job, words, again)
+
+
+def _set_aside(job: Job) -> None:
+    """Renames what an earlier run of the step left to NAME.before, so that it isn't taken for this run's.
+
+    Folders stay: hosts replace what is in them file by file. So does what serves all seeds in the host's checkout.
+    """
+    checkout = job.settings.path("{checkout}")
+    left = [job.settings.path(job.step.resume[0])] if job.step.resume else []
+    for path in {*job.makes, *left}:
+        inside = job.settings.folder in path.parents and not (job.step.once and checkout in path.parents)
+        if inside and path.is_file() and not path.is_symlink():
+            path.replace(path.with_name(f"{path.name}.before"))
 
 
 def _resumed(job: Job, before: Record | None, jobs: Sequence[Job]) -> tuple[list[str], float]:
@@ -148,33 +182,50 @@ def _stop(what: str, job: Job, words: Sequence[str], again: str) -> NoReturn:
     )
 
 
-def _execute(words: Sequence[str], folder: Path, log: Path) -> int:
-    """Runs a command, shows what it prints, keeps it in `log`, and returns its exit status."""
+def _execute(words: Sequence[str], job: Job, resumed: bool, lock: int) -> int:
+    """Runs a command, shows what it prints, keeps it in the job's log, and returns its exit status."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     try:
-        # In a session of its own the command gets one interrupt, ours, together with all that it started.
+        # In a session of its own the command gets one interrupt, ours, together with all that it started. It holds the
+        # lock as well, should this process be killed.
         process = subprocess.Popen(
             words,
-            cwd=folder,
+            cwd=job.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(lock,),
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no command {words[0]}: install it, or put it into PATH") from error
     with _signals_interrupt():
         try:
-            assert process.stdout is not None
-            with log.open("wb", buffering=0) as file:
-                while chunk := os.read(process.stdout.fileno(), 65536):
-                    _keep(chunk, file, log)
+            with job.log.open("ab" if resumed else "wb", buffering=0) as file:
+                for chunk in _output_of(process):
+                    _keep(chunk, file, job.log)
                     _show(chunk)
             return process.wait()
         except BaseException:
             _end(process)
             raise
+
+
+def _output_of(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """What a command prints until it ends; a daemon that it left behind isn't waited for."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            ended = process.poll() is not None
+            if selector.select(timeout=0 if ended else 1):
+                chunk = os.read(process.stdout.fileno(), 65536)
+                if not chunk:
+                    return
+                yield chunk
+            elif ended:
+                return
 
 
 def _keep(chunk: bytes, file: BinaryIO | FileIO, log: Path) -> None:
@@ -186,12 +237,14 @@ def _keep(chunk: bytes, file: BinaryIO | FileIO, log: Path) -> None:
 
 
 def _show(chunk: bytes) -> None:
+    """Shows it as long as somebody reads; the log has it in any case."""
     buffer = getattr(sys.stdout, "buffer", None)
-    if buffer is None:  # a test's, or a notebook's
-        sys.stdout.write(chunk.decode(errors="replace"))
-        return
-    buffer.write(chunk)
-    buffer.flush()
+    with contextlib.suppress(OSError):
+        if buffer is None:  # a test's, or a notebook's
+            sys.stdout.write(chunk.decode(errors="replace"))
+            return
+        buffer.write(chunk)
+        buffer.flush()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -199,10 +252,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=_PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(timeout=_PATIENCE)
             return
-    process.communicate()
 
 
 @contextlib.contextmanager
@@ -213,7 +265,9 @@ def _signals_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
     }
     try:
         yield
@@ -223,14 +277,16 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """A lock that ends with the process, however that ends."""
+def _only_one(folder: Path) -> Iterator[int]:
+    """A lock that ends with this process and the command that it runs, however they end; yields its descriptor."""
     with (folder / "steps" / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise BlockingIOError(f"another `semples recipe run` is at work in {folder}") from error
-        yield
+            raise BlockingIOError(
+                f"another `semples recipe run` is at work in {folder}, or a command that one left"
+            ) from error
+        yield file.fileno()
 
 
 def _now() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from semples_plugin.recipes.recipe import Recipe, fill, words_of
+from semples_plugin.recipes.recipe import PLACEHOLDER, Recipe, fill, words_of
 from semples_plugin.utils.atomic_files import read_lines
 from semples_plugin.utils.text import reason
 
@@ -94,7 +95,28 @@ def read_given(recipe: Recipe, file: str | Path | None, options: Sequence[str]) 
                 f"{', '.join([*recipe.paths, *recipe.values])}"
             )
         given[name] = value
+    _check_values(recipe, given)
     return given
+
+
+def _check_values(recipe: Recipe, given: Mapping[str, str]) -> None:
+    """A `ValueError` for an empty path, unclosed quotes, or a placeholder that isn't there."""
+    known = {*recipe.paths, "shared", "out", "checkout", "seed"}
+    for name, value in given.items():
+        if name in recipe.paths and not value.strip():
+            raise ValueError(f"{name}: expected a path, got nothing")
+        if name in recipe.values:
+            unknown = [found for found in PLACEHOLDER.findall(value) if found not in known]
+            if unknown:
+                raise ValueError(
+                    f"{name}: {{{unknown[0]}}} stands for nothing; expected one of {', '.join(sorted(known))}"
+                )
+            try:
+                shlex.split(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name}: {value!r:.80} can't be split into words as a shell does ({error})"
+                ) from error
 
 
 def _read_file(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ def format_settings(recipe: Recipe, settings: Settings) -> str:
     for name in (*recipe.paths, *recipe.values):
         value = settings.texts[name] if name in recipe.paths else settings.values[name]
         meaning = recipe.help.get(name, "")
-        lines.append(f'#   {name} = "{value}"' + (f"  ({meaning})" if meaning else ""))
+        lines.append(f"#   {name} = {json.dumps(value, ensure_ascii=False)}" + (f"  ({meaning})" if meaning else ""))
     return "\n".join(lines)
 
 

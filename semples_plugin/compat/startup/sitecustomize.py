@@ -20,12 +20,21 @@ def _run_the_hidden_one() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-_run_the_hidden_one()
-if "SEMPLES_HOST" in os.environ:
-    from semples_plugin.compat.corrections import install
+def _install() -> None:
+    """The corrections; a process that can't have them ends, since the host would run without, and silently."""
+    try:
+        from semples_plugin.compat.corrections import install
 
-    install(
-        os.environ["SEMPLES_HOST"],
-        on_cpu=os.environ.get("SEMPLES_HOST_DEVICE") == "cpu",
-        seeded="SEMPLES_HOST_SEED" in os.environ,
-    )
+        install(
+            os.environ["SEMPLES_HOST"],
+            on_cpu=os.environ.get("SEMPLES_HOST_DEVICE") == "cpu",
+            seeded="SEMPLES_HOST_SEED" in os.environ,
+        )
+    except BaseException as error:
+        print(f"semples run: the corrections can't be put in place: {type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(1)
+
+
+if "SEMPLES_HOST" in os.environ:
+    _install()
+_run_the_hidden_one()  # last: whatever it raises, Python reports and goes on
