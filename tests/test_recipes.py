@@ -302,7 +302,10 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, capfd):
 def test_what_only_the_user_can_get_is_asked_for_before_anything_runs(tiny, capfd):
     Path("VOC2012/weights.pt").unlink()
     assert main(["recipe", "run", "tiny"]) == 1
-    assert f"{tiny}/VOC2012/weights.pt (weights: a form at example.org)" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert f"{tiny}/VOC2012/weights.pt (what only you can get: a form at example.org)" in error
+    assert main(["recipe", "run", "tiny", "--set", "size=--weights local-dir:/no/clip"]) == 1
+    assert "/no/clip (named by a setting)" in capfd.readouterr().err
     assert not Path("runs/tiny/lists.txt").exists()
 
 

@@ -133,10 +133,12 @@ def _choose(jobs: Sequence[Job], options: argparse.Namespace) -> list[Job]:
 
 
 def _again(options: argparse.Namespace) -> str:
-    """The command line that goes on; without `--only`, which would end there."""
+    """The command line that goes on."""
     words = ["semples", "recipe", "run", options.recipe]
     words += ["--seeds", str(options.seeds)] if options.seeds > 1 else []
     words += ["--miniature"] if options.miniature else []
+    words += ["--only", *options.only] if options.only else []
+    words += ["--from", options.start] if options.start else []
     words += ["--settings", options.settings] if options.settings else []
     words += ["--set", *options.set] if options.set else []
     return shlex.join(words)

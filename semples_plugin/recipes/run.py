@@ -62,19 +62,25 @@ def run_jobs(jobs: Sequence[Job], chosen: Sequence[Job], again: str) -> None:
 
 
 def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
-    """Refuses to start where files are missing that nobody but the user can get, all of them in one message.
+    """Refuses to start where files are missing that no command makes, all of them in one message.
 
-    What belongs into the recipe's own folder may be put there once that exists, so it is looked for at its turn.
+    These are what only the user can get, data, and files that settings name, such as CLIP's weights. What belongs into
+    the recipe's own folder may be put there once that exists, so it is looked for at its turn.
     """
-    missing = [
-        f"{path} ({job.step.name}: {job.step.source})"
-        for job in jobs
-        if not job.words
-        for path in job.makes
-        if folder not in path.parents and not exists(path)
-    ]
-    if missing:
-        raise FileNotFoundError("not there, and only you can get them:\n  " + "\n  ".join(missing))
+    missing = {
+        path: f"{path} ({job.step.about}: {job.step.source})" for job in jobs if not job.words for path in job.makes
+    }
+    for job in jobs:
+        advice = 'another folder is set by --set NAME=FOLDER, or NAME = "FOLDER" in semples.toml'
+        for path in (
+            job.needs if job.step.once else ()
+        ):  # what a late step needs, such as test images, stops no training
+            missing.setdefault(path, f"{path} ({job.step.name} needs it; {advice})")
+        for path in job.settings.named_files():
+            missing.setdefault(path, f"{path} (named by a setting)")
+    lines = [text for path, text in missing.items() if folder not in path.parents and not exists(path)]
+    if lines:
+        raise FileNotFoundError("not there, or empty, and no command makes them:\n  " + "\n  ".join(lines))
 
 
 def _warn_of_stale_input(job: Job, jobs: Sequence[Job], ran: Sequence[Job]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,12 @@ class Settings:
     def words(self, command: str) -> list[str]:
         """The words of a command."""
         return words_of(command, self.texts, self.values)
+
+    def named_files(self) -> list[Path]:
+        """Files that values name by absolute paths, also as `local-dir:PATH` and `KEY=PATH`."""
+        words = [fill(word, self.texts) for value in self.values.values() for word in shlex.split(value)]
+        paths = [re.sub(r"^[\w.]+=|^local-dir:", "", re.sub(r"^[\w.]+=", "", word)) for word in words]
+        return [Path(path) for path in paths if path.startswith("/")]
 
     def path(self, text: str) -> Path:
         """A path that a step names."""
