@@ -17,9 +17,9 @@ HELP = {
 }
 
 
-def checkout(host: str, recipe_has_patch: bool = True) -> tuple[Step, ...]:
+def checkout(host: str) -> tuple[Step, ...]:
     """A clone of the host at the pinned commit, of this recipe alone, with SemPLeS's patch in it."""
-    steps = (
+    return (
         Step(
             "clone",
             "the host's code, in a clone of this recipe's own",
@@ -36,14 +36,11 @@ def checkout(host: str, recipe_has_patch: bool = True) -> tuple[Step, ...]:
             makes=("{checkout}/README.md",),
             once=True,
         ),
+        Step(
+            "patch",
+            "SemPLeS's options into the host",
+            f"semples patch {host} .",
+            needs=("{checkout}/README.md",),
+            once=True,
+        ),
     )
-    if not recipe_has_patch:
-        return steps
-    patch = Step(
-        "patch",
-        "SemPLeS's options into the host",
-        f"semples patch {host} .",
-        needs=("{checkout}/README.md",),
-        once=True,
-    )
-    return (*steps, patch)

@@ -72,9 +72,8 @@ def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
     }
     for job in jobs:
         advice = 'another folder is set by --set NAME=FOLDER, or NAME = "FOLDER" in semples.toml'
-        for path in (
-            job.needs if job.step.once else ()
-        ):  # what a late step needs, such as test images, stops no training
+        # What a late step of one seed needs, such as test images, stops no training.
+        for path in job.needs if job.step.once else ():
             missing.setdefault(path, f"{path} ({job.step.name} needs it; {advice})")
         for path in job.settings.named_files():
             missing.setdefault(path, f"{path} (named by a setting)")
@@ -85,9 +84,10 @@ def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
 
 def _warn_of_stale_input(job: Job, jobs: Sequence[Job], ran: Sequence[Job]) -> None:
     """With `--only` and `--from` a step may stand on others that would have to run again."""
-    stale = stale_jobs(jobs)
-    for maker in makers(job, jobs):
-        if maker.key in stale and maker not in ran and maker.words:
+    outside = [maker for maker in makers(job, jobs) if maker.words and maker not in ran]
+    stale = stale_jobs(jobs) if outside else {}
+    for maker in outside:
+        if maker.key in stale:
             print(f"semples recipe: {job.key} builds on {maker.key}: {stale[maker.key]}", file=sys.stderr)
 
 
