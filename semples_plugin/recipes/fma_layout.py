@@ -15,10 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from semples_plugin.data.cam_files import read_image_list
-from semples_plugin.data.coco_json import read_coco
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.data.images import IGNORED, read_mask
-from semples_plugin.recipes.layout import link, write_list
+from semples_plugin.recipes.layout import annotated_images, link, write_list
 from semples_plugin.utils.atomic_files import replacing
 
 VALIDATION = 1250
@@ -70,8 +69,8 @@ def lay_out_coco(coco: str | Path, checkout: str | Path, masks: str | Path, coun
     coco, masks, folder = Path(coco), Path(masks), Path(checkout) / "datasets/coco2014"
     class_names, shown = tuple(read_class_names("coco")), {}
     for split in ("train", "val"):
-        present, _ = read_coco(coco / f"annotations/instances_{split}2014.json", class_names)
-        names = [name for name, classes in sorted(present.items()) if classes][:count]
+        present = annotated_images(coco / f"annotations/instances_{split}2014.json", class_names, count)
+        names = list(present)
         for name in names:
             image, mask = coco / f"{split}2014/COCO_{split}2014_{name}.jpg", masks / f"{name}.png"
             if not mask.is_file():
@@ -82,7 +81,7 @@ def lay_out_coco(coco: str | Path, checkout: str | Path, masks: str | Path, coun
         lists = {split: names, **({"train_1250": names[:VALIDATION]} if split == "train" else {})}
         for name, part in lists.items():
             write_list(part, folder / f"imagesLists/{name}.txt")
-        shown.update({name: present[name] for name in names})
+        shown.update(present)
     link(masks, folder / "masks")
     link(folder / "imagesLists", folder / "lists")
     _write_labels(shown, 80, folder / "third_party/seg_cls_labels.pkl")

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from semples_plugin.data.cam_files import read_image_list
-from semples_plugin.data.coco_json import read_coco
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.data.images import read_image
-from semples_plugin.recipes.layout import draw_coco_masks
+from semples_plugin.recipes.layout import annotated_images, draw_coco_masks
 from semples_plugin.utils.atomic_files import replacing
 
 SEGMENTS = 24
@@ -85,8 +84,7 @@ def superpixels(image: NDArray[np.uint8], count: int = SEGMENTS) -> NDArray[np.i
 def draw_masks(instances: str | Path, out: str | Path, count: int) -> list[str]:
     """Masks of the first `count` images that show a class: 0 to 80; their names."""
     class_names = tuple(read_class_names("coco"))
-    present, _ = read_coco(Path(instances), class_names)
-    names = [name for name, classes in sorted(present.items()) if classes][:count]
+    names = list(annotated_images(Path(instances), class_names, count))
     draw_coco_masks(Path(instances), Path(out), names, lambda category: class_names.index(category["name"]) + 1)
     return names
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from semples_plugin.data.coco_json import read_coco
 from semples_plugin.data.image_names import image_name
 from semples_plugin.data.images import write_mask
 from semples_plugin.utils.atomic_files import replacing
@@ -35,6 +36,13 @@ def write_list(lines: Iterable[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines))
+
+
+def annotated_images(instances: Path, class_names: Sequence[str], count: int | None) -> dict[str, set[int]]:
+    """The first `count` images of COCO's JSON that show a class, by name, and the classes, from 0, that each shows."""
+    present, _ = read_coco(instances, tuple(class_names))
+    shown = [name for name, classes in sorted(present.items()) if classes]
+    return {name: set(present[name]) for name in shown[:count]}
 
 
 def draw_coco_masks(

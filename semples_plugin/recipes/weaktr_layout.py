@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.data.cam_files import read_image_list
-from semples_plugin.recipes.layout import draw_coco_masks, link, write_list
+from semples_plugin.recipes.layout import annotated_images, draw_coco_masks, link, write_list
 from semples_plugin.utils.atomic_files import replacing
 
 _LISTS = {
@@ -104,15 +104,14 @@ def write_coco_miniature(coco: str | Path, out: str | Path, count: int) -> None:
         out: folder to write `lists/train.txt`, `lists/val.txt`, `cls_labels.npy` and `masks/` to.
         count: images in each list.
     """
-    from semples_plugin.data.coco_json import read_coco
     from semples_plugin.data.image_labels import read_class_names
 
     class_names, out = tuple(read_class_names("release-coco")), Path(out)
     labels: dict[str, NDArray[np.float32]] = {}
     for split in ("train", "val"):
         instances = Path(coco) / f"annotations/instances_{split}2014.json"
-        present, _ = read_coco(instances, class_names)
-        names = [name for name, classes in sorted(present.items()) if classes][:count]
+        present = annotated_images(instances, class_names, count)
+        names = list(present)
         for name in names:
             labels[name] = np.zeros(len(class_names), np.float32)
             labels[name][list(present[name])] = 1
