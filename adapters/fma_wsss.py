@@ -30,12 +30,13 @@ from torch import Tensor
 from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import UNLEARNED, refuse_hosts_own
 from semples_plugin.masks import ClassMasks
-from semples_plugin.presets import STAGES, Preset, load_preset
+from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.atomic_files import check_writable
 from semples_plugin.utils.checks import check_known, warn_once
+from semples_plugin.utils.stages import STAGES
 
 EPS = 1e-7  # raw Grad-CAMs reach 5e-4
 

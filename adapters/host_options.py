@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from semples_plugin.data.image_labels import read_class_names
-from semples_plugin.presets import STAGES, Preset, load_preset
+from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.distributed import world_size
+from semples_plugin.utils.stages import STAGES
 
 HOSTS_OWN = ("lr", "epochs", "batch_size")
 """Fields of a preset that a host with a training loop of its own sets by its own options."""

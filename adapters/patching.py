@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 
 import semples_plugin
 from semples_plugin.adapters.commits import COMMITS
-from semples_plugin.adapters.host_options import STAGES
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.git import check_root, git, head, succeeds
+from semples_plugin.utils.stages import STAGES
 
 PATCHES = Path(semples_plugin.__file__).parent / "patches"
 

@@ -23,8 +23,8 @@ from semples_plugin.data.class_names import (
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
 from semples_plugin.utils.checks import check_known, check_names, class_positions
+from semples_plugin.utils.stages import STAGES
 
-STAGES = ("match", "prompts", "refine")
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
 IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
 _FIELD_TYPES: dict[str, type] = {"str": str, "float": Real, "int": Integral, "bool": bool}

@@ -1,6 +1,8 @@
 """The house: which room may look into which, and that nobody goes round in circles."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -86,6 +88,12 @@ def test_arrows_point_one_way(name):
 
 def test_no_circles():
     assert list(TopologicalSorter({name: GRAPH[name] - {name} for name in GRAPH}).static_order())
+
+
+@pytest.mark.parametrize("name", ["adapters.patching", "compat.run", "recipes.book", "recipes.run", "recipes.settings"])
+def test_what_needs_no_torch_is_there_at_once(name):
+    code = f"import sys, semples_plugin.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_root_is_the_paper():
