@@ -85,7 +85,10 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run, "_in_a_process", fake)
     results = run.run_bench(tmp_path / "bench.json", progress=False)
     assert json.loads((tmp_path / "bench.json").read_text()) == results
+    run.run_bench(tmp_path / "bench.json", progress=False)
+    assert json.loads((tmp_path / "bench.json.before").read_text()) == results
     text = capsys.readouterr().out
+    assert f"Earlier figures: {tmp_path}/bench.json.before\n" in text
     assert "| 6 | 1 | 10 | 10 | 1 | 10 | 0.1 | 1 | 1 | 0.1 | 10 % |" in text
     assert "| 96 | 1 | - | - | 1 | in parts of 24 | - |" in text
     assert f"| {REFINEMENT_WASTE['weight gradients']} | 9 | 10 % | 9 | 10 % |" in text

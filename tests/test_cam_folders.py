@@ -353,10 +353,13 @@ def test_the_command_writes_figures_and_says_on_what_they_were_chosen(tmp_path, 
     found = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert found["before/cams"]["split"] == "all CAMs" and len(found["after/cams"]["curve"]) == 100
     assert found["after/cams"]["beside the first"]["interval"][0] > 0 and found["after/cams"]["chosen on these masks"]
+    earlier = {name: (tmp_path / "out" / name).read_bytes() for name in ("eval.json", "images.csv", "curve.png")}
     rows = (tmp_path / "out" / "images.csv").read_text().splitlines()
     assert rows[0] == "image,before/cams,after/cams" and len(rows) == 7
     assert main([*command, "--setting", "0.3", "0.425"]) == 0
-    assert "chosen on" not in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "chosen on" not in said.out and "kept an earlier eval.json, images.csv, curve.png as eval.json.b" in said.err
+    assert {name: (tmp_path / "out" / f"{name}.before").read_bytes() for name in earlier} == earlier
     found = json.loads((tmp_path / "out" / "eval.json").read_text())["after/cams"]
     assert found["chosen"] == 0.425 and len(found["curve"]) == 101 and found["curve"]["0.425"] == found["miou"]
     assert main([*command, "--setting", "0.3"]) == 0  # for both

@@ -189,6 +189,8 @@ def test_the_report_is_one_file_that_holds_everything(world, tmp_path, capsys):
     at = command.index("--prompts")
     worse = ["report", command[2], command[1], *command[3:at], *command[at + 2 :]]
     assert main(worse) == 0 and "Most lost" in (tmp_path / "r.html").read_text()
+    assert (tmp_path / "r.html.before").read_text() == page
+    assert "kept an earlier r.html as r.html.before\n" in capsys.readouterr().err
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert all(base64.b64decode(picture)[:2] == b"\xff\xd8" for picture in pictures)
     assert len(pictures) == 4 * 6 + 3 * sum("learned prompt" in row for row in page.split('<div class="row"'))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from semples_plugin.bench.plain import REFINEMENT_WASTE
 from semples_plugin.bench.tables import LADDERS, PLAIN_PART, PROMPT_BATCH, SAVING_PAIRS, Row, format_tables
-from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.atomic_files import replacing, set_aside
 from semples_plugin.utils.checks import check_device, check_integers
 from semples_plugin.version import __version__
 
@@ -83,6 +83,8 @@ def run_bench(
         "measured": measured,
     }
     print(format_tables(results))
+    if set_aside(out.resolve()):
+        print(f"\nEarlier figures: {out}.before")
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nFigures: {out}")

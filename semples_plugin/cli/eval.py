@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from semples_plugin.cli.arguments import add_command
 from semples_plugin.cli.judging import add_judging, add_strata, judge, judge_strata
+from semples_plugin.cli.messages import keep_earlier
 
 if TYPE_CHECKING:
     from semples_plugin.evaluation.comparison import Comparison
@@ -31,7 +32,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out",
         default="eval-out",
-        help="folder for eval.json (all figures), images.csv (IoU per image) and curve.png",
+        help="folder for eval.json (all figures), images.csv (IoU per image) and curve.png; earlier ones are kept as "
+        "NAME.before",
     )
     parser.set_defaults(run=run)
 
@@ -53,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     content = {title: evaluation.to_dict() for title, evaluation in zip(titles, evaluations, strict=True)}
     for title, gain in gains.items():
         content[title]["beside the first"] = _gain_to_dict(gain)
+    keep_earlier(*(Path(options.out) / name for name in ("eval.json", "images.csv", "curve.png")))
     write_evaluation(options.out, content, evaluations, titles)
     write_curve(Path(options.out) / "curve.png", evaluations, titles)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from semples_plugin.cli.arguments import add_clip, add_command, whole_number
 from semples_plugin.cli.judging import add_judging, add_strata, judge, judge_strata
+from semples_plugin.cli.messages import keep_earlier
 from semples_plugin.cli.prompts import default_vocabulary, load_prompts
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompts", help="prompts file: adds near words, and where CLIP sees each class's prompt")
     add_clip(parser)
     parser.add_argument("--title", default="CAM report", help="heading of the page")
-    parser.add_argument("--out", default="report.html", help="page to write")
+    parser.add_argument("--out", default="report.html", help="page to write; an earlier one is kept as NAME.before")
     parser.set_defaults(run=run)
 
 
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if options.strata:
         strata, failed = judge_strata(options, evaluations)
         status = max(status, failed)
+    keep_earlier(options.out)
     write_report(
         options.out,
         evaluations,

@@ -8,6 +8,7 @@ from typing import Any
 
 from semples_plugin.cli.arguments import add_command, whole_number
 from semples_plugin.cli.judging import add_judging, judge
+from semples_plugin.cli.messages import keep_earlier
 
 
 def add(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add(commands: Any) -> None:
     chosen.add_argument("--names", nargs="+", help="images to draw (default: the three best and the three worst)")
     chosen.add_argument("--best", type=whole_number, metavar="N", help="the N best, or most gained")
     chosen.add_argument("--worst", type=whole_number, metavar="N", help="the N worst, or most lost")
-    parser.add_argument("--out", default="cams.png", help="picture to write")
+    parser.add_argument("--out", default="cams.png", help="picture to write; an earlier one is kept as NAME.before")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
     evaluations, titles, status = judge(options)
     names = _choose(options, ranked(evaluations))
     check_images(options.images, names)
-    write_picture(options.out, draw_images(evaluations, names, options.images, titles))
+    picture = draw_images(evaluations, names, options.images, titles)
+    keep_earlier(options.out)
+    write_picture(options.out, picture)
     print("\n".join(describe_image(evaluations, name) for name in names))
     print(f"wrote {options.out}")
     return status

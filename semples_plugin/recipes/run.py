@@ -33,7 +33,7 @@ from semples_plugin.recipes.jobs import (
     stale_jobs,
     why_to_run,
 )
-from semples_plugin.utils.atomic_files import check_writable
+from semples_plugin.utils.atomic_files import check_writable, set_aside
 
 _PATIENCE = 30  # seconds that an interrupted command has to end by itself
 
@@ -135,7 +135,7 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) 
 
 
 def _set_aside(job: Job) -> None:
-    """Renames what an earlier run of the step left to NAME.before, so that it isn't taken for this run's.
+    """Sets aside what an earlier run of the step left, so that it isn't taken for this run's.
 
     Folders stay: hosts replace what is in them file by file. So does what serves all seeds in the host's checkout.
     """
@@ -143,8 +143,8 @@ def _set_aside(job: Job) -> None:
     left = [job.settings.path(job.step.resume[0])] if job.step.resume else []
     for path in {*job.makes, *left}:
         inside = job.settings.folder in path.parents and not (job.step.once and checkout in path.parents)
-        if inside and path.is_file() and not path.is_symlink():
-            path.replace(path.with_name(f"{path.name}.before"))
+        if inside:
+            set_aside(path)
 
 
 def _resumed(job: Job, before: Record | None, jobs: Sequence[Job]) -> tuple[list[str], float]:

@@ -69,6 +69,17 @@ def _mode_for(path: Path) -> int:
     return 0o666 & ~umask
 
 
+def set_aside(path: Path) -> bool:
+    """Renames a file of an earlier run to NAME.before, so that it is neither lost nor taken for the new run's.
+
+    Links and folders stay; so does one NAME.before alone. Returns whether there was such a file.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    path.replace(path.with_name(f"{path.name}.before"))
+    return True
+
+
 def check_writable(name: str, path: str | Path) -> None:
     """Makes the folder of a file that is to be written later, and tries to write into it.
 
