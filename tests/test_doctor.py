@@ -224,11 +224,22 @@ def test_data_that_is_nowhere_and_what_the_checkout_has_all_the_same(checkout):
     root = checkout / ROOTS["weaktr"]
     root.rename(checkout / "elsewhere")
     text, fails = look(checkout)
-    assert fails == f"missing VOC 2012: there is no folder {ROOTS['weaktr']}: link yours there\n"
+    how = f"mkdir -p data/voc12/VOCdevkit && ln -s {{}} {ROOTS['weaktr']}\n"
+    lost = f"missing VOC 2012: there is no folder {ROOTS['weaktr']}; in {checkout}: {how}"
+    assert fails == lost.format("/path/to/VOC2012")
     assert "found voc12/train_aug_id.txt: 3 images for training, each with label\n" in text
-    with pytest.raises(ValueError, match=rf"--voc: weaktr looks for VOC 2012 .*: ln -s /my/voc {root}$"):
-        check_host("weaktr", checkout, voc="/my/voc")
-    (checkout / "elsewhere").rename(root)
+    root.parent.rmdir()  # as in a new clone
+    mine = checkout.parent / "my voc"
+    (checkout / "elsewhere").rename(mine)
+    text, fails = look(checkout, voc=str(mine))  # that, among all other findings
+    assert fails == lost.format(f"'{mine}'") and "found voc12/train_aug_id.txt: 3 images" in text
+    subprocess.run(fails.partition(f"in {checkout}: ")[2], shell=True, check=True, cwd=checkout)
+    text, fails = look(checkout, voc=str(mine))
+    assert fails == "" and "--voc" not in text and f"found {ROOTS['weaktr']}/JPEGImages: 3 files" in text
+    text, fails = look(checkout, voc=str(checkout))
+    assert fails == "" and f"wrong --voc: weaktr reads VOC 2012 from {ROOTS['weaktr']}, not from {checkout}\n" in text
+    (checkout / ROOTS["weaktr"]).unlink()
+    mine.rename(root)
     for broken, told in {"  \n": "names no images", b"\xff\xfe": "expected text in UTF-8"}.items():
         write(checkout / "voc12/val_id.txt", broken)
         assert told in look(checkout)[1]

@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--classes", type=int, default=20, help="K")
     parser.add_argument("--length", type=int, default=30, help="L")
     parser.add_argument("--seconds", type=float, default=30.0, help="for the repeats of each measurement")
-    parser.add_argument("--out", default="bench.json", help="file for the figures; an earlier one is kept as NAME.before")
+    parser.add_argument(
+        "--out", default="bench.json", help="file for the figures; an earlier one is kept as NAME.before"
+    )
     add_quiet(parser)
     parser.set_defaults(run=run)
 

@@ -50,8 +50,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data", choices=("voc", "coco"), help="the data to train on (default: voc, and coco is optional)"
     )
-    parser.add_argument("--voc", metavar="FOLDER", help="VOC 2012, for CLIMS, whose --voc12_root it is")
-    parser.add_argument("--coco", metavar="FOLDER", help="COCO 2014, for CLIMS, whose --mscoco_root it is")
+    parser.add_argument("--voc", metavar="FOLDER", help="where VOC 2012 is: CLIMS's --voc12_root; the others want a link to it")
+    parser.add_argument("--coco", metavar="FOLDER", help="where COCO 2014 is: CLIMS's --mscoco_root; the others want a link to it")
     parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, local-dir:PATH, or demo")
     parser.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     parser.set_defaults(run=run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from semples_plugin.utils.text import reason
 
 MODULES = {"clims": "clims", "weaktr": "weaktr", "fma-wsss": "fma_wsss"}
 _ROOTS = ("voc", "coco")
+Roots = dict[str, Path | None]
 _MAGIC = (b"PK", b"\x80")  # what torch.save and torch.jit.save begin with: a zip file or, in 2020, a pickle
 _HAS_ALL = {"python_version": "3.12"}  # the newest for which all packages have a release
 _SECONDS = 5  # to wait for a server
@@ -36,30 +38,27 @@ def check_host(
         host: "clims", "weaktr" or "fma-wsss".
         checkout: the host's.
         data: "voc" or "coco", the data that is needed; left out, VOC, and COCO is looked at as optional.
-        voc, coco: where the data is, for CLIMS, which takes it by an option.
+        voc, coco: where the data is: for CLIMS, which takes it by an option; the others want it linked.
 
     Returns:
         The lines of the report, as they are found; paths in the checkout are relative to it.
 
     Raises:
         FileNotFoundError: where the folder is no checkout of the host, or `voc` or `coco` is none.
-        ValueError: where the host looks for its data in its own checkout.
     """
     needs: Needs = import_module(f"semples_plugin.compat.needs.{MODULES[host]}").NEEDS
     checkout = Path(checkout).expanduser().absolute()
     check_checkout(host, checkout, any_commit=True)
-    roots = {
-        name: _root(host, checkout, name, needs.data[name], given)
-        for name, given in zip(_ROOTS, (voc, coco), strict=True)
-    }
+    given = {name: _given(name, folder) for name, folder in zip(_ROOTS, (voc, coco), strict=True)}
+    roots = {name: checkout / needs.data[name].root if needs.data[name].root else given[name] for name in _ROOTS}
     needed = data or ("coco" if coco and not voc else "voc")
     names = [needed] if data else [needed, *(other for other in _ROOTS if other != needed)]
-    findings = _findings(host, checkout, needs, names, roots)
+    findings = _findings(host, checkout, needs, names, roots, given)
     return (replace(finding, text=finding.text.replace(f"{checkout}{os.sep}", "")) for finding in findings)
 
 
 def _findings(
-    host: str, checkout: Path, needs: Needs, names: list[str], roots: dict[str, Path | None]
+    host: str, checkout: Path, needs: Needs, names: list[str], roots: Roots, given: Roots
 ) -> Iterator[Finding]:
     """Everything; the first of `names` is the data that is needed, and the others are optional."""
     yield from _packages(host)
@@ -68,27 +67,23 @@ def _findings(
     yield from _commit_and_patch(host, checkout)
     for checkpoint in (*needs.checkpoints, *needs.data[names[0]].checkpoints):
         yield _checkpoint(host, _place(checkout, roots, checkpoint.path), checkpoint)
-    yield from _data(host, checkout, names[0], needs.data[names[0]], roots)
+    yield from _data(host, checkout, names[0], needs.data[names[0]], roots, given)
     for name in names[1:]:
-        for finding in _data(host, checkout, name, needs.data[name], roots, whole=False):
+        for finding in _data(host, checkout, name, needs.data[name], roots, given, whole=False):
             yield replace(finding, fails=False, text=f"{finding.text} (optional, for {name.upper()}'s recipes)")
 
 
-def _root(host: str, checkout: Path, name: str, data: DataSet, given: str | None) -> Path | None:
-    """Where a data set is, or should be; None where nobody said it."""
-    if given is None:
-        return checkout / data.root if data.root else None
-    path = Path(given).expanduser().absolute()
-    if data.root:
-        raise ValueError(
-            f"--{name}: {host} looks for {data.title} in its own checkout: ln -s {path} {checkout / data.root}"
-        )
+def _given(name: str, folder: str | None) -> Path | None:
+    """The user's folder of a data set; None where nobody said it."""
+    if folder is None:
+        return None
+    path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"--{name}: there is no folder {path}")
     return path
 
 
-def _place(checkout: Path, roots: dict[str, Path | None], path: str) -> Path:
+def _place(checkout: Path, roots: Roots, path: str) -> Path:
     """A path of `items`, absolute; placeholders of image lists stay."""
     home = Path.home() / ".cache"
     torch_home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home, "torch")
@@ -219,15 +214,19 @@ def _reach(url: str) -> None:
 
 
 def _data(
-    host: str, checkout: Path, name: str, data: DataSet, roots: dict[str, Path | None], whole: bool = True
+    host: str, checkout: Path, name: str, data: DataSet, roots: Roots, given: Roots, whole: bool = True
 ) -> Iterator[Finding]:
     """A data set; where it isn't anywhere, one line and, with `whole`, lists and labels of the checkout."""
-    root = roots[name]
+    root, own = roots[name], given[name]
     has_root = root is not None and root.is_dir()
     if root is None:
         option = f"semples doctor {host} {checkout} --{name} FOLDER, which is {data.option}"
         yield Finding("missing", f"{data.title}: say where it is, {option}", True)
     elif not has_root:
-        yield Finding("missing", f"{data.title}: there is no folder {root}: link yours there", True)
+        parent, target = Path(data.root).parent, own or f"/path/to/{data.title.replace(' ', '')}"
+        how = f"mkdir -p {parent} && ln -s {shlex.quote(str(target))} {data.root}"
+        yield Finding("missing", f"{data.title}: there is no folder {root}; in {checkout}: {how}", True)
+    elif data.root and own and not own.samefile(root):
+        yield Finding("wrong", f"--{name}: {host} reads {data.title} from {root}, not from {own}")
     if has_root or whole:
         yield from DataCheck(data, checkout, lambda path: _place(checkout, roots, path), has_root).findings()
