@@ -14,6 +14,8 @@ from semples_plugin.cli.app import main
 from semples_plugin.clip import loading
 from semples_plugin.compat.needs import check, data_check
 from semples_plugin.compat.needs.check import check_host
+from semples_plugin.recipes import book, check_data
+from semples_plugin.recipes.jobs import jobs_of
 from semples_plugin.utils import extras
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -393,6 +395,53 @@ def test_a_folder_is_read_once_and_no_file_is_opened(checkout, monkeypatch):
     monkeypatch.setattr(data_check.os, "scandir", lambda folder: read.append(folder) or scan(folder))
     look(checkout)
     assert read == [str(checkout / "VOC/JPEGImages")]
+
+
+def test_a_recipe_asks_the_same_of_its_data_before_it_trains(checkout, tmp_path, capsys):
+    host, root = checkout.name, checkout / ROOTS[checkout.name]
+    given = {"runs": str(tmp_path / "runs"), "voc": str(root)}
+    recipe = book.RECIPES[f"{host}-voc"]
+    jobs = jobs_of(recipe, given, 1, miniature=False)
+    (job,) = [job for job in jobs if job.step.name == "check-data"]
+    assert not any(other.step.hours for other in jobs[: jobs.index(job)])
+    assert not any(other.step.name == "check-data" for other in jobs_of(recipe, given, 1, miniature=True))
+    job.folder.parent.mkdir(parents=True)
+    job.folder.symlink_to(checkout)
+
+    def asked(**settings: str) -> tuple[int, str]:
+        (job,) = [job for job in jobs_of(recipe, {**given, **settings}, 1, False) if job.step.name == "check-data"]
+        status = check_data.main(job.words[3:])
+        return status, capsys.readouterr().out
+
+    line = "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n" if host == "fma-wsss" else "{0}\n"
+    lists = {"clims": "voc12/train.txt", "weaktr": "voc12/val_id.txt"}
+    write(checkout / lists.get(host, "datasets/VOC2012/ImageSets/SegmentationAug/val.txt"), line.format(NAMES[0]))
+    for name in NAMES:
+        write(root / f"SegmentationClassAug/{name}.png")
+    assert asked()[0] == 0
+    (root / f"SegmentationClassAug/{NAMES[0]}.png").unlink()  # on which it is judged
+    assert asked()[0] == 1
+    write(root / f"SegmentationClassAug/{NAMES[0]}.png")
+    (root / f"JPEGImages/{NAMES[2]}.jpg").unlink()
+    status, text = asked()
+    assert status == 1 and "images for 1 of the 3 of " in text and f": {NAMES[2]}.jpg in " in text
+    if host == "clims":
+        write(tmp_path / "own.txt", f"{NAMES[0]}\n")
+        own = str(tmp_path / "own.txt")
+        assert asked(train_list=own, judge_list=own, val_list=own)[0] == 0
+
+
+def test_recipes_call_checkpoints_as_the_doctor_does():
+    found = set()
+    for recipe in book.RECIPES.values():
+        needs = check.needs_of(recipe.host)
+        checkpoints = [*needs.checkpoints, *(one for data in needs.data.values() for one in data.checkpoints)]
+        names = {one.source: Path(one.path).name for one in checkpoints}
+        for job in jobs_of(recipe, {}, 1, miniature=False):
+            if not job.words and job.step.source in names:
+                assert [path.name for path in job.makes] == [names[job.step.source]]
+                found.add(recipe.name)
+    assert found == book.RECIPES.keys()
 
 
 def test_every_host_has_its_needs():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from semples_plugin.utils.extras import how_to_install
 
 if TYPE_CHECKING:
     from semples_plugin.clip.frozen import FrozenClip
-    from semples_plugin.compat.needs.check import Finding
 
 _NEEDED = (
     "semples-plugin",
@@ -50,8 +48,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data", choices=("voc", "coco"), help="the data to train on (default: voc, and coco is optional)"
     )
-    parser.add_argument("--voc", metavar="FOLDER", help="where VOC 2012 is: CLIMS's --voc12_root; the others want a link to it")
-    parser.add_argument("--coco", metavar="FOLDER", help="where COCO 2014 is: CLIMS's --mscoco_root; the others want a link to it")
+    parser.add_argument(
+        "--voc", metavar="FOLDER", help="where VOC 2012 is: CLIMS's --voc12_root; the others want a link to it"
+    )
+    parser.add_argument(
+        "--coco", metavar="FOLDER", help="where COCO 2014 is: CLIMS's --mscoco_root; the others want a link to it"
+    )
     parser.add_argument("--clip", default="ViT-B-32-quickgelu", help="open_clip name, local-dir:PATH, or demo")
     parser.add_argument("--pretrained", default="openai", help="its tag, or the path of a weights file")
     parser.set_defaults(run=run)
@@ -60,22 +62,13 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """`semples doctor`."""
     if options.host:
-        from semples_plugin.compat.needs.check import check_host
+        from semples_plugin.compat.needs.check import check_host, print_findings
 
         findings = check_host(options.host, options.path or ".", options.data, options.voc, options.coco)
-        return print_report(options.clip, options.pretrained) | _print_findings(findings)
+        return print_report(options.clip, options.pretrained) | print_findings(findings)
     if options.data or options.voc or options.coco:
         raise ValueError("--data, --voc and --coco belong to a host: semples doctor HOST PATH")
     return print_report(options.clip, options.pretrained)
-
-
-def _print_findings(findings: Iterable[Finding]) -> int:
-    """Prints what a host needs as it is found; returns 1 where training could not begin."""
-    fails = False
-    for finding in findings:
-        print(f"{finding.status:<9} {finding.text}", flush=True)
-        fails = fails or finding.fails
-    return int(fails)
 
 
 def print_report(clip: str, pretrained: str) -> int:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from semples_plugin.recipes.common import HELP, PATHS, VALUES, checkout
+from pathlib import PurePosixPath
+
+from semples_plugin.compat.needs.clims import NEEDS
+from semples_plugin.recipes.common import (
+    HELP,
+    ON_A_CPU,
+    PATHS,
+    SMALL,
+    VALUES,
+    by_hand,
+    checkout,
+    data_check,
+    small_voc,
+)
 from semples_plugin.recipes.recipe import Figure, Recipe, Step
 
+(_PUBLISHED,) = NEEDS.data["voc"].checkpoints
+_START = f"{{weights}}/{PurePosixPath(_PUBLISHED.path).name}"
 BASELINE, OURS = "baseline", "+ SemPLeS"
 _NETWORK = "deeplabv2_resnet101_msc"
 _IMPROVED = (
@@ -25,50 +40,29 @@ _PREPARATION = (
         once=True,
         only="miniature",
     ),
-    Step(
-        "lists",
-        "lists of a few images",
-        "python -m semples_plugin.recipes.small_lists {voc}/ImageSets/Segmentation {shared}/lists --images 3",
-        "{shared}",
-        needs=("{voc}/ImageSets/Segmentation/train.txt",),
-        makes=("{shared}/lists/train.txt", "{shared}/lists/val.txt"),
-        once=True,
-        only="miniature",
-    ),
-    Step(
-        "labels",
-        "image labels of whatever images are there",
-        "semples labels {voc}/SegmentationClassAug --classes voc --keys integer --out {shared}/cls_labels.npy",
-        "{shared}",
-        needs=("{voc}/SegmentationClassAug",),
-        makes=("{shared}/cls_labels.npy",),
-        once=True,
-        only="miniature",
-    ),
+    *small_voc(3, "--keys integer"),
     Step(
         "put-labels",
         "where CLIMS reads them",
-        "cp {shared}/cls_labels.npy voc12/cls_labels.npy",
-        needs=("{shared}/cls_labels.npy", "{checkout}/README.md"),
+        f"cp {SMALL}/cls_labels.npy voc12/cls_labels.npy",
+        needs=(f"{SMALL}/cls_labels.npy", "{checkout}/README.md"),
         makes=("{checkout}/voc12/cls_labels.npy",),
         once=True,
         only="miniature",
     ),
-    Step(
-        "start",
-        "CLIMS's baseline CAM network, from which all training starts",
-        makes=("{weights}/res50_cam.pth",),
-        source="res50_cam.pth of https://drive.google.com/drive/folders/1CCYduc2L_V_s7MtXEuA_LzIscdlFFJag (CLIMS's "
-        "README), or --train_cam_pass True with --work_space cam-baseline-voc12, as a miniature run has it",
-        once=True,
-        only="full",
+    data_check(
+        "clims",
+        "voc",
+        "{checkout}/README.md",
+        "--folder {voc} --lists voc12/train_aug.txt={train_list} voc12/train.txt={judge_list} voc12/val.txt={val_list}",
     ),
+    by_hand("start", _PUBLISHED.use, _START, _PUBLISHED.source),
     Step(
         "put-start",
         "where CLIMS reads it",
-        "install -D -m 644 {weights}/res50_cam.pth cam-baseline-voc12/res50_cam.pth",
-        needs=("{weights}/res50_cam.pth", "{checkout}/README.md"),
-        makes=("{checkout}/cam-baseline-voc12/res50_cam.pth",),
+        f"install -D -m 644 {_START} {_PUBLISHED.path}",
+        needs=(_START, "{checkout}/README.md"),
+        makes=(f"{{checkout}}/{_PUBLISHED.path}",),
         once=True,
         only="full",
     ),
@@ -77,7 +71,7 @@ _PREPARATION = (
         "a baseline CAM network in place of CLIMS's published one",
         _RUN + _LISTS + "--work_space cam-baseline-voc12 --train_cam_pass True --cam_num_epoches 1 --cam_batch_size 1",
         needs=("{train_list}", "{val_list}", "{checkout}/voc12/cls_labels.npy"),
-        makes=("{checkout}/cam-baseline-voc12/res50_cam.pth",),
+        makes=(f"{{checkout}}/{_PUBLISHED.path}",),
         once=True,
         only="miniature",
     ),
@@ -89,14 +83,12 @@ _PREPARATION = (
         makes=("{shared}/VOC2012/JPEGImages", "{shared}/VOC2012/ImageSets/Segmentation/train_aug.txt"),
         once=True,
     ),
-    Step(
+    by_hand(
         "deeplab-start",
         "ResNet-101 that was trained on COCO, from which DeepLabV2 starts",
-        makes=("{deeplab_start}",),
-        source="deeplabv1_resnet101-coco.pth of "
+        "{deeplab_start}",
+        "deeplabv1_resnet101-coco.pth of "
         "https://drive.google.com/drive/folders/1nsXWLoK1w56iC9DE5jwdcqQDX8of4DH5 (segmentation/deeplabv2/README.md)",
-        once=True,
-        only="full",
     ),
 )
 
@@ -119,7 +111,7 @@ def _train(name: str, row: str, more: str = "", needs: tuple[str, ...] = ()) -> 
         _RUN + _LISTS + f"--work_space {{out}}/{name} --clip {{clims_clip}} --hyper 10,24,1,0.2 "
         f"--clims_num_epoches {{epochs}} --clims_learning_rate 0.00025 --cam_batch_size {{batch}} "
         f"--train_clims_pass True{more}",
-        needs=("{checkout}/cam-baseline-voc12/res50_cam.pth", *needs),
+        needs=(f"{{checkout}}/{_PUBLISHED.path}", *needs),
         makes=(f"{{out}}/{name}/res50_clims.pth",),
         hours=1.5,
     )
@@ -313,13 +305,12 @@ VOC = Recipe(
         "deeplab_crop": "321",
     },
     miniature={
-        "device": "--device=cpu",
-        "workers": "1",
+        **ON_A_CPU,
         "clip": "--semples-clip local-dir:{shared}/clip",
         "clims_clip": "{shared}/clip/openai.pt",
-        "train_list": "{shared}/lists/train.txt",
-        "judge_list": "{shared}/lists/train.txt",
-        "val_list": "{shared}/lists/val.txt",
+        "train_list": f"{SMALL}/lists/train.txt",
+        "judge_list": f"{SMALL}/lists/train.txt",
+        "val_list": f"{SMALL}/lists/val.txt",
         "batch": "1",
         "epochs": "1",
         "prompt_options": "--semples-prompt-epochs 2 --semples-prompt-length 4",
@@ -327,7 +318,7 @@ VOC = Recipe(
         "irn_epochs": "1",
         "walk": "0",
         # Of other names, so that nothing is loaded from it.
-        "deeplab_start": "cam-baseline-voc12/res50_cam.pth",
+        "deeplab_start": _PUBLISHED.path,
         "deeplab_steps": "2",
         "deeplab_batch": "1",
         "deeplab_accumulate": "1",

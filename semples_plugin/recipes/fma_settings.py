@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from semples_plugin.recipes.common import HELP, VALUES
+from semples_plugin.recipes.common import HELP, ON_A_CPU, VALUES
 
 NUMBERS = {**VALUES, "workers": "12", "host_clip": "ViT-B/16", "batch": "16", "prompt_options": "", "images": "",
             "network_size": "", "precision": ""}  # fmt: skip
 MINIATURE = {
-    "device": "--device=cpu", "workers": "1", "clip": "--cfg semples.clip=demo",
+    **ON_A_CPU, "clip": "--cfg semples.clip=demo",
     "host_clip": "pretrains/CLIP/16.pt", "batch": "4", "warm": "1", "images": "--images=8",
     "prompt_options": "--cfg semples.learning.epochs=2",
     "cls_steps": "2", "cls_saved": "2", "seg_steps": "2", "seg_saved": "2",

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from semples_plugin.recipes.common import PATHS, checkout
+from semples_plugin.compat.needs.fma_wsss import NEEDS
+from semples_plugin.recipes.common import PATHS, by_hand, checkout, data_check
 from semples_plugin.recipes.fma_settings import MINIATURE, NUMBERS, help_without
 from semples_plugin.recipes.recipe import Figure, Recipe, Step
 
+(_SAM,) = (checkpoint for checkpoint in NEEDS.checkpoints if "SAM" in checkpoint.path)
 ROUTE = (
     "the paper doesn't say how SemPLeS and FMA-WSSS were combined: here SemPLeS joins the training of FMA-WSSS's first "
     "context; the other route is WeakTr's CAMs with SemPLeS (recipe weaktr-voc) in FMA-WSSS's seeding, by `semples "
@@ -257,11 +259,10 @@ def _coco_row(row: str) -> tuple[Step, ...]:
 def _downloads(data: _Data, config: str, options: str, hours: float) -> tuple[Step, ...]:
     """CLIP and SAM, or what stands in for them."""
     images = {"voc": "JPEGImages", "coco": "images/train2014"}[data.name]
-    weights, folder = "{checkout}/pretrains/SAM/sam_vit_h_4b8939.pth", f"{{checkout}}/{data.folder}"
+    weights, folder = f"{{checkout}}/{_SAM.path}", f"{{checkout}}/{data.folder}"
     segments = f"{{checkout}}/{data.segments}"
     return (
-        Step("sam", "SAM's weights", makes=(weights,), once=True, only="full",
-             source="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth"),
+        by_hand("sam", "SAM's weights", weights, _SAM.source),
         Step("segments", "SAM's segments of the training images; goes on where it was",
              _run("sam_auto_seg/run.py -b 256 -w 50 -m uncompressed_rle", config, options),
              needs=(weights, folder), makes=(segments,), hours=hours, once=True, only="full"),
@@ -286,6 +287,7 @@ RECIPES = (
                  f"{_LAYOUT} voc {{voc}} {{checkout}} {{images}}",
                  needs=("{checkout}/README.md", "{voc}/JPEGImages", "{voc}/SegmentationClassAug"),
                  makes=(f"{{checkout}}/{VOC.folder}/third_party/seg_cls_labels.pkl",), once=True),
+            data_check("fma-wsss", "voc", f"{{checkout}}/{VOC.folder}/third_party/seg_cls_labels.pkl"),
             *_downloads(VOC, "configs/semples/voc/sams/cfg.py", "", 30),
             *_first_context(VOC, 0.5),
             *(step for row in ROWS for step in _voc_row(row)),
@@ -308,6 +310,7 @@ RECIPES = (
                  f"{_LAYOUT} coco {{coco}} {{checkout}} --masks {{coco_masks}} {{images}}",
                  needs=("{checkout}/README.md", "{coco}/train2014", "{coco}/val2014", "{coco_masks}"),
                  makes=(f"{{checkout}}/{COCO.folder}/third_party/seg_cls_labels.pkl",), once=True),
+            data_check("fma-wsss", "coco", f"{{checkout}}/{COCO.folder}/third_party/seg_cls_labels.pkl"),
             *_downloads(COCO, "configs/sam_auto_seg/co,t/all/cfg.py",
                         "--cfg rslt_dir=experiment/COCO/sams/train --cfg viz.enable=False", 200),
             *_first_context(COCO, 8),

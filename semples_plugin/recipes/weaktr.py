@@ -10,8 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semples_plugin.recipes.common import HELP, PATHS, VALUES, checkout
+from semples_plugin.compat.needs.items import Checkpoint
+from semples_plugin.compat.needs.weaktr import NEEDS
+from semples_plugin.recipes.common import PATHS, SMALL, by_hand, checkout, data_check, small_voc
 from semples_plugin.recipes.recipe import Figure, Recipe, Step
+from semples_plugin.recipes.weaktr_settings import (
+    MINIATURE,
+    MINIATURE_SECOND,
+    SECOND,
+    TRAINING,
+    WEAKTR_HELP,
+    WEAKTR_PATHS,
+)
 
 PUBLISHED = (
     "the baseline is WeakTr's published checkpoint, of the epoch that was best on masks of the training images; all "
@@ -89,39 +99,42 @@ def _stage(data: _Data, out: str, stage: str, *options: str) -> str:
     )  # fmt: skip
 
 
+def _published(data: _Data) -> Checkpoint:
+    """WeakTr's checkpoint, by the name that `semples doctor` knows it by."""
+    (checkpoint,) = NEEDS.data[data.name].checkpoints
+    return checkpoint
+
+
+def _start(data: _Data) -> str:
+    return f"{{runs}}/{_published(data).path}"
+
+
 def _before(data: _Data) -> tuple[Step, ...]:
     """The clone with its patch and data, and WeakTr's checkpoint."""
-    voc, small = data is VOC, "{shared}/small"
-    source = "https://github.com/hustvl/WeakTr#main-results (Step1, Checkpoint)"
+    voc = data is VOC
     made = "{checkout}/data/voc12/VOCdevkit/VOC2012/ImageSets" if voc else "{checkout}/data/coco/voc_format/train.txt"
-    smallness: tuple[Step, ...] = (
-        Step("lists", "lists of a few images", f"python -m semples_plugin.recipes.small_lists "
-             f"{{voc}}/ImageSets/Segmentation {small}/lists --images 4", "{shared}",
-             makes=(f"{small}/lists/train.txt",), once=True, only="miniature"),
-        Step("labels", "their labels", f"semples labels {{voc}}/SegmentationClassAug --classes voc "
-             f"--out {small}/cls_labels.npy", "{shared}", makes=(f"{small}/cls_labels.npy",), once=True,
-             only="miniature"),
-    ) if voc else (
+    smallness: tuple[Step, ...] = small_voc(4) if voc else (
         Step("lists", "lists, labels and masks of a few images", f"python -m semples_plugin.recipes.weaktr_layout "
-             f"coco-miniature {{coco}} {small} --images 4", "{shared}", makes=(f"{small}/masks",), once=True,
+             f"coco-miniature {{coco}} {SMALL} --images 4", "{shared}", makes=(f"{SMALL}/masks",), once=True,
              only="miniature"),
-        Step("masks", "masks of COCO, with 0 for background and its category ids", makes=("{coco_masks}",), once=True,
-             source="https://github.com/hustvl/WeakTr/blob/main/docs/prepare_dataset.md (semantic segmentation labels)",
-             only="full"),
+        by_hand("masks", "masks of COCO, with 0 for background and its category ids", "{coco_masks}",
+                "https://github.com/hustvl/WeakTr/blob/main/docs/prepare_dataset.md (semantic segmentation labels)"),
     )  # fmt: skip
     layout = f"python -m semples_plugin.recipes.weaktr_layout {data.name} {{{data.name}}} . {{lists}}"
-    masks = () if voc else ("{coco_masks}",)
+    own = ("JPEGImages", "SegmentationClassAug") if voc else ("train2014", "val2014")
+    folders = [f"{{{data.name}}}/{folder}" for folder in own] + ([] if voc else ["{coco_masks}"])
     links = [
         Step("data", "images, masks and lists where WeakTr looks for them",
              layout if voc else f"{layout} --masks {{coco_masks}}",
-             needs=("{checkout}/README.md", f"{{{data.name}}}", *masks, *more), makes=(made,), once=True, only=only)
+             needs=("{checkout}/README.md", *folders, *more), makes=(made,), once=True, only=only)
         for only, more in {"full": (), "miniature": smallness[-1].makes if voc else smallness[0].makes}.items()
     ]  # fmt: skip
     return (
         *checkout("weaktr"),
         *smallness,
         *links,
-        Step("published", "WeakTr's checkpoint", makes=("{start}",), source=source, once=True, only="full"),
+        data_check("weaktr", data.name, made),
+        by_hand("published", "WeakTr's checkpoint", "{start}", _published(data).source),
         Step("published", "a network in place of WeakTr's checkpoint: its own training, without ImageNet's weights",
              _main(data, "{shared}/baseline", f"--lr {'6e-4' if voc else '2e-4'} --finetune="), needs=(made,),
              makes=("{shared}/baseline/checkpoint.pth",), once=True, only="miniature"),
@@ -244,39 +257,6 @@ def _row(data: _Data, row: str, checkpoint: str, papers: dict[str, tuple[str, fl
     )
 
 
-WEAKTR_PATHS = {"runs": PATHS["runs"], "weaktr": "https://github.com/hustvl/WeakTr.git"}
-WEAKTR_HELP = {
-    **HELP,
-    "weaktr": "a clone of WeakTr, or its address",
-    "start": "WeakTr's published checkpoint of this data set, or one of your own training's",
-    "threshold": "background score [%] of the pseudo masks: WeakTr's for its own CAMs; judge-refine-cams says which is "
-    "best for SemPLeS's",
-    "epochs": "of stages (a) and (c)",
-    "batch": "images of a step of (a) and (c)",
-    "prompt_options": "further options of stage (b)",
-    "lists": "lists and labels of a miniature",
-    "segmenter_size": "epochs, batch and sizes of the segmentation network's training",
-    "test_size": "size of the images in its test",
-    "coco_masks": "masks of COCO's images, ID.png with 0 for background and its category ids",
-}
-TRAINING = {**VALUES, "epochs": "60", "prompt_options": "", "lists": ""}
-SECOND = {"segmenter_size": "--epochs 100 --batch-size 4", "test_size": ""}
-SMALL = {
-    "device": "--device=cpu",
-    "workers": "1",
-    "clip": "--semples-clip demo",
-    "epochs": "1",
-    "batch": "2",
-    "prompt_options": "--semples-prompt-epochs 2 --semples-prompt-length 4",
-    "lists": "--lists {shared}/small/lists --labels {shared}/small/cls_labels.npy",
-    "start": "{shared}/baseline/checkpoint.pth",
-}
-SMALL_SECOND = {
-    "segmenter_size": "--epochs 2 --batch-size 2 --im-size 256 --crop-size 240 --window-size 240 --window-stride 160",
-    "test_size": "--im-size 128",
-}
-
-
 def _table_4() -> tuple[Step, ...]:
     refined = "{out}/refine/checkpoint.pth"
     return (
@@ -342,15 +322,15 @@ def _recipe(name: str, about: str, table: str, steps: tuple[Step, ...], own: dic
             data: str) -> Recipe:  # fmt: skip
     paths, values = {**WEAKTR_PATHS, data: PATHS[data]}, {**TRAINING, **own}
     used = {name: text for name, text in WEAKTR_HELP.items() if name in {**paths, **values}}
-    return Recipe(name, "weaktr", about, table, steps, paths, values, {**SMALL, **small}, used)
+    return Recipe(name, "weaktr", about, table, steps, paths, values, {**MINIATURE, **small}, used)
 
 
 RECIPES = (
     _recipe("weaktr-voc", "WeakTr and SemPLeS on VOC, to WeakTr's segmentation network", "Table 4", _table_4(),
-            {"batch": "64", "start": "{runs}/weaktr-voc.pth", "threshold": "43", **SECOND}, SMALL_SECOND, "voc"),
+            {"batch": "64", "start": _start(VOC), "threshold": "43", **SECOND}, MINIATURE_SECOND, "voc"),
     _recipe("weaktr-coco", "WeakTr and SemPLeS on COCO, to WeakTr's segmentation network", "Table 3", _table_3(),
-            {"batch": "32", "start": "{runs}/weaktr-coco.pth", "coco_masks": "{coco}/class_labels", "threshold": "42",
-             **SECOND}, {**SMALL_SECOND, "coco_masks": "{shared}/small/masks"}, "coco"),
+            {"batch": "32", "start": _start(COCO), "coco_masks": "{coco}/class_labels", "threshold": "42",
+             **SECOND}, {**MINIATURE_SECOND, "coco_masks": f"{SMALL}/masks"}, "coco"),
     _recipe("weaktr-voc-ablation", "which losses give what, on VOC's CAMs", "Table 5", _table_5(),
-            {"batch": "64", "start": "{runs}/weaktr-voc.pth"}, {}, "voc"),
+            {"batch": "64", "start": _start(VOC)}, {}, "voc"),
 )  # fmt: skip

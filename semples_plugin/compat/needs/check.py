@@ -6,7 +6,7 @@ import hashlib
 import os
 import shlex
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -46,7 +46,7 @@ def check_host(
     Raises:
         FileNotFoundError: where the folder is no checkout of the host, or `voc` or `coco` is none.
     """
-    needs: Needs = import_module(f"semples_plugin.compat.needs.{MODULES[host]}").NEEDS
+    needs = needs_of(host)
     checkout = Path(checkout).expanduser().absolute()
     check_checkout(host, checkout, any_commit=True)
     given = {name: _given(name, folder) for name, folder in zip(_ROOTS, (voc, coco), strict=True)}
@@ -54,7 +54,48 @@ def check_host(
     needed = data or ("coco" if coco and not voc else "voc")
     names = [needed] if data else [needed, *(other for other in _ROOTS if other != needed)]
     findings = _findings(host, checkout, needs, names, roots, given)
-    return (replace(finding, text=finding.text.replace(f"{checkout}{os.sep}", "")) for finding in findings)
+    return (_below(checkout, finding) for finding in findings)
+
+
+def check_data(
+    host: str, checkout: str | Path, name: str, folder: str | None = None, lists: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """A data set alone, for a whole recipe: training, and the images on which it is judged.
+
+    Args:
+        host, checkout: as `check_host` takes them.
+        name: "voc" or "coco".
+        folder: where the data is, for CLIMS.
+        lists: lists of images, host's own -> those in place of them.
+
+    Raises:
+        FileNotFoundError: where `folder` is none.
+    """
+    data, checkout = needs_of(host).data[name], Path(checkout).absolute()
+    own = _given(name, folder)
+    images = [replace(one, path=(lists or {}).get(one.path, one.path)) for one in (*data.lists, *data.judged)]
+    data, roots = replace(data, lists=tuple(images)), {name: checkout / data.root if data.root else own}
+    return (_below(checkout, finding) for finding in _data(host, checkout, name, data, roots, {name: own}))
+
+
+def needs_of(host: str) -> Needs:
+    """What a host needs."""
+    needs: Needs = import_module(f"semples_plugin.compat.needs.{MODULES[host]}").NEEDS
+    return needs
+
+
+def print_findings(findings: Iterable[Finding]) -> int:
+    """Prints findings as they come; returns 1 where training could not begin."""
+    fails = False
+    for finding in findings:
+        print(f"{finding.status:<9} {finding.text}", flush=True)
+        fails = fails or finding.fails
+    return int(fails)
+
+
+def _below(checkout: Path, finding: Finding) -> Finding:
+    """With paths in the checkout as they are there."""
+    return replace(finding, text=finding.text.replace(f"{checkout}{os.sep}", ""))
 
 
 def _findings(

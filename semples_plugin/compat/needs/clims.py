@@ -20,6 +20,8 @@ _COCO_LABELS = Labels(
     how="CLIMS makes it of the annotations where it is missing",
 )
 
+_VOC_JUDGED = ("{voc}/JPEGImages/{name}.jpg", "{voc}/SegmentationClassAug/{name}.png")
+
 NEEDS = Needs(
     checkpoints=(
         Checkpoint(
@@ -47,11 +49,16 @@ NEEDS = Needs(
                 # --val_list, step/train_clims.py:73; its images are never read, for :189 is a comment
                 ImageList("voc12/val.txt", "validation", labels=_VOC_LABELS),
             ),
+            judged=(
+                ImageList("voc12/train.txt", "mIoU of CAMs and pseudo masks", *_VOC_JUDGED),
+                ImageList("voc12/val.txt", "the segmentation network's mIoU", *_VOC_JUDGED),
+            ),
             checkpoints=(
                 Checkpoint(
                     "cam-baseline-voc12/res50_cam.pth",  # step/train_clims.py:65
                     "the CAM network that CLIMS starts from",
-                    "https://drive.google.com/drive/folders/1CCYduc2L_V_s7MtXEuA_LzIscdlFFJag",  # README.md
+                    "https://drive.google.com/drive/folders/1CCYduc2L_V_s7MtXEuA_LzIscdlFFJag (CLIMS's README), or "
+                    "run_sample.py --train_cam_pass True --work_space cam-baseline-voc12",
                 ),
             ),
         ),

@@ -66,6 +66,14 @@ NEEDS = Needs(
                     _VOC_LABELS,
                 ),
             ),
+            judged=(
+                ImageList(
+                    "{voc}/ImageSets/SegmentationAug/val.txt",
+                    "the segmentation network's mIoU",
+                    "{voc}/{first}",
+                    "{voc}/{second}",
+                ),
+            ),
         ),
         "coco": DataSet(
             "COCO 2014",
@@ -81,6 +89,14 @@ NEEDS = Needs(
                 ),
                 ImageList(  # configs/infer_voc/patch_val_coco.py:16
                     "{coco}/imagesLists/train_1250.txt", "validation", _COCO_IMAGE, _COCO_MASK, _COCO_LABELS
+                ),
+            ),
+            judged=(
+                ImageList(
+                    "{coco}/imagesLists/val.txt",
+                    "the segmentation network's mIoU",
+                    "{coco}/images/val2014/{name}.jpg",
+                    "{coco}/annotations/val2014/{name}.png",
                 ),
             ),
             hint="FMA-WSSS wants images that are called by the numbers of its lists, without COCO_train2014_",

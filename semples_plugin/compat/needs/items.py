@@ -114,6 +114,7 @@ class DataSet:
         root: where the host looks for it, below the checkout; "" where an option of the host says it.
         option: that option, with its script.
         folders, lists: of images.
+        judged: further lists, of the images on which a recipe judges what was trained.
         hint: what else to know where images are missing.
         packages: beyond those of the host.
         checkpoints: beyond those of the host.
@@ -124,6 +125,7 @@ class DataSet:
     option: str
     folders: tuple[Folder, ...]
     lists: tuple[ImageList, ...]
+    judged: tuple[ImageList, ...] = ()
     hint: str = ""
     packages: tuple[Package, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()

@@ -59,6 +59,7 @@ NEEDS = Needs(
                     "voc12/train_id.txt", "mIoU after each epoch", _VOC_IMAGE, _VOC_MASK, _VOC_LABELS
                 ),
             ),
+            judged=(ImageList("voc12/val_id.txt", "the segmentation network's mIoU", _VOC_IMAGE, _VOC_MASK),),
             checkpoints=(_published("", "1uUHGLIDFm49Gh41Ddc8_T93-bRWnJzeF"),),
         ),
         "coco": DataSet(
@@ -76,6 +77,7 @@ NEEDS = Needs(
                 ImageList("coco/val_id.txt", "mAP after each epoch", _COCO_IMAGE, labels=_COCO_LABELS),
                 ImageList("coco/train_1250_id.txt", "mIoU after each epoch", _COCO_IMAGE, _COCO_MASK, _COCO_LABELS),
             ),
+            judged=(ImageList("coco/val_id.txt", "the segmentation network's mIoU", _COCO_IMAGE, _COCO_MASK),),
             # data/download_and_convert_coco.sh unpacks them otherwise
             hint="WeakTr wants the images of train2014 and val2014 in one folder, called by twelve digits alone, "
             "without COCO_train2014_",
