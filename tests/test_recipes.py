@@ -18,8 +18,9 @@ import pytest
 from semples_plugin.cli import main
 from semples_plugin.cli.app import build_parser
 from semples_plugin.recipes import book
+from semples_plugin.recipes.common import HELP
 from semples_plugin.recipes.jobs import jobs_of, why_to_run
-from semples_plugin.recipes.recipe import Figure, Recipe, Step, placeholders
+from semples_plugin.recipes.recipe import Figure, Recipe, Step, options_of, placeholders
 from semples_plugin.recipes.small_clip import write_small_clip
 from semples_plugin.recipes.small_lists import write_small_lists
 from semples_plugin.recipes.voc_layout import write_voc_layout
@@ -157,6 +158,22 @@ def test_a_failure_stops_and_the_same_command_goes_on(tiny, monkeypatch, capfd):
     assert not Path("runs/tiny/seed0/eval.json").exists()
     monkeypatch.setitem(book.RECIPES, "tiny", TINY)
     assert main(["recipe", "run", "tiny"]) == 0 and Path("runs/tiny/seed0/eval.json").exists()
+
+
+def test_options_that_a_host_asks_for_are_told_as_the_recipes_settings(tiny, monkeypatch, capfd):
+    monkeypatch.setitem(book.RECIPES, "tiny", with_command("train", 'python -c "exit(1)" {device} --epochs {size}'))
+    changes = {"values": {**TINY.values, "device": ""}, "help": {"device": HELP["device"], "size": "of the training"}}
+    monkeypatch.setitem(book.RECIPES, "tiny", Recipe(**{**vars(book.RECIPES["tiny"]), **changes}))
+    assert main(["recipe", "run", "tiny"]) == 1
+    error = capfd.readouterr().err
+    assert (
+        "\n  device: options of `semples run`: --set device=--device=cpu " in error and "of the training" not in error
+    )
+    for recipe in book.RECIPES.values():  # the two of which hosts and CLIP's loader speak
+        for step in recipe.steps if recipe.name != "tiny" else ():
+            told = options_of(step, recipe)
+            assert ("{device}" in step.command) == ("--set device=--device=cpu" in told.get("device", ""))
+            assert ("{clip}" in step.command.split()) == ("pretrained" in told.get("clip", ""))
 
 
 def test_a_step_that_makes_nothing_is_told(tiny, monkeypatch, capfd):

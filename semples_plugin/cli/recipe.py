@@ -90,7 +90,7 @@ def run_run(options: argparse.Namespace) -> int:
     chosen = _choose(jobs, options)
     again = _again(options)
     try:
-        run_jobs(jobs, chosen, again)
+        run_jobs(recipe, jobs, chosen, again)
     except KeyboardInterrupt:
         print(f"\nsemples recipe: interrupted; nothing that is done is lost, and `{again}` goes on", file=sys.stderr)
         return 130

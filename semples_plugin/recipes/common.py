@@ -14,9 +14,9 @@ HELP = {
     "runs": "folder into which everything is written",
     "voc": "PASCAL VOC 2012: JPEGImages, SegmentationClass, SegmentationClassAug, ImageSets",
     "coco": "MS COCO 2014: images of train2014 and val2014, annotations",
-    "device": "options of `semples run`, such as --device=cpu",
+    "device": "options of `semples run`: --set device=--device=cpu maps CUDA calls to the CPU, for a trial",
     "workers": "processes that load images",
-    "clip": "options that say where CLIP's weights are, such as --semples-pretrained /weights/ViT-B-32.pt",
+    "clip": "options that say where CLIP's weights are: --set clip='--semples-pretrained /weights/ViT-B-32.pt'",
 }
 
 

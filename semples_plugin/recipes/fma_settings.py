@@ -18,7 +18,7 @@ MINIATURE = {
 HELP_OF_FMA = {
     **HELP,
     "fma_wsss": "FMA-WSSS's repository: a URL, or the folder of a clone",
-    "clip": "where SemPLeS's CLIP is, such as --cfg semples.pretrained=/weights/ViT-B-32.pt",
+    "clip": "options that say where SemPLeS's CLIP is: --set clip='--cfg semples.pretrained=/weights/ViT-B-32.pt'",
     "host_clip": "FMA-WSSS's CLIP: ViT-B/16, which it downloads, or OpenAI's file ViT-B-16.pt under the name 16.pt",
     "batch": "images in a step of FMA-WSSS's",
     "warm": "steps of FMA-WSSS's before its rate is at full height",

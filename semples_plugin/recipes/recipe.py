@@ -142,3 +142,14 @@ def placeholders(step: Step) -> Iterator[str]:
     texts += [figure.file for figure in step.figures]
     for text in texts:
         yield from PLACEHOLDER.findall(text)
+
+
+def options_of(step: Step, recipe: Recipe) -> dict[str, str]:
+    """The values that hold whole options of a step's command, such as `{device}`, and what they are."""
+    words = shlex.split(step.command)
+    found = {}
+    for before, word in zip(["", *words], words, strict=False):
+        match = PLACEHOLDER.fullmatch(word)
+        if match and match[1] in recipe.values and match[1] in recipe.help and not before.startswith("--"):
+            found[match[1]] = recipe.help[match[1]]
+    return found

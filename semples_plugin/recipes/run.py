@@ -33,15 +33,17 @@ from semples_plugin.recipes.jobs import (
     stale_jobs,
     why_to_run,
 )
+from semples_plugin.recipes.recipe import Recipe, options_of
 from semples_plugin.utils.atomic_files import check_writable, set_aside
 
 _PATIENCE = 30  # seconds that an interrupted command has to end by itself
 
 
-def run_jobs(jobs: Sequence[Job], chosen: Sequence[Job], again: str) -> None:
+def run_jobs(recipe: Recipe, jobs: Sequence[Job], chosen: Sequence[Job], again: str) -> None:
     """Runs those of the chosen jobs that are not done.
 
     Args:
+        recipe: whose jobs these are.
         jobs: all of the recipe, in order.
         chosen: those to run, in order.
         again: the command with which the user goes on.
@@ -58,7 +60,9 @@ def run_jobs(jobs: Sequence[Job], chosen: Sequence[Job], again: str) -> None:
         check_by_hand(chosen, folder)
         for number, job in enumerate(chosen, 1):
             _warn_of_stale_input(job, jobs, chosen[: number - 1])
-            _run_job(job, jobs, f"[{number}/{len(chosen)}]", again, lock)
+            failed = _run_job(job, jobs, f"[{number}/{len(chosen)}]", again, lock)
+            if failed:
+                raise ChildProcessError(f"{failed}{_settings_hint(job, recipe)}\nand `{again}` goes on from here")
 
 
 def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
@@ -91,14 +95,23 @@ def _warn_of_stale_input(job: Job, jobs: Sequence[Job], ran: Sequence[Job]) -> N
             print(f"semples recipe: {job.key} builds on {maker.key}: {stale[maker.key]}", file=sys.stderr)
 
 
-def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) -> None:
+def _settings_hint(job: Job, recipe: Recipe) -> str:
+    """Where an option that the command asks for, such as `--device cpu`, belongs in the recipe."""
+    options = "".join(f"\n  {name}: {meaning}" for name, meaning in options_of(job.step, recipe).items())
+    return (
+        f"\nOptions that it asks for are set in the recipe, by --set or in semples.toml, as{options}" if options else ""
+    )
+
+
+def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) -> str:
+    """Runs a job that isn't done; returns what is to be said where its command failed."""
     why = why_to_run(job, jobs)
     if not why:
         print(f"{number} {job.key}: done")
-        return
+        return ""
     if not job.words:
         _by_hand(job, number, again)
-        return
+        return ""
     _check_needs(job, jobs)
     for path in {job.folder, *(made.parent for made in job.makes)}:
         path.mkdir(parents=True, exist_ok=True)
@@ -129,9 +142,11 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) 
     finally:
         record.seconds, record.ended = seconds + time.monotonic() - start, _now()
         job.write_record(record)
-    if record.status == FAILED:
-        what = _describe_status(status) if status else f"ended, and made no {absent[0]}"
-        _stop(f"{job.key} {what}; what it printed is in {job.log}", job, words, again)
+    if record.status == DONE:
+        return ""
+    what = _describe_status(status) if status else f"ended, and made no {absent[0]}"
+    itself = f"cd {shlex.quote(str(job.folder))} && {shlex.join(words)}"
+    return f"{job.key} {what}; what it printed is in {job.log}. By itself the step is\n  {itself}"
 
 
 def _set_aside(job: Job) -> None:
@@ -179,13 +194,6 @@ def _check_needs(job: Job, jobs: Sequence[Job]) -> None:
             origins = ", ".join(maker.key for maker in makers(job, jobs, [path]))
             origin = f"it comes from {origins}, which hasn't run" if origins else "no step makes it: check the settings"
             raise FileNotFoundError(f"{job.key} needs {path}, which isn't there: {origin}")
-
-
-def _stop(what: str, job: Job, words: Sequence[str], again: str) -> NoReturn:
-    raise ChildProcessError(
-        f"{what}. By itself the step is\n  cd {shlex.quote(str(job.folder))} && {shlex.join(words)}\n"
-        f"and `{again}` goes on from here"
-    )
 
 
 def _execute(words: Sequence[str], job: Job, resumed: bool, lock: int) -> int:
