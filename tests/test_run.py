@@ -58,6 +58,17 @@ def test_the_script_its_children_and_theirs_have_the_stand_ins(checkout):
     assert rest == ["spawned mlflow", "started None"]
 
 
+def test_what_will_be_gone_one_day_is_not_told_and_all_else_is(checkout, monkeypatch):
+    (checkout / "helper.py").write_text("pattern = '\\d'\n")  # a SyntaxWarning, when it is compiled
+    told = "import warnings, helper\nfor kind in ({}):\n    warnings.warn('about ' + kind.__name__, kind)\nprint(1 / 0)"
+    (checkout / "main.py").write_text(told.format("DeprecationWarning, FutureWarning, UserWarning, RuntimeWarning"))
+    errors = run("weaktr", "--any-commit", "main.py").stderr
+    assert re.findall(r"Warning: (.*)", errors) == ["about UserWarning", "about RuntimeWarning"]
+    assert "ZeroDivisionError" in errors
+    monkeypatch.setenv("PYTHONWARNINGS", "default")  # who wants to see them all
+    assert "about FutureWarning" in run("weaktr", "--any-commit", "main.py").stderr
+
+
 def test_weaktrs_second_stage_finds_its_package_and_the_data(checkout, monkeypatch):
     """As `OnlineRetraining/segm/dist_train.sh` has it."""
     found = environment("weaktr")

@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -35,6 +36,14 @@ def _install() -> None:
         os._exit(1)
 
 
+def _quieten() -> None:
+    """Hides what libraries say of the host's old lines: its user can't mend them, and what stops is corrected."""
+    if not sys.warnoptions:  # -W and PYTHONWARNINGS win
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, SyntaxWarning):
+            warnings.simplefilter("ignore", kind)
+
+
 if "SEMPLES_HOST" in os.environ:
+    _quieten()
     _install()
 _run_the_hidden_one()  # last: whatever it raises, Python reports and goes on
