@@ -3,8 +3,6 @@
 SEMPLES_CLIMS, SEMPLES_WEAKTR, SEMPLES_FMA: checkouts at the pinned commits, which stay as they are.
 SEMPLES_VOC: images in VOC's layout, with `cls_labels.npy` (integer keys) and `cls_labels_by_name.npy`.
 SEMPLES_COCO: images in COCO 2014's layout.
-SEMPLES_CLIMS_START, SEMPLES_WEAKTR_START, SEMPLES_FMA_START: what a host's script is started with, "python" by default;
-    a start-up script can stand in for CUDA, the ImageNet weights and the old packages that a host wants.
 """
 
 import argparse

@@ -393,8 +393,19 @@ def test_a_miniature_is_apart_and_says_so(tiny, capfd):
     assert main(["recipe", "run", "tiny", "--miniature"]) == 0
     assert Path("runs/tiny-miniature/seed0/model.pt").read_text() == "0 --epochs 1\n" and not Path("runs/tiny").exists()
     page = Path("runs/tiny-miniature/report.html").read_text()
-    assert "tiny: a miniature" in page and "not to be compared with the paper" in page
+    assert "tiny: a miniature" in page and "not to be compared with the paper" in page and "no mistake" not in page
     assert json.loads(Path("runs/tiny-miniature/report.json").read_text())["miniature"]
+
+
+def test_equal_rows_of_a_miniature_and_formulas_are_explained_and_set(tiny, monkeypatch):
+    rows = [Figure("CAMs", row, "Table 5", 67.7, pattern=r"mIoU: (\d+)") for row in ("+ L_prompt^T", "<L_match>")]
+    same = with_command("judge", f"python -c \"print('mIoU: 7'); {WRITE}\" {{out}}/eval.json x", figures=tuple(rows))
+    monkeypatch.setitem(book.RECIPES, "tiny", same)
+    assert main(["recipe", "run", "tiny", "--miniature"]) == main(["recipe", "run", "tiny"]) == 0
+    page = Path("runs/tiny-miniature/report.html").read_text()
+    assert "+ <i>L</i><sub>prompt</sub><sup>T</sup>" in page and "&lt;<i>L</i><sub>match</sub>&gt;" in page
+    assert "Rows of the same figure are no mistake" in page
+    assert "no mistake" not in Path("runs/tiny/report.html").read_text()
 
 
 def test_before_anything_ran_the_report_says_so(tiny, capfd):

@@ -6,7 +6,6 @@ links. The folders serve as the data of the segmentation network, too.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from semples_plugin.data.cam_files import read_image_list
 from semples_plugin.data.image_labels import read_class_names
 from semples_plugin.data.images import IGNORED, read_mask
-from semples_plugin.recipes.layout import annotated_images, link, write_list
+from semples_plugin.recipes.layout import annotated_images, layout_parser, link, write_list
 from semples_plugin.utils.atomic_files import replacing
 
 VALIDATION = 1250
@@ -120,15 +119,9 @@ def _write_labels(shown: Mapping[str, Iterable[int]], num_classes: int, path: Pa
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m semples_plugin.recipes.fma_layout", description=__doc__)
-    commands = parser.add_subparsers(dest="data", required=True)
-    for name in ("voc", "coco"):
-        command = commands.add_parser(name, help=f"make {name.upper()} in datasets/ of FMA-WSSS's checkout")
-        command.add_argument("source", help="the data set's folder")
-        command.add_argument("checkout", help="FMA-WSSS's")
+    parser, commands = layout_parser("fma_layout", __doc__, "FMA-WSSS", "values 0 to 80")
+    for command in commands.choices.values():
         command.add_argument("--images", type=int, metavar="N", help="for a miniature: images in each list")
-        if name == "coco":
-            command.add_argument("--masks", required=True, help="folder of ground truth, ID.png with values 0 to 80")
     options = parser.parse_args()
     if options.data == "voc":
         print(f"made {lay_out_voc(options.source, options.checkout, options.images)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,25 @@ from semples_plugin.data.coco_json import read_coco
 from semples_plugin.data.image_names import image_name
 from semples_plugin.data.images import write_mask
 from semples_plugin.utils.atomic_files import replacing
+
+
+def layout_parser(module: str, about: str, host: str, masks: str) -> tuple[argparse.ArgumentParser, Any]:
+    """The parser of a host's layouts, `voc SOURCE CHECKOUT` and `coco SOURCE CHECKOUT --masks FOLDER`, and these two.
+
+    Args:
+        module: of the host's layout, below this package.
+        about: its docstring.
+        host: its name.
+        masks: values of COCO's ground truth.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m semples_plugin.recipes.{module}", description=about)
+    commands = parser.add_subparsers(dest="data", required=True)
+    for name in ("voc", "coco"):
+        command = commands.add_parser(name, help=f"make {name.upper()} where {host} looks for it, in its checkout")
+        command.add_argument("source", help="the data set's folder")
+        command.add_argument("checkout", help=f"{host}'s")
+    commands.choices["coco"].add_argument("--masks", required=True, help=f"folder of ground truth, ID.png with {masks}")
+    return parser, commands
 
 
 def link(target: Path, path: Path) -> None:

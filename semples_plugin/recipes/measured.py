@@ -6,12 +6,12 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semples_plugin.recipes.jobs import Job, stale_jobs
+from semples_plugin.recipes.jobs import Job
 from semples_plugin.recipes.recipe import Figure
 
 
@@ -54,9 +54,8 @@ class Row:
         return statistics.stdev(m.miou for m in self.measurements) if len(self.measurements) > 1 else None
 
 
-def rows_of(jobs: Sequence[Job]) -> list[Row]:
-    """A row for each figure of the jobs' steps, in order; only what is done, with all below it, measured anything."""
-    stale = stale_jobs(jobs)
+def rows_of(jobs: Sequence[Job], stale: Container[str]) -> list[Row]:
+    """A row for each figure of the jobs' steps, in order; those of `stale`, see `stale_jobs`, measured nothing."""
     rows: dict[Figure, list[Measurement]] = {}
     for job in jobs:
         for figure in job.step.figures:

@@ -26,7 +26,7 @@ def report(recipe: Recipe, jobs: Sequence[Job], miniature: bool) -> dict[str, An
         "table": recipe.table,
         "miniature": miniature,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "figures": [_figure(row) for row in _side_by_side(rows_of(jobs))],
+        "figures": [_figure(row) for row in _side_by_side(rows_of(jobs, stale))],
         "steps": [_step(job, stale) for job in jobs],
         "environments": _environments(jobs),
     }
@@ -146,6 +146,10 @@ def _page(content: dict[str, Any]) -> str:
         }
         for figure in content["figures"]
     ]
+    values = [(figure["name"], figure["mean"]) for figure in figures if figure["mean"] is not None]
+    equal = len(set(values)) < len(values)
     hours = sum(step["hours"] or 0 for step in content["steps"])
     done = sum(step["state"] == "done" for step in content["steps"])
-    return render("recipe.html.jinja", **{**content, "figures": figures}, notes=notes, hours=hours, done=done)
+    return render(
+        "recipe.html.jinja", **{**content, "figures": figures}, notes=notes, hours=hours, done=done, equal=equal
+    )

@@ -6,7 +6,6 @@ images and their labels there.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semples_plugin.data.cam_files import read_image_list
-from semples_plugin.recipes.layout import annotated_images, draw_coco_masks, link, write_list
+from semples_plugin.recipes.layout import annotated_images, draw_coco_masks, layout_parser, link, write_list
 from semples_plugin.utils.atomic_files import replacing
 
 _LISTS = {
@@ -123,14 +122,8 @@ def write_coco_miniature(coco: str | Path, out: str | Path, count: int) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m semples_plugin.recipes.weaktr_layout", description=__doc__)
-    commands = parser.add_subparsers(dest="data", required=True)
-    for name in ("voc", "coco"):
-        command = commands.add_parser(name, help=f"make data/ of WeakTr's checkout for {name.upper()}")
-        command.add_argument("source", help="the data set's folder")
-        command.add_argument("checkout", help="WeakTr's")
-        if name == "coco":
-            command.add_argument("--masks", required=True, help="folder of its masks, category ids as ID.png")
+    parser, commands = layout_parser("weaktr_layout", __doc__, "WeakTr", "COCO's category ids")
+    for command in commands.choices.values():
         command.add_argument("--lists", help="of a miniature: folder of train.txt and val.txt, see small_lists")
         command.add_argument("--labels", help="of a miniature: its cls_labels.npy")
     command = commands.add_parser("coco-miniature", help="write lists, labels and masks of a few images of COCO")

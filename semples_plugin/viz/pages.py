@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from semples_plugin.version import __version__
 
@@ -26,4 +27,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["slug"] = lambda title: re.sub(r"\W+", "-", title.lower())
+    environment.filters["formulas"] = _formulas
     return environment
+
+
+def _formulas(text: str) -> Markup:
+    """`L_prompt^T` and the like, as a formula is set.
+
+    >>> print(_formulas("+ L_prompt^T < L_match"))
+    + <i>L</i><sub>prompt</sub><sup>T</sup> &lt; <i>L</i><sub>match</sub>
+    """
+    html = re.sub(r"\b([A-Z])_([a-z]+)", r"<i>\1</i><sub>\2</sub>", str(escape(text)))
+    return Markup(re.sub(r"\^(\w)", r"<sup>\1</sup>", html))
