@@ -18,7 +18,7 @@ import pytest
 from semples_plugin.cli import main
 from semples_plugin.cli.app import build_parser
 from semples_plugin.recipes import book
-from semples_plugin.recipes.common import HELP
+from semples_plugin.recipes.common import HELP, data_check
 from semples_plugin.recipes.jobs import jobs_of, why_to_run
 from semples_plugin.recipes.recipe import Figure, Recipe, Step, options_of, placeholders
 from semples_plugin.recipes.small_clip import write_small_clip
@@ -326,6 +326,24 @@ def test_what_only_the_user_can_get_is_asked_for_before_anything_runs(tiny, capf
     assert main(["recipe", "run", "tiny", "--set", "size=--weights local-dir:/no/clip"]) == 1
     assert "/no/clip (named by a setting)" in capfd.readouterr().err
     assert not Path("runs/tiny/lists.txt").exists()
+
+
+def test_incomplete_data_is_told_before_anything_runs(tiny, monkeypatch, capfd):
+    steps = (*TINY.steps[:2], data_check("weaktr", "voc", "{shared}/lists.txt"))
+    monkeypatch.setitem(book.RECIPES, "tiny", Recipe(**{**vars(TINY), "steps": steps}))
+    names = ["2007_000032", "2007_000039"]
+    for name in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClassAug"):
+        Path("VOC2012", name).mkdir(parents=True)
+    Path("VOC2012/ImageSets/Segmentation/train.txt").write_text("".join(f"{name}\n" for name in names))
+    Path(f"VOC2012/JPEGImages/{names[0]}.jpg").write_text("x")
+    Path("VOC2012/weights.pt").unlink()
+    assert main(["recipe", "run", "tiny"]) == 1
+    error = capfd.readouterr().err
+    assert f"images for 1 of the 2 of {tiny}/VOC2012/ImageSets/Segmentation/train.txt: {names[1]}.jpg in" in error
+    assert "masks for 2 of the 2 of" in error and "weights.pt (what only you" in error  # all in one go
+    assert not Path("runs/tiny/lists.txt").exists()
+    Path("VOC2012/weights.pt").write_text("weights")
+    assert main(["recipe", "run", "tiny", "--miniature"]) == 0  # which takes a few images of any folder
 
 
 def test_missing_input_is_told_with_its_origin(tiny, capfd):

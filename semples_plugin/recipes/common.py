@@ -49,10 +49,13 @@ def checkout(host: str) -> tuple[Step, ...]:
     )
 
 
+CHECK_DATA = "check-data"
+
+
 def data_check(host: str, data: str, needs: str, options: str = "") -> Step:
     """The check of `semples doctor` on the data, of a full run; `needs` is made by the step that lays the data out."""
     return Step(
-        "check-data",
+        CHECK_DATA,
         "whether all images, masks and labels are there",
         f"python -m semples_plugin.recipes.check_data {host} {{checkout}} {data} {options}",
         needs=(needs,),

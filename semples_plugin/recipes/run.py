@@ -18,6 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
+from semples_plugin.compat.needs.check import check_published
+from semples_plugin.compat.needs.published import PUBLISHED
+from semples_plugin.recipes.common import CHECK_DATA
 from semples_plugin.recipes.environment import describe_environment
 from semples_plugin.recipes.jobs import (
     DONE,
@@ -57,7 +60,7 @@ def run_jobs(recipe: Recipe, jobs: Sequence[Job], chosen: Sequence[Job], again: 
     folder = jobs[0].settings.folder
     check_writable("runs", folder / "steps" / "lock")
     with _only_one(folder) as lock:
-        check_by_hand(chosen, folder)
+        check_before(recipe, jobs, chosen)
         for number, job in enumerate(chosen, 1):
             _warn_of_stale_input(job, jobs, chosen[: number - 1])
             failed = _run_job(job, jobs, f"[{number}/{len(chosen)}]", again, lock)
@@ -65,16 +68,17 @@ def run_jobs(recipe: Recipe, jobs: Sequence[Job], chosen: Sequence[Job], again: 
                 raise ChildProcessError(f"{failed}{_settings_hint(job, recipe)}\nand `{again}` goes on from here")
 
 
-def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
+def check_before(recipe: Recipe, jobs: Sequence[Job], chosen: Sequence[Job]) -> None:
     """Refuses to start where files are missing that no command makes, all of them in one message.
 
     These are what only the user can get, data, and files that settings name, such as CLIP's weights. What belongs into
     the recipe's own folder may be put there once that exists, so it is looked for at its turn.
     """
+    folder = jobs[0].settings.folder
     missing = {
-        path: f"{path} ({job.step.about}: {job.step.source})" for job in jobs if not job.words for path in job.makes
+        path: f"{path} ({job.step.about}: {job.step.source})" for job in chosen if not job.words for path in job.makes
     }
-    for job in jobs:
+    for job in chosen:
         advice = 'another folder is set by --set NAME=FOLDER, or NAME = "FOLDER" in semples.toml'
         # What a late step of one seed needs, such as test images, stops no training.
         for path in job.needs if job.step.once else ():
@@ -82,8 +86,20 @@ def check_by_hand(jobs: Sequence[Job], folder: Path) -> None:
         for path in job.settings.named_files():
             missing.setdefault(path, f"{path} (named by a setting)")
     lines = [text for path, text in missing.items() if folder not in path.parents and not exists(path)]
+    if any(job.step.name == CHECK_DATA and why_to_run(job, jobs) for job in chosen):
+        lines += _lost_data(recipe, jobs[0], known=set(missing))
     if lines:
         raise FileNotFoundError("not there, or empty, and no command makes them:\n  " + "\n  ".join(lines))
+
+
+def _lost_data(recipe: Recipe, job: Job, known: set[Path]) -> list[str]:
+    """What `semples doctor` finds missing in the data sets, beside folders that are `known` to be needed."""
+    return [
+        finding.text
+        for name in PUBLISHED.keys() & recipe.paths.keys()
+        for finding in check_published(name, job.settings.path(f"{{{name}}}"))
+        if finding.fails and not any(finding.text.startswith(f"{path} (") for path in known)
+    ]
 
 
 def _warn_of_stale_input(job: Job, jobs: Sequence[Job], ran: Sequence[Job]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from semples_plugin.adapters.commits import COMMITS
 from semples_plugin.compat.needs.data_check import DataCheck, Finding
 from semples_plugin.compat.needs.items import Checkpoint, DataSet, Needs, Package
+from semples_plugin.compat.needs.published import PUBLISHED
 from semples_plugin.compat.run import check_checkout
 from semples_plugin.utils.extras import how_to_install
 from semples_plugin.utils.text import reason
@@ -76,6 +77,14 @@ def check_data(
     images = [replace(one, path=(lists or {}).get(one.path, one.path)) for one in (*data.lists, *data.judged)]
     data, roots = replace(data, lists=tuple(images)), {name: checkout / data.root if data.root else own}
     return (_below(checkout, finding) for finding in _data(host, checkout, name, data, roots, {name: own}))
+
+
+def check_published(name: str, folder: Path) -> Iterator[Finding]:
+    """A data set as it is published, "voc" or "coco": its folders, and what its own lists name, where it has them."""
+    data = PUBLISHED[name]
+    roots: Roots = {name: folder}
+    lists = tuple(one for one in data.lists if _place(folder, roots, one.path).is_file())
+    return DataCheck(replace(data, lists=lists), folder, lambda path: _place(folder, roots, path)).findings()
 
 
 def needs_of(host: str) -> Needs:

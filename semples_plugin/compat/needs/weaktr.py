@@ -46,11 +46,7 @@ NEEDS = Needs(
             option="",
             folders=(
                 Folder("{voc}/JPEGImages", 17125, items.VOC_IMAGES),
-                Folder(  # docs/prepare_dataset.md
-                    "{voc}/SegmentationClassAug",
-                    12031,
-                    "https://www.dropbox.com/s/oeu149j8qtbs1x0/SegmentationClassAug.zip",
-                ),
+                Folder("{voc}/SegmentationClassAug", 12031, items.VOC_MASKS),  # docs/prepare_dataset.md
             ),
             lists=(
                 ImageList("voc12/train_aug_id.txt", "training", _VOC_IMAGE, labels=_VOC_LABELS),  # datasets.py:105
