@@ -603,7 +603,7 @@ def test_doctor_finds_what_the_real_checkouts_bring_and_names_what_they_do_not(m
     for host, brought, wanted in (
         ("clims", "voc12/train_aug.txt: 10,582 images for training, each with label", "res50_cam.pth (the CAM network"),
         ("weaktr", "voc12/cls_labels.npy: labels of 12,031 images, 20 columns", "no folder data/voc12/VOCdevkit"),
-        ("fma-wsss", ", at the pinned commit 112437ec", "there is no folder datasets/VOC2012: link yours there"),
+        ("fma-wsss", ", at the pinned commit 112437ec", "there is no folder datasets/VOC2012; in "),
     ):
         found = list(check_host(host, need(host)))
         assert any(brought in finding.text for finding in found if finding.status == "found")

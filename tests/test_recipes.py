@@ -340,6 +340,7 @@ def test_incomplete_data_is_told_before_anything_runs(tiny, monkeypatch, capfd):
     assert main(["recipe", "run", "tiny"]) == 1
     error = capfd.readouterr().err
     assert f"images for 1 of the 2 of {tiny}/VOC2012/ImageSets/Segmentation/train.txt: {names[1]}.jpg in" in error
+    assert f"{tiny}/VOC2012/JPEGImages: 1 files; VOC 2012 has 17,125\n" in error
     assert "masks for 2 of the 2 of" in error and "weights.pt (what only you" in error  # all in one go
     assert not Path("runs/tiny/lists.txt").exists()
     Path("VOC2012/weights.pt").write_text("weights")

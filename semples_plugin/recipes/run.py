@@ -93,13 +93,18 @@ def check_before(recipe: Recipe, jobs: Sequence[Job], chosen: Sequence[Job]) -> 
 
 
 def _lost_data(recipe: Recipe, job: Job, known: set[Path]) -> list[str]:
-    """What `semples doctor` finds missing in the data sets, beside folders that are `known` to be needed."""
-    return [
-        finding.text
-        for name in PUBLISHED.keys() & recipe.paths.keys()
-        for finding in check_published(name, job.settings.path(f"{{{name}}}"))
-        if finding.fails and not any(finding.text.startswith(f"{path} (") for path in known)
-    ]
+    """What `semples doctor` finds missing in the data sets, beside folders that are `known` to be needed.
+
+    What is there is printed, with the number of files that a whole data set has: lists of one's own may name fewer.
+    """
+    lost = []
+    for name in PUBLISHED.keys() & recipe.paths.keys():
+        for finding in check_published(name, job.settings.path(f"{{{name}}}")):
+            if not finding.fails:
+                print(f"semples recipe: {finding.text}", file=sys.stderr)
+            elif not any(finding.text.startswith(f"{path} (") for path in known):
+                lost.append(finding.text)
+    return lost
 
 
 def _warn_of_stale_input(job: Job, jobs: Sequence[Job], ran: Sequence[Job]) -> None:
