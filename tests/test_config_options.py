@@ -14,8 +14,6 @@ from semples_plugin.compat.config_options import VARIABLE, apply_options, parse_
 class Later(dict):
     """A config that reads its bases when it is given to another script, as `infer.cfg` is."""
 
-    bases = {"loader": {"val": {"batch_size": 1}}}
-
     def get_attribute(self, name):
         return ("base.py",) if name == "_cfgs_update_at_parser" else None
 
@@ -26,7 +24,7 @@ class Later(dict):
         return Later(self)
 
     def update_at_parser(self):
-        self.update({**self.bases, **self})
+        self.update({"loader": {"val": {"batch_size": 1}}, **self})
 
 
 def test_entries_are_set_and_a_wrong_one_is_named():
