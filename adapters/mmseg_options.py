@@ -52,19 +52,19 @@ def set_options(config: Config, options: Mapping[str, Any]) -> None:
 
 
 def _check(key: str, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    parts, place = key.split("."), content
+    parts = key.split(".")
+    place: Any = content
     for depth, part in enumerate(parts):
         path = ".".join(parts[:depth])
         if isinstance(place, Mapping):
             names = [str(name) for name in place]
             if part not in names:
-                kind = options.get(f"{path}.type", place.get("type"))
-                known = list(dict.fromkeys([*names, *_arguments(path, kind)]))
+                known = [*names, *_arguments(path, options.get(f"{path}.type", place.get("type")))]
                 if part in known:
                     return
                 raise ValueError(
                     f"--cfg-options {key}: {path or 'the config'} has no {part!r}; it has {', '.join(names):.300}, "
-                    f"and a file given by --with may add others{suggestion(part, known)}"
+                    f"and a file given by --with may add others{suggestion(part, dict.fromkeys(known))}"
                 )
             place = place[part]
         elif isinstance(place, Sequence) and not isinstance(place, str):
@@ -74,16 +74,22 @@ def _check(key: str, content: Mapping[str, Any], options: Mapping[str, Any]) -> 
         else:
             raise ValueError(f"--cfg-options {key}: {path} has no entries, it is {place!r:.100}")
     if isinstance(place, Mapping) and options[key] is not None:
-        names = ", ".join(map(str, place))
-        raise ValueError(f"--cfg-options {key}: expected {key}.NAME=VALUE with NAME such as {names:.300}, or None")
+        shown = ", ".join(map(str, place))
+        raise ValueError(f"--cfg-options {key}: expected {key}.NAME=VALUE with NAME such as {shown:.300}, or None")
 
 
 def _arguments(path: str, kind: Any) -> list[str]:
     """Names of what is taken at a place of the config, by its reader or by the class that its `type` names."""
-    reader = _READERS.get(path) if kind is None else _class_of(kind)
-    constructors = [base.__init__ for base in inspect.getmro(reader)] if inspect.isclass(reader) else [reader]
-    names = [name for made in constructors if made for name in inspect.signature(made).parameters]
-    return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs", "cfg")]
+    reader: Any = _READERS.get(path) if kind is None else _class_of(kind)
+    if reader is None:
+        return []
+    bases: list[Any] = list(inspect.getmro(reader)) if inspect.isclass(reader) else [reader]
+    names = [
+        name
+        for base in bases
+        for name in inspect.signature(base.__init__ if inspect.isclass(base) else base).parameters
+    ]
+    return [name for name in names if name not in ("self", "args", "kwargs", "cfg")]
 
 
 def _class_of(kind: Any) -> Any:
