@@ -151,7 +151,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Any], **settings: Any) -> No
     """Writes a test's figures, in percent, and what they are of, as JSON."""
     values = {name: round(float(value), 4) for name, value in metrics.items()}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**values, **settings}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**values, **settings}, indent=2) + "\n", encoding="utf-8")
 
 
 def pack_submission(folder: Path, names: Iterable[str]) -> Path:

@@ -91,5 +91,5 @@ def trained_pooling(path: str | Path, checkpoint: Mapping[str, Any]) -> str | No
     variant = Path(path).parent / "variant.yml"
     if not variant.is_file():
         return None
-    match = re.search(r"^pool_type: (\w+)$", variant.read_text(errors="replace"), re.MULTILINE)
+    match = re.search(r"^pool_type: (\w+)$", variant.read_text(errors="replace", encoding="utf-8"), re.MULTILINE)
     return match[1] if match else None

@@ -66,7 +66,7 @@ class Images(Dataset):
 
     def __init__(self, folder: Path, labels: Path, image_list: str, size: int) -> None:
         self.folder, self.size, self.labels = folder, size, load_image_labels(labels)
-        self.names = (folder / "ImageSets" / "Segmentation" / f"{image_list}.txt").read_text().split()
+        self.names = (folder / "ImageSets" / "Segmentation" / f"{image_list}.txt").read_text(encoding="utf-8").split()
         missing = [name for name in self.names if name not in self.labels]
         if missing:
             raise ValueError(f"{labels} has no labels of {len(missing)} images, {missing[0]} the first")
@@ -219,7 +219,9 @@ def main() -> None:
     print_figures(stages.figures)
     print_nearest_words(stages.regularizer, history)
     with replacing(options.out / "figures.json") as temporary:
-        temporary.write_text(json.dumps({"figures": stages.figures, "prompts": history.to_dict()}, indent=2))
+        temporary.write_text(
+            json.dumps({"figures": stages.figures, "prompts": history.to_dict()}, indent=2), encoding="utf-8"
+        )
 
 
 def parse() -> argparse.Namespace:
