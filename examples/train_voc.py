@@ -38,6 +38,7 @@ from semples_plugin import (
 from semples_plugin.data.image_labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.checkpoint_files import load_weights, read_checkpoint, weights_of
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """The loss of a batch of images and labels."""
@@ -92,7 +93,7 @@ class ResNetCam(nn.Module):
         super().__init__()
         net = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
         if weights is not None:
-            net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            load_weights(net, weights, weights_of(weights, read_checkpoint(weights)))
         self.features = nn.Sequential(*list(net.children())[:-2])
         self.classifier = nn.Conv2d(2048, num_classes, 1, bias=False)
 

@@ -187,15 +187,17 @@ def test_masks_for_the_server_are_what_it_takes(configs, script, tmp_path, capsy
      (["voc_deeplab_r101", "--with", "OTHER"], "--with .*other.py doesn't fit voc_deeplab_r101: "),
      (["voc_deeplab_r101", "--data", "EMPTY", "--test", "HERE"],
       "test_dataloader: there is no .*empty/ImageSets/Segmentation/val.txt; --data FOLDER names"),
+     (["voc_deeplab_r101", "--test", "PAGE"], r"page\.pth is no checkpoint of torch\.save, it begins with b'<html>"),
      (["voc_deeplab_r101", "--data", "EMPTY"], "train_dataloader: there is no .*/train_aug.txt; --data FOLDER")],
 )  # fmt: skip
 def test_bad_options_are_refused_in_a_sentence(script, tmp_path, options, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.py").write_text("x = = 3")
     (tmp_path / "other.py").write_text("param_scheduler = {'7': {'end': 3}}")
-    (tmp_path / "here.pth").touch()
+    (tmp_path / "page.pth").write_text("<html>")
+    torch.save({}, tmp_path / "here.pth")
     places = {name.upper(): tmp_path / f"{name}{end}" for name, end in
-              {"here": ".pth", "empty": "", "broken": ".py", "other": ".py"}.items()}  # fmt: skip
+              {"here": ".pth", "page": ".pth", "empty": "", "broken": ".py", "other": ".py"}.items()}  # fmt: skip
     with pytest.raises(SystemExit, match=message):
         script(*[places.get(option, option) for option in options])
 

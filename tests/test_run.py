@@ -74,7 +74,8 @@ def test_another_start_up_file_is_run_as_well(checkout, tmp_path, monkeypatch):
     assert run("weaktr", "--any-commit", "main.py").stdout.split("\n")[-3:] == ["another", "after it", ""]
 
 
-def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys):
+def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys, monkeypatch):
+    monkeypatch.setattr(os, "execve", lambda *_: None)  # a script that starts after all
     (checkout / "folder").mkdir()
     for arguments, told in {
         ("weaktr", "main.py"): f"{checkout} is no git checkout; clone weaktr with git, an unpacked archive has no "

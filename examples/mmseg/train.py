@@ -29,6 +29,7 @@ from semples_plugin.adapters.mmseg_testing import (
     write_metrics,
 )
 from semples_plugin.data.cam_files import read_image_list
+from semples_plugin.utils.checkpoint_files import check_saved
 from semples_plugin.utils.text import reason
 
 
@@ -137,6 +138,8 @@ def checkpoint_of(name: str, work_dir: Path) -> str:
     found = find_latest_checkpoint(str(work_dir)) if name == "last" else name
     if found is None or ("://" not in found and not Path(found).is_file()):
         raise FileNotFoundError(f"there is no checkpoint {name if found else f'in {work_dir}'}")
+    if "://" not in found:
+        check_saved(found)
     return found
 
 
