@@ -24,10 +24,7 @@ def broken(tmp_path):
         "empty": (b"", "is empty, expected a checkpoint"),
         "cut": (whole[:-500], "is cut short, its end is missing"),
         "older cut": (older[:-20], "is damaged: get it again"),
-        "changed": (
-            whole.replace(b"weight", b"wei\0ht", 1).replace(b"ctorch", b"cxxxch", 1),
-            "is damaged|more than data",
-        ),
+        "changed": (whole.replace(b"ctorch", b"cxxxch", 1), r"holds more than data, namely xxxch\S+, and isn't"),
     }
     for name, (content, _) in contents.items():
         (tmp_path / f"{name}.pth").write_bytes(content)
@@ -39,7 +36,7 @@ def test_what_is_none_is_told(broken, tmp_path):
         with pytest.raises(ValueError, match=f"{path} (?:{message})") as caught:
             read_checkpoint(path)
         assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint nowhere.pth"):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint nowhere\.pth"):
         read_checkpoint("nowhere.pth")
     for name in ("whole", "older"):
         check_saved(tmp_path / f"{name}.pth")
