@@ -230,6 +230,8 @@ def test_a_run_that_was_killed_is_not_taken_for_the_one_before(tiny):
     main(["recipe", "run", "tiny"])
     Path("recipe.pkl").write_bytes(pickle.dumps(with_command("train", KILLED)))
     assert subprocess.run([sys.executable, "-c", DRIVER], capture_output=True).returncode == -signal.SIGKILL
+    with Path("runs/tiny/steps/lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the command, which outlived it, has ended as well
     assert Path("runs/tiny/seed0/model.pt").read_text() == "half\n"
     assert why_to_run(jobs()[2], jobs()) == "it was not finished"
     assert main(["recipe", "run", "tiny"]) == 0
