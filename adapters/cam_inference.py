@@ -24,6 +24,7 @@ from semples_plugin.masks import check_kind
 from semples_plugin.prompt_learning.work_dir import digest
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 from semples_plugin.utils.checks import check_number, check_tensor, check_triple
+from semples_plugin.utils.file_digest import sha256_of
 from semples_plugin.utils.text import shown
 
 CamModel = nn.Module | WrappedCams | Callable[[Tensor], Tensor]
@@ -56,8 +57,8 @@ def write_cams_of(
     stays zero. Images are scaled by antialiased bicubic resampling, before they are normalised. Without a flip or a
     scale but 1.0 that is an ordinary pass.
 
-    An interrupted call goes on where it was: finished files are whole, and a file in the folder says how they were
-    made. Processes with different `names` may write into one folder at the same time.
+    An interrupted call goes on where it was: finished files are whole, and two files in the folder say how and of which
+    images they were made. Processes with different `names` may write into one folder at the same time.
 
     Args:
         model: maps normalised images `[N, 3, h, w]` of any size to CAMs `[N, K, h', w']`: a module, the result of
@@ -77,7 +78,8 @@ def write_cams_of(
         batch_size: images of one size that are computed together, each with its flip; on a CPU more than one gains
             nothing.
         device: for the images; by default the module's, or the CPU for a function.
-        origin: name of the model, such as its checkpoint's; by default a digest of the module's weights.
+        origin: name of the model, such as its checkpoint's, of which a digest is kept where it is a file; by default a
+            digest of the module's weights.
         progress: show a progress bar.
 
     Returns:
@@ -88,7 +90,7 @@ def write_cams_of(
         OSError: where a file can't be written.
         TypeError: for a model that can't be called, or a function without `origin`.
         ValueError: where an option is out of its range, images have no labels, the model's CAMs are of another shape,
-            or `out` holds CAMs of another model or other settings.
+            or `out` holds CAMs of another model, of other settings, or of images that changed since.
 
     >>> from tempfile import TemporaryDirectory
     >>> from PIL import Image
@@ -98,7 +100,7 @@ def write_cams_of(
     ...     labels = {"2007_000032": np.array([0, 1])}
     ...     failed = write_cams_of(model, folder, f"{folder}/cams", labels, progress=False)
     ...     sorted(path.name for path in Path(f"{folder}/cams").iterdir())
-    ['2007_000032.npy', 'write_cams_of.json']
+    ['2007_000032.npy', 'write_cams_of.images.jsonl', 'write_cams_of.json']
     """
     kind = kind or (model.kind if isinstance(model, WrappedCams) else "relu")
     check_options(scales, kind, batch_size)
@@ -108,7 +110,7 @@ def write_cams_of(
     files = NewCamFiles(images, out, labels, names, format)
     statistics = check_triple("mean", mean), check_triple("std", std, positive=True)
     settings = {
-        "model": str(origin or _digest_of_weights(module)),
+        "model": _digest_of_weights(module) if origin is None else _digest_of_origin(origin),
         "images": str(Path(images).resolve()),
         "labels": _digest_of(labels),
         "scales": [float(scale) for scale in scales],
@@ -295,3 +297,8 @@ def _digest_of(labels: Mapping[str, ArrayLike]) -> str:
 def _digest_of_weights(module: nn.Module | None) -> str:
     state = {} if module is None else module.state_dict()
     return f"weights {digest(*(value for _, value in sorted(state.items()) if isinstance(value, Tensor)))}"
+
+
+def _digest_of_origin(origin: str | Path) -> str:
+    """The model's name, with its content where it is a file: a checkpoint may be written anew under its name."""
+    return f"{origin} {sha256_of(origin)[:16]}" if Path(origin).is_file() else str(origin)

@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from semples_plugin.adapters import host_options
 from semples_plugin.adapters.base import CamAdapter, evaluating, without_ddp
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.utils.checkpoint_files import load_weights, read_checkpoint, weights_of
 from semples_plugin.utils.checks import first_difference
 from semples_plugin.utils.distributed import is_first
 
@@ -99,8 +99,8 @@ class Training:
         _check_stage(args)
         network: Any = getattr(model, "module", model)
         if args.semples_start:
-            weights = torch.load(args.semples_start, map_location="cpu", weights_only=True)
-            network.load_state_dict(weights)
+            weights = weights_of(args.semples_start, read_checkpoint(args.semples_start))
+            load_weights(network, args.semples_start, weights)
         factors = [float(factor) for factor in args.hyper.split(",")]  # of CLIMS's own terms
         if args.semples_classes and any(factors):
             _warn_of_other_classes(host_options.preset_of(args).class_names)

@@ -102,6 +102,35 @@ def use_data(config: Config, root: Path | None = None, pseudo_masks: Path | None
         config.train_dataloader.dataset.data_prefix.seg_map_path = str(pseudo_masks.resolve())
 
 
+def check_whole(config: Config, name: str) -> None:
+    """Raises a `ValueError` where a config can't be run by itself, as one that changes what it names in another."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or "type" not in model:
+        raise ValueError(f"{name} is no whole config, as it names no type of model: give it as CONFIG --with {name}")
+
+
+def check_data(config: Config, testing: bool) -> None:
+    """Looks for the lists and folders of the data that a run reads, before anything is built.
+
+    Args:
+        config: of the run.
+        testing: whether it tests a network, and trains none.
+
+    Raises:
+        FileNotFoundError: where they aren't there.
+        ValueError: where the config has no data for it.
+    """
+    wanted = LOADERS[2:] if testing else LOADERS
+    if wanted[0] not in config:
+        raise ValueError(f"the config has no {wanted[0]}: there is nothing to {'test on' if testing else 'train on'}")
+    for loader in wanted:
+        data = config.get(loader, {}).get("dataset", {})
+        root = Path(data.get("data_root") or "")
+        for path in (root, root / (data.get("ann_file") or "")):
+            if not path.exists():
+                raise FileNotFoundError(f"{loader}: there is no {path}; --data FOLDER names the data set's folder")
+
+
 def check_pseudo_masks(config: Config) -> None:
     """Raises a `FileNotFoundError` where an image of the training list has no mask: mmseg would, after hours."""
     data = config.train_dataloader.dataset
@@ -122,7 +151,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Any], **settings: Any) -> No
     """Writes a test's figures, in percent, and what they are of, as JSON."""
     values = {name: round(float(value), 4) for name, value in metrics.items()}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**values, **settings}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**values, **settings}, indent=2) + "\n", encoding="utf-8")
 
 
 def pack_submission(folder: Path, names: Iterable[str]) -> Path:

@@ -22,6 +22,7 @@ from semples_plugin.adapters.weaktr_checkpoints import check_layout, read_checkp
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset
 from semples_plugin.regularizer import SemPLeSRegularizer
+from semples_plugin.utils.checkpoint_files import load_weights, weights_of
 from semples_plugin.utils.distributed import is_first, world_size
 
 REACH = ("head+fusion", "fusion")
@@ -140,7 +141,7 @@ class Training:
             checkpoint = read_checkpoint(args.semples_start)
             check_layout(args.semples_start, checkpoint, args)
             network: Any = getattr(model, "module", model)
-            network.load_state_dict(checkpoint.get("model", checkpoint))
+            load_weights(network, args.semples_start, weights_of(args.semples_start, checkpoint))
         preset = host_options.preset_of(args)
         eps = preset.stage_eps(args.semples) if args.semples_mask_eps is None else args.semples_mask_eps
         device = next(model.parameters()).device

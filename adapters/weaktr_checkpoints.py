@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from semples_plugin.utils import checkpoint_files
+from semples_plugin.utils.checkpoint_files import weights_of
 
 _FUSION = "adaptive_attention_fusion.attn_head_ffn.0.weight"
 _HEAD = "head.weight"
@@ -26,8 +27,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: where it holds no weights by name.
-        pickle.UnpicklingError: where it holds an object of another kind.
+        ValueError: where it is no checkpoint or damaged, holds no weights by name, or an object of another kind.
     """
     import numpy as np
 
@@ -35,13 +35,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and 2
     dtypes = {type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}
     allowed: list[Any] = [*names, np.dtype, *dtypes, argparse.Namespace]
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    with torch.serialization.safe_globals(allowed):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model", checkpoint), Mapping):
-        raise ValueError(f"{path}: expected a checkpoint of WeakTr, weights by name, got {type(checkpoint).__name__}")
-    return checkpoint
+    checkpoint = checkpoint_files.read_checkpoint(path, allowed)
+    weights_of(path, checkpoint)
+    return dict(checkpoint)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -62,11 +58,13 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_layout(path: str | Path, checkpoint: Mapping[str, Any], args: argparse.Namespace) -> None:
-    """Raises a `ValueError` where a checkpoint belongs to a network of other options than `args`."""
-    weights = checkpoint.get("model", checkpoint)
+    """Raises a `ValueError` where a checkpoint belongs to a network of other options than `args`, or to none."""
+    weights = weights_of(path, checkpoint)
     fusion = weights.get(_FUSION)
     if fusion is None:
         return
+    if fusion.ndim != 2 or not fusion.numel():
+        raise ValueError(f"{path}: expected a fusion {_FUSION} [hidden, channels], got {list(fusion.shape)}")
     hidden, channels = fusion.shape
     pooling = trained_pooling(path, checkpoint)
     wanted = f"--reduction {args.reduction:g} --pool-type {args.pool_type}"
@@ -91,5 +89,5 @@ def trained_pooling(path: str | Path, checkpoint: Mapping[str, Any]) -> str | No
     variant = Path(path).parent / "variant.yml"
     if not variant.is_file():
         return None
-    match = re.search(r"^pool_type: (\w+)$", variant.read_text(errors="replace"), re.MULTILINE)
+    match = re.search(r"^pool_type: (\w+)$", variant.read_text(errors="replace", encoding="utf-8"), re.MULTILINE)
     return match[1] if match else None

@@ -119,7 +119,7 @@ def compare_with_reading(folder: Path, count: int, workers: int) -> dict[str, fl
 
 def compare_with_loops(folder: Path, count: int, loops: int, eval_seconds: float) -> None:
     """Times a loop over some thresholds, which must find the command's figures; the time is scaled to all of them."""
-    curve = json.loads((folder / "out" / "eval.json").read_text())["cams"]["curve"]
+    curve = json.loads((folder / "out" / "eval.json").read_text(encoding="utf-8"))["cams"]["curve"]
     seconds: dict[str, float] = {}
     with timed(seconds, "loop"):
         for t in np.linspace(20, 60, loops).astype(int):

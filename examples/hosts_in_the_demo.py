@@ -253,7 +253,7 @@ def write_results(args: argparse.Namespace, results: dict[str, dict[str, list[Ju
     }
     settings = {"seeds": args.seeds, "images": args.images, "shorten": args.shorten}
     with replacing(args.out / "hosts.json") as temporary:
-        temporary.write_text(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:

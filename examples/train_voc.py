@@ -38,6 +38,7 @@ from semples_plugin import (
 from semples_plugin.data.image_labels import load_image_labels, read_class_names
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, sum_of
 from semples_plugin.utils.atomic_files import replacing
+from semples_plugin.utils.checkpoint_files import load_weights, read_checkpoint, weights_of
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """The loss of a batch of images and labels."""
@@ -66,7 +67,7 @@ class Images(Dataset):
 
     def __init__(self, folder: Path, labels: Path, image_list: str, size: int) -> None:
         self.folder, self.size, self.labels = folder, size, load_image_labels(labels)
-        self.names = (folder / "ImageSets" / "Segmentation" / f"{image_list}.txt").read_text().split()
+        self.names = (folder / "ImageSets" / "Segmentation" / f"{image_list}.txt").read_text(encoding="utf-8").split()
         missing = [name for name in self.names if name not in self.labels]
         if missing:
             raise ValueError(f"{labels} has no labels of {len(missing)} images, {missing[0]} the first")
@@ -92,7 +93,7 @@ class ResNetCam(nn.Module):
         super().__init__()
         net = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
         if weights is not None:
-            net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            load_weights(net, weights, weights_of(weights, read_checkpoint(weights)))
         self.features = nn.Sequential(*list(net.children())[:-2])
         self.classifier = nn.Conv2d(2048, num_classes, 1, bias=False)
 
@@ -219,7 +220,9 @@ def main() -> None:
     print_figures(stages.figures)
     print_nearest_words(stages.regularizer, history)
     with replacing(options.out / "figures.json") as temporary:
-        temporary.write_text(json.dumps({"figures": stages.figures, "prompts": history.to_dict()}, indent=2))
+        temporary.write_text(
+            json.dumps({"figures": stages.figures, "prompts": history.to_dict()}, indent=2), encoding="utf-8"
+        )
 
 
 def parse() -> argparse.Namespace:

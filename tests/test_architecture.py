@@ -48,6 +48,16 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
+def test_text_files_are_utf_8_in_any_locale():
+    for path in [*ROOT.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                names = {keyword.arg for keyword in node.keywords}
+                if node.func.attr in ("read_text", "write_text"):
+                    assert "encoding" in names, f"{path}:{node.lineno}: no encoding"
+                assert "text" not in names or node.func.attr != "run", f"{path}:{node.lineno}: the locale's encoding"
+
+
 def imported_by(path: Path) -> set[str]:
     """Modules of ours that a file imports, wherever it does; for type checkers alone doesn't count."""
     tree, found = ast.parse(path.read_text()), set()

@@ -14,7 +14,7 @@ from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.images import write_mask
 from semples_plugin.prompt_learning.work_dir import WorkDir
 from semples_plugin.utils import atomic_files
-from semples_plugin.utils.atomic_files import claim_folder, replacing
+from semples_plugin.utils.atomic_files import check_writable, claim_folder, replacing
 from semples_plugin.viz.overlays import write_picture
 
 NOISE = np.random.default_rng(0).integers(1, 200, (64, 64, 3), dtype=np.uint8)
@@ -83,3 +83,26 @@ def test_a_folder_is_claimed_without_harm_to_the_run_that_fills_it(tmp_path, mon
     assert left.exists()
     claim_folder(tmp_path, lambda _: True)
     assert not left.exists()
+
+
+def test_odd_paths_are_told_by_the_name_that_the_user_knows(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    places = {
+        f"{tmp_path}/{'a' * 300}": f"File name too long.*{'a' * 300}'|into {tmp_path} .File name too long",
+        f"{tmp_path}/folder": f"expected a file's path, {tmp_path}/folder is a folder",
+        f"{tmp_path}/file/x": f"Not a directory: '{tmp_path}/file'|into {tmp_path}/file .Not a directory",
+        f"{tmp_path}/file/x/y": "Not a directory",
+        f"{tmp_path}/loop": "Too many levels of symbolic links",
+        f"{tmp_path}/pipe": f"expected a file's path, {tmp_path}/pipe is a device, a pipe or a socket",
+        "/proc/x": "No such file or directory",
+    }
+    for path, message in places.items():
+        for attempt in (plain, lambda path: check_writable("--out", path)):
+            with pytest.raises(OSError, match=message) as caught:
+                attempt(path)
+            text = str(caught.value)
+            assert ".new-" not in text and " -> " not in text and "/tmp" not in text.replace(str(tmp_path), "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "loop", "pipe"]

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import re
@@ -314,7 +315,7 @@ def test_weights_are_there_and_are_weights(checkout, tmp_path, monkeypatch):
     fetched = fetched[checkout.name]
     write(fetched, b"PK and half of it")
     assert re.search(r"wrong \S+ is damaged: its SHA-256 is another one; delete it and get it again", look(checkout)[1])
-    whole = check.hashlib.sha256(b"PK and half of it").hexdigest()
+    whole = hashlib.sha256(b"PK and half of it").hexdigest()
     assert check._damage(fetched, whole) == check._damage(fetched, whole[:8]) == ""
     if checkout.name in WEIGHTS:
         write(checkout / WEIGHTS[checkout.name], "<!DOCTYPE html>")

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from mmseg.structures import SegDataSample
 
     from semples_plugin.adapters import mmseg_testing
+    from semples_plugin.adapters.mmseg_options import set_options
 
 from test_mmseg import train
 
@@ -179,14 +180,63 @@ def test_masks_for_the_server_are_what_it_takes(configs, script, tmp_path, capsy
      (["coco_deeplab_r101", "--test", "HERE", "--submit", "x"], "takes masks of VOC, and the config's data are Wsss"),
      (["voc_deeplab_r101", "--data", "nowhere"], "there is no folder nowhere"),
      (["voc_deeplab_r101", "--pseudo-masks", "EMPTY"],
-      r"has no mask of 2 of the 2 images of .*train_aug\.txt, such as 000000000001\.png; `semples pseudo-masks`")],
+      r"has no mask of 2 of the 2 images of .*train_aug\.txt, such as 000000000001\.png; `semples pseudo-masks`"),
+     (["miniature"], "miniature is no whole config, as it names no type of model: give it as CONFIG --with miniature"),
+     (["coco_weights", "--pseudo-masks", "EMPTY"], "coco_weights is no whole config"),
+     (["BROKEN"], r"broken\.py can't be read as a config \(SyntaxError: invalid syntax"),
+     (["voc_deeplab_r101", "--with", "OTHER"], "--with .*other.py doesn't fit voc_deeplab_r101: "),
+     (["voc_deeplab_r101", "--data", "EMPTY", "--test", "HERE"],
+      "test_dataloader: there is no .*empty/ImageSets/Segmentation/val.txt; --data FOLDER names"),
+     (["voc_deeplab_r101", "--test", "PAGE"], r"page\.pth is no checkpoint of torch\.save, it begins with b'<html>"),
+     (["voc_deeplab_r101", "--data", "EMPTY"], "train_dataloader: there is no .*/train_aug.txt; --data FOLDER")],
 )  # fmt: skip
 def test_bad_options_are_refused_in_a_sentence(script, tmp_path, options, message):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "here.pth").touch()
-    places = {"HERE": tmp_path / "here.pth", "EMPTY": tmp_path / "empty"}
+    (tmp_path / "broken.py").write_text("x = = 3")
+    (tmp_path / "other.py").write_text("param_scheduler = {'7': {'end': 3}}")
+    (tmp_path / "page.pth").write_text("<html>")
+    torch.save({}, tmp_path / "here.pth")
+    places = {name.upper(): tmp_path / f"{name}{end}" for name, end in
+              {"here": ".pth", "page": ".pth", "empty": "", "broken": ".py", "other": ".py"}.items()}  # fmt: skip
     with pytest.raises(SystemExit, match=message):
         script(*[places.get(option, option) for option in options])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("train_cfg.max_iter=3", "train_cfg has no 'max_iter'; it has type, max_iters, .*; did you mean max_iters"),
+     ("log_levle=INFO", "the config has no 'log_levle'; .*; did you mean log_level"),
+     ("default_hooks.checkpoint.intervall=1", "no 'intervall'; .*did you mean interval"),  # it takes any keyword
+     ("randomness.sed=1", "randomness has no 'sed'"), ("model.test_cfg.stirde=3", "model.test_cfg has no 'stirde'"),
+     ("train_dataloader.batchsize=3", "did you mean batch_size"),
+     ("param_scheduler.3.end=2", "param_scheduler is a list of 1, expected a position from 0"),
+     ("log_level.x=1", "log_level has no entries, it is 'INFO'"),
+     ("model.backbone=3", r"expected model\.backbone\.NAME=VALUE with NAME such as type, depth")],
+)  # fmt: skip
+def test_entries_that_nothing_reads_are_refused(configs, script, option, message):
+    with pytest.raises(SystemExit, match=f"--cfg-options {option.split('=')[0]}: .*{message}"):
+        script("voc_deeplab_r101", "--cfg-options", option)
+
+
+@pytest.mark.parametrize("word", ["max_iters", "=3", "a..b=3", "x=[1,2"])
+def test_what_is_no_entry_is_refused(script, word, capsys):
+    with pytest.raises(SystemExit):
+        script("voc_deeplab_r101", "--cfg-options", "log_level=ERROR", word)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "--cfg-options: " in message and repr(word) in message
+
+
+def test_entries_that_a_class_or_function_names_are_added(configs):
+    config = Config.fromfile(configs / "voc_deeplab_r101.py")
+    entries = {"test_evaluator.output_dir": "cams", "randomness.deterministic": True, "load_from": "a.pth",
+               "default_hooks.checkpoint.save_best": "mIoU", "optim_wrapper.clip_grad.max_norm": 1.0,
+               "train_dataloader.pin_memory": True, "train_dataloader.dataset.indices": 4,
+               "optim_wrapper.optimizer.type": "AdamW", "optim_wrapper.optimizer.betas": (0.9, 0.99),
+               "param_scheduler.0.end": 3, "model.backbone.init_cfg": None}  # fmt: skip
+    set_options(config, entries)
+    assert config.test_evaluator.output_dir == "cams" and config.optim_wrapper.clip_grad == {"max_norm": 1.0}
+    assert config.param_scheduler[0].end == 3 and config.model.backbone.init_cfg is None
+    assert config.train_dataloader.pin_memory and config.load_from == "a.pth"
 
 
 def test_deeplab_starts_from_coco(configs, tmp_path):

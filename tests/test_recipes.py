@@ -19,7 +19,7 @@ from semples_plugin.cli import main
 from semples_plugin.cli.app import build_parser
 from semples_plugin.recipes import book
 from semples_plugin.recipes.common import HELP, data_check
-from semples_plugin.recipes.jobs import jobs_of, why_to_run
+from semples_plugin.recipes.jobs import Job, Record, describe_change, jobs_of, why_to_run
 from semples_plugin.recipes.recipe import Figure, Recipe, Step, options_of, placeholders
 from semples_plugin.recipes.small_clip import write_small_clip
 from semples_plugin.recipes.small_lists import write_small_lists
@@ -268,6 +268,61 @@ def test_files_of_another_setting_are_set_aside_and_never_resumed(tiny, monkeypa
     assert jobs()[2].read_record().seconds < 5 and "--resume" not in Path("runs/tiny/steps/train-seed0.log").read_text()
 
 
+FILL = "import sys; from pathlib import Path; p = Path('cams'); p.mkdir(exist_ok=True)"
+FILL += "; (p / sys.argv[1]).write_text('x'); sys.exit('fails' in sys.argv)"
+
+
+def test_folders_of_another_setting_are_set_aside_and_an_interrupted_run_goes_on_in_its_own(tiny, monkeypatch):
+    def names(folder: str) -> list[str]:
+        return sorted(path.name for path in Path("runs/tiny", folder).iterdir())
+
+    def run(options: str, failing: bool = False) -> None:
+        command = f'python -c "{FILL}" {options}'
+        recipe = with_command("train", command, makes=("{shared}/cams",))
+        monkeypatch.setitem(book.RECIPES, "tiny", recipe)
+        assert main(["recipe", "run", "tiny", "--only", "lists", "train"]) == failing
+
+    run("a")
+    run("b")
+    assert names("cams") == ["b"] and names("cams.before") == ["a"]
+    run("c fails", failing=True)
+    assert names("cams") == ["c"] and names("cams.before2") == ["b"]
+    Path("runs/tiny/cams/half").write_text("x")
+    run("c fails", failing=True)  # the same command fills what it left
+    assert names("cams") == ["c", "half"] and not Path("runs/tiny/cams.before3").exists()
+    Path("runs/tiny/lists.txt").unlink()  # its input is made anew
+    run("c fails", failing=True)
+    assert names("cams") == ["c"] and names("cams.before3") == ["c", "half"]
+
+
+def test_nothing_that_was_set_aside_is_lost(tiny):
+    for epochs in (1, 2, 3):
+        main(["recipe", "run", "tiny", "--set", f"size=--epochs {epochs}"])
+    texts = [Path(f"runs/tiny/seed0/model.pt{end}").read_text() for end in (".before", ".before2", "")]
+    assert texts == [f"0 --epochs {epochs}\n" for epochs in (1, 2, 3)]
+
+
+def test_a_run_whose_folder_was_moved_says_what_differs(tiny, capfd):
+    main(["recipe", "run", "tiny"])
+    Path("runs").rename("moved")
+    capfd.readouterr()
+    main(["recipe", "run", "tiny", "--set", "runs=moved"])
+    wanted = f"its command changed: it ran in {tiny}/runs/tiny, and would run in {tiny}/moved/tiny"
+    assert f"train-seed0: of one seed ({wanted})" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [("a.py --lr 1 -x", "a.py --lr 1 -x -y", "nothing became -y"), ("a.py -x", "a.py", "-x became nothing"),
+     ("a.py --lr 1 2", "a.py --lr 1 3", "--lr 1 2 became --lr 1 3"), ("a.py", "b.py", "a.py became b.py")],
+)  # fmt: skip
+def test_what_differs_between_commands_is_named(tiny, monkeypatch, before, now, said):
+    job = jobs()[2]
+    record = Record(before.split(), str(job.folder), "done", 1.0, "")
+    monkeypatch.setattr(Job, "words", now.split())
+    assert describe_change(record, job) == said
+
+
 def test_figures_of_stale_steps_are_not_reported(tiny, capfd):
     main(["recipe", "run", "tiny"])
     Path("runs/tiny/seed0/eval.json").write_text(json.dumps(JUDGED))
@@ -276,10 +331,10 @@ def test_figures_of_stale_steps_are_not_reported(tiny, capfd):
     main(["recipe", "report", "tiny", "--set", "size=--epochs 3"])
     assert "50.0" not in capfd.readouterr().out
     states = {step["step"]: step["state"] for step in json.loads(Path("runs/tiny/report.json").read_text())["steps"]}
-    assert states["train-seed0"] == "its command changed"
+    assert states["train-seed0"] == "its command changed: --epochs 60 became --epochs 3"
     assert states["judge-seed0"] == "train-seed0 has to run first"
     assert main(["recipe", "run", "tiny", "--set", "size=--epochs 3", "--only", "judge"]) == 0
-    assert "judge-seed0 builds on train-seed0: its command changed" in capfd.readouterr().err
+    assert "judge-seed0 builds on train-seed0: its command changed: --epochs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "[1]", '{"cams": {"miou": NaN}}', '{"cams": {"miou": null}}', "x"])
@@ -406,6 +461,27 @@ def test_the_report_puts_the_papers_figures_beside_the_measured_ones(tiny, capfd
     assert content["environments"][0]["steps"] == ["lists", "train-seed0", "judge-seed0", "train-seed1", "judge-seed1"]
     page = Path("runs/tiny/report.html").read_text()
     assert "68.7" in page and "51.0 ± 1.4 (2 seeds)" in page and "miniature" not in page and "a note" in page
+
+
+def test_without_seeds_all_that_ran_are_reported(tiny, capfd):
+    main(["recipe", "run", "tiny", "--seeds", "3"])
+    for seed in range(3):
+        Path(f"runs/tiny/seed{seed}/eval.json").write_text(json.dumps(JUDGED))
+    for command, count in (["report", "tiny"], 3), (["run", "tiny"], 3), (["report", "tiny", "--seeds", "2"], 2):
+        assert main(["recipe", *command]) == 0
+        assert f"({count} seeds)" in capfd.readouterr().out
+        assert f"({count} seeds)" in Path("runs/tiny/report.html").read_text(encoding="utf-8")
+
+
+def test_paths_in_another_alphabet_are_reported_in_a_locale_without_it(tiny):
+    (tiny / "caf\xe9").mkdir()
+    command = [sys.executable, "-m", "semples_plugin", "recipe", "report", "weaktr-voc"]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, cwd=tiny / "caf\xe9", env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    page = (tiny / "caf\xe9/runs/weaktr-voc/report.html").read_text(encoding="utf-8")
+    assert f"{tiny}/caf\xe9/runs" in page and f"{tiny}/caf\xe9/runs".encode() in done.stdout
+    assert b"2012" in subprocess.run([*command[:4], "list"], env=environment, capture_output=True, check=True).stdout
 
 
 def test_a_miniature_is_apart_and_says_so(tiny, capfd):

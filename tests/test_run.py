@@ -85,7 +85,8 @@ def test_another_start_up_file_is_run_as_well(checkout, tmp_path, monkeypatch):
     assert run("weaktr", "--any-commit", "main.py").stdout.split("\n")[-3:] == ["another", "after it", ""]
 
 
-def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys):
+def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys, monkeypatch):
+    monkeypatch.setattr(os, "execve", lambda *_: None)  # a script that starts after all
     (checkout / "folder").mkdir()
     for arguments, told in {
         ("weaktr", "main.py"): f"{checkout} is no git checkout; clone weaktr with git, an unpacked archive has no "
@@ -94,6 +95,9 @@ def test_what_is_wrong_is_told_in_a_sentence(checkout, capsys):
         "and a module, got none",
         ("weaktr", "--any-commit", "-m"): "or -m and a module, got -m",
         ("weaktr", "--any-commit", "--devise", "cpu"): "got the option --devise; run's own are --device, --seed",
+        ("weaktr", "--any-commit", "-I", "main.py"): "got the option -I; run's own are",
+        ("weaktr", "--any-commit", "-uE", "main.py"): "got the option -uE",
+        ("weaktr", "--any-commit", "-S", "main.py"): "got the option -S",
         ("weaktr", "--any-commit", "man.py"): f"there is no script man.py in {checkout}",
         ("weaktr", "--any-commit", "folder"): "there is no script folder in",
         ("clims", "main.py"): f"{checkout} is no checkout of clims: it has no run_sample.py",

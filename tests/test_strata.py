@@ -343,13 +343,19 @@ def test_the_command_says_what_it_lacks(two_sides, capsys):
                "--quiet"]  # fmt: skip
     assert main([*command, "--strata"]) == 0
     said = capsys.readouterr().out
-    assert "No strata of contrast: they take images" in said and "--images FOLDER" in said
+    assert "No strata of contrast: there was no image to read" in said and "--images FOLDER" in said
     assert json.loads((two_sides / "out" / "eval.json").read_text())["after"]["strata"]["contrast"] is None
     assert main([*command, "--images", str(two_sides / "images")]) == 1
     assert "give --strata, too" in capsys.readouterr().err
     for folder, words in (("none", "there is no folder"), ("after", "holds none of the 50 images")):
         assert main([*command, "--strata", "--images", str(two_sides / folder)]) == 1
         assert words in capsys.readouterr().err
+    (two_sides / "broken").mkdir()
+    for path in (two_sides / "images").iterdir():
+        (two_sides / "broken" / path.name).write_text("no image")
+    assert main([*command, "--strata", "--images", str(two_sides / "broken")]) == 1
+    said = capsys.readouterr().out
+    assert "No strata of contrast: there was no image to read" in said and "50 images not measured" in said
     (two_sides / "images" / "7.png").unlink()
     assert main([*command, "--strata", "--images", str(two_sides / "images")]) == 1
     captured = capsys.readouterr()
@@ -366,6 +372,16 @@ def test_figures_outlive_strata_that_fail(two_sides, capsys):
     assert main([*command, "--quiet", "--strata"]) == 1
     assert "no object in the ground truth of 3 images" in capsys.readouterr().err
     assert json.loads((out / "eval.json").read_text())["cams"]["miou"] == 1
+
+
+def test_a_page_outlives_strata_that_fail(two_sides, capsys):
+    world(two_sides / "void", masks={f"{n}": np.zeros((9, 9), np.uint8) for n in range(3)})
+    page = two_sides / "r.html"
+    command = ["report", str(two_sides / "void" / "cams"), "--gt", str(two_sides / "void" / "gt"), "--out", str(page)]
+    assert main([*command, "--quiet", "--strata"]) == 1
+    captured = capsys.readouterr()
+    assert "no object in the ground truth of 3 images: all is background" in captured.err
+    assert "r.html, without strata" in captured.out and "<html" in page.read_text(encoding="utf-8")
 
 
 def test_the_page_has_a_table_and_a_chart(two_sides, capsys):

@@ -1,6 +1,7 @@
 """`write_cams_of`: CAM files equal a loop by hand over images, scales and flips; interrupted runs go on."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from semples_plugin import FrozenClip, SemPLeSRegularizer, wrap, write_cams_of
 from semples_plugin.data import new_cam_files
 from semples_plugin.data.cam_files import list_cams, read_cams
+from semples_plugin.data.image_records import ImageRecords, look
 
 SIZES = {"a": (33, 47), "b": (33, 47), "c": (40, 25), "d": (33, 47), "e": (21, 64)}
 LABELS = {"a": [1, 0, 1], "b": [0, 1, 0], "c": [1, 1, 1], "d": [0, 0, 0], "e": [0, 0, 1]}
@@ -191,6 +193,57 @@ def test_other_settings_are_refused(images, tmp_path, change, named):
     assert list(list_cams(tmp_path / "out")) == ["a", "b"]
 
 
+def test_changed_images_are_noticed_where_a_call_goes_on(images, tmp_path):
+    out, options = tmp_path / "out", {"origin": "my.pth", "scales": (1.0,), "progress": False}
+    network = Network()
+    write_cams_of(network, images, out, LABELS, ["a", "b", "d"], **options)
+    before = {path: path.read_bytes() for path in out.glob("*.npy")}
+    os.utime(images / "b.png", ns=(1, 1))  # a copy of the same image
+    write_cams_of(network, images, out, LABELS, ["a", "b", "d"], **options)
+    status = (images / "a.png").stat()
+    Image.fromarray(np.zeros((33, 47, 3), np.uint8)).save(images / "d.png")  # it has no label, and isn't looked at
+    pixels = np.asarray(Image.open(images / "a.png")).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(images / "a.png")
+    with pytest.raises(ValueError, match=r"out holds CAMs of 1 images that changed since they were made, such "
+                       r"as .*a\.png: remove their CAM files, such as a\.npy, to have them made again"):  # fmt: skip
+        write_cams_of(network, images, out, LABELS, **options)
+    assert before == {path: path.read_bytes() for path in out.glob("*.npy")}
+    write_cams_of(network, images, out, LABELS, ["b", "c"], **options)  # another process's share is untouched
+    (out / "a.npy").unlink()
+    assert write_cams_of(network, images, out, LABELS, **options) == {}
+    write_cams_of(network, images, out, LABELS, **options)  # the last record counts
+    Image.fromarray(pixels[:30]).save(images / "a.png")
+    os.utime(images / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ValueError, match="1 images that changed"):
+        write_cams_of(network, images, out, LABELS, **options)
+    (images / "a.png").unlink()
+    write_cams_of(network, images, out, LABELS, **options)
+
+
+def test_a_checkpoint_written_anew_under_its_name_is_noticed(images, tmp_path):
+    options = {"origin": tmp_path / "my.pth", "progress": False}
+    (tmp_path / "my.pth").write_bytes(b"1")
+    write_cams_of(Network(), images, tmp_path / "out", LABELS, ["a"], **options)
+    write_cams_of(Network(), images, tmp_path / "out", LABELS, ["b"], **options)
+    (tmp_path / "my.pth").write_bytes(b"2")
+    with pytest.raises(ValueError, match=r"holds CAMs made with model '.*my\.pth .*where this call has"):
+        write_cams_of(Network(), images, tmp_path / "out", LABELS, **options)
+
+
+def test_records_survive_a_kill_and_a_full_disk_names_them(tmp_path, monkeypatch):
+    records, image = ImageRecords(tmp_path / "records"), tmp_path / "a.png"
+    image.write_bytes(b"1")
+    records.add("a", look(image))
+    (tmp_path / "records").write_bytes((tmp_path / "records").read_bytes() + b'\n["b", 1')
+    records.add("c\n\xe9", look(image))
+    image.write_bytes(b"2")
+    assert records.changed(dict.fromkeys(["a", "b", "c\n\xe9", "d"], image)) == ["a", "c\n\xe9"]
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*full'"):
+        ImageRecords(tmp_path / "full").add("a", look(image))
+
+
 def test_other_weights_and_strange_files_are_refused(images, tmp_path):
     network, out = Network(), tmp_path / "out"
     write_cams_of(network, images, out, LABELS, progress=False)
@@ -202,7 +255,7 @@ def test_other_weights_and_strange_files_are_refused(images, tmp_path):
     with pytest.raises(ValueError, match=r"write_cams_of\.json doesn't say how the CAMs beside it were made"):
         write_cams_of(network, images, out, LABELS, progress=False)
     (out / new_cam_files.SETTINGS).unlink()
-    with pytest.raises(ValueError, match=r"holds 5 files, such as a\.npy, that this command didn't make"):
+    with pytest.raises(ValueError, match=r"holds 6 files, such as a\.npy, that this command didn't make"):
         write_cams_of(network, images, out, LABELS, progress=False)
 
 

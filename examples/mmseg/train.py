@@ -14,12 +14,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from semples_plugin.adapters.mmseg_testing import Test, check_pseudo_masks, pack_submission, use_data, write_metrics
+from semples_plugin.adapters.mmseg_options import Options, set_options
+from semples_plugin.adapters.mmseg_testing import (
+    Test,
+    check_data,
+    check_pseudo_masks,
+    check_whole,
+    pack_submission,
+    use_data,
+    write_metrics,
+)
 from semples_plugin.data.cam_files import read_image_list
+from semples_plugin.utils.checkpoint_files import check_saved
+from semples_plugin.utils.text import reason
 
 
 def main() -> None:
@@ -30,7 +41,8 @@ def main() -> None:
         if options.test:
             config.load_from = checkpoint_of(options.test, Path(config.work_dir))
             test.apply(config)
-        else:
+        check_data(config, bool(options.test))
+        if not options.test:
             check_pseudo_masks(config)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
@@ -65,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work-dir", help="default: work_dirs/NAME OF THE CONFIG")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, help="KEY=VALUE in the config")
+    parser.add_argument("--cfg-options", nargs="+", action=Options, default={}, help="KEY=VALUE in the config")
     test = parser.add_argument_group("testing")
     test.add_argument("--test", metavar="CHECKPOINT", help="test these weights, or the `last` ones, and train nothing")
     test.add_argument("--tta", action="store_true", help="at several scales, and flipped")
@@ -79,15 +91,28 @@ def parse() -> argparse.Namespace:
 
 def config_of(options: argparse.Namespace) -> Config:
     file = config_file(options.config)
-    config = Config.fromfile(file)
+    config = read_config(file)
     for fragment in options.fragments:
-        changes = Config.fromfile(config_file(fragment))
-        config.merge_from_dict(changes.to_dict())
+        changes = read_config(config_file(fragment)).to_dict()
+        try:
+            config.merge_from_dict(changes)
+        except (KeyError, TypeError) as error:  # of a position in a list, or of an entry of another kind
+            raise ValueError(f"--with {fragment} doesn't fit {options.config}: {error}") from error
+    check_whole(config, options.config)
     use_data(config, options.data, options.pseudo_masks)
-    config.merge_from_dict(options.cfg_options)
+    set_options(config, options.cfg_options)
     config.work_dir = options.work_dir or f"work_dirs/{file.stem}"
     config.launcher, config.resume = options.launcher, options.resume
     return config
+
+
+def read_config(file: Path) -> Config:
+    try:
+        return Config.fromfile(file)
+    except ImportError:
+        raise
+    except Exception as error:  # a config is code, which raises anything
+        raise ValueError(f"{file} can't be read as a config ({type(error).__name__}: {reason(error)})") from error
 
 
 def config_file(name: str) -> Path:
@@ -113,6 +138,8 @@ def checkpoint_of(name: str, work_dir: Path) -> str:
     found = find_latest_checkpoint(str(work_dir)) if name == "last" else name
     if found is None or ("://" not in found and not Path(found).is_file()):
         raise FileNotFoundError(f"there is no checkpoint {name if found else f'in {work_dir}'}")
+    if "://" not in found:
+        check_saved(found)
     return found
 
 

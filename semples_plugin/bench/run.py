@@ -86,7 +86,7 @@ def run_bench(
     if set_aside(out.resolve()):
         print(f"\nEarlier figures: {out}.before")
     with replacing(out) as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\nFigures: {out}")
     return results
 
@@ -117,7 +117,7 @@ def describe_machine(device: str) -> str:
 def _in_a_process(task: dict[str, Any]) -> Row:
     """What `worker` measures; an empty row where the memory doesn't suffice."""
     command = [sys.executable, "-W", "ignore", "-m", "semples_plugin.bench.worker", json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode == 0:
         row: Row = json.loads(done.stdout.splitlines()[-1])
         return row
@@ -130,7 +130,7 @@ def _in_a_process(task: dict[str, Any]) -> Row:
 def _processor() -> str:
     """The processor's name, where the system tells it, and torch's threads."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -176,8 +176,8 @@ def _memory(device: torch.device, restart: bool = False) -> int | None:
         if restart:
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that Python has freed is not the step's
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -33,17 +33,22 @@ def add(commands: Any) -> None:
     _add_choice(run)
     run.set_defaults(run=run_run)
     report = _add_action(
-        actions, "report", "write the paper's figures beside the measured ones: report.json and report.html"
+        actions,
+        "report",
+        "write the paper's figures beside the measured ones: report.json and report.html",
+        seeds="report seeds 0 to N - 1 (default: all that ran)",
     )
-    report.set_defaults(run=run_report)
+    report.set_defaults(run=run_report, seeds=None)
 
 
-def _add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_action(
+    actions: Any, name: str, summary: str, seeds: str = "run with seeds 0 to N - 1"
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
     )
     parser.add_argument("recipe", metavar="NAME", help="of a recipe, see `semples recipe list`")
-    parser.add_argument("--seeds", type=whole_number, default=1, metavar="N", help="run with seeds 0 to N - 1")
+    parser.add_argument("--seeds", type=whole_number, default=1, metavar="N", help=seeds)
     parser.add_argument("--settings", metavar="FILE", help="TOML file of names and values (default: semples.toml)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="a path or value")
     parser.add_argument(
@@ -74,7 +79,7 @@ def run_show(options: argparse.Namespace) -> None:
     """`semples recipe show`."""
     from semples_plugin.recipes.show import format_settings, format_steps
 
-    recipe, jobs = _load(options)
+    recipe, jobs = _load(options, options.seeds)
     chosen = _choose(jobs, options)
     if len(chosen) == len(jobs):
         print(format_settings(recipe, jobs[0].settings) + "\n")
@@ -83,10 +88,11 @@ def run_show(options: argparse.Namespace) -> None:
 
 def run_run(options: argparse.Namespace) -> int:
     """`semples recipe run`."""
+    from semples_plugin.recipes.jobs import seeds_on_disk
     from semples_plugin.recipes.report import format_rows, report, write_report
     from semples_plugin.recipes.run import run_jobs
 
-    recipe, jobs = _load(options)
+    recipe, jobs = _load(options, options.seeds)
     chosen = _choose(jobs, options)
     again = _again(options)
     try:
@@ -94,6 +100,8 @@ def run_run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nsemples recipe: interrupted; nothing that is done is lost, and `{again}` goes on", file=sys.stderr)
         return 130
+    on_disk = max(options.seeds, seeds_on_disk(jobs[0].settings.folder))  # of earlier runs, which aren't lost
+    recipe, jobs = _load(options, on_disk)
     content = report(recipe, jobs, options.miniature)
     _, page = write_report(content, jobs[0].settings.folder)
     print(format_rows(content))
@@ -103,23 +111,26 @@ def run_run(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> None:
     """`semples recipe report`."""
+    from semples_plugin.recipes.jobs import seeds_on_disk
     from semples_plugin.recipes.report import format_rows, report, write_report
 
-    recipe, jobs = _load(options)
+    recipe, jobs = _load(options, options.seeds or 1)
+    if options.seeds is None:
+        recipe, jobs = _load(options, seeds_on_disk(jobs[0].settings.folder))
     content = report(recipe, jobs, options.miniature)
     paths = write_report(content, jobs[0].settings.folder)
     print(format_rows(content))
     print(f"wrote {paths[0]} and {paths[1]}")
 
 
-def _load(options: argparse.Namespace) -> tuple[Recipe, list[Job]]:
+def _load(options: argparse.Namespace, seeds: int) -> tuple[Recipe, list[Job]]:
     from semples_plugin.recipes.book import load_recipe
     from semples_plugin.recipes.jobs import jobs_of
     from semples_plugin.recipes.settings import read_given
 
     recipe = load_recipe(options.recipe)
     given = read_given(recipe, options.settings, options.set)
-    return recipe, jobs_of(recipe, given, options.seeds, options.miniature)
+    return recipe, jobs_of(recipe, given, seeds, options.miniature)
 
 
 def _choose(jobs: Sequence[Job], options: argparse.Namespace) -> list[Job]:

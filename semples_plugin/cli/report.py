@@ -55,10 +55,13 @@ def run(options: argparse.Namespace) -> int:
         words = nearest_words(prompts, clip, default_vocabulary(clip))
         if options.images:
             panels = prompt_panels(prompts, clip, evaluations[-1], options.images)
-    strata = None
+    strata, lacking = None, None
     if options.strata:
-        strata, failed = judge_strata(options, evaluations)
-        status = max(status, failed)
+        try:
+            strata, failed = judge_strata(options, evaluations)
+            status = max(status, failed)
+        except ValueError as error:  # costs the page its strata alone
+            lacking = error
     keep_earlier(options.out)
     write_report(
         options.out,
@@ -71,7 +74,9 @@ def run(options: argparse.Namespace) -> int:
         prompts=panels,
         heading=options.title,
     )
-    print(f"wrote {options.out}")
+    print(f"wrote {options.out}{'' if lacking is None else ', without strata'}")
+    if lacking is not None:
+        raise lacking
     return status
 
 

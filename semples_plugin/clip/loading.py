@@ -242,7 +242,10 @@ def _openai_archive(path: Path) -> dict[str, torch.Tensor] | None:
     with zipfile.ZipFile(path) as archive:
         if not any(member.endswith("constants.pkl") for member in archive.namelist()):
             return None
-    state = torch.jit.load(path, map_location="cpu").state_dict()
+    try:
+        state = torch.jit.load(path, map_location="cpu").state_dict()
+    except Exception as error:
+        raise ValueError(_describe_mismatch(path, "OpenAI's weights of a CLIP", error)) from error
     return {key: value.float() for key, value in state.items() if key not in _OPENAI_EXTRAS}
 
 

@@ -44,7 +44,9 @@ def fill_chainercv_datasets(module: ModuleType) -> None:
     class VOCSemanticSegmentationDataset:
         def __init__(self, data_dir: str, split: str = "train") -> None:
             self.data_dir = data_dir
-            self.ids = (Path(data_dir) / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+            self.ids = (
+                (Path(data_dir) / "ImageSets" / "Segmentation" / f"{split}.txt").read_text(encoding="utf-8").split()
+            )
 
         def __len__(self) -> int:
             return len(self.ids)

@@ -91,9 +91,9 @@ def _check_script(arguments: Sequence[str]) -> None:
     expected = "expected a script of the host and its arguments, such as main.py --help, or -m and a module"
     if not arguments or list(arguments) == ["-m"]:
         raise ValueError(f"{expected}, got {arguments[0] if arguments else 'none'}")
-    if arguments[0].startswith("--"):  # Python has no such options that would be of use here
+    if arguments[0].startswith("-") and arguments[0] != "-m":  # with -I, -E or -S Python would leave corrections out
         raise ValueError(
             f"{expected}, got the option {arguments[0]}; run's own are --device, --seed, --cfg and --any-commit"
         )
-    if not arguments[0].startswith("-") and not Path(arguments[0]).is_file():
+    if arguments[0] != "-m" and not Path(arguments[0]).is_file():
         raise FileNotFoundError(f"there is no script {arguments[0]} in {Path.cwd()}")

@@ -116,7 +116,7 @@ class LabelledImages:
     def __init__(self, config: Any) -> None:
         root = Path(config["data_root"])
         self.img_dir, self.ann_dir = root / config["img_dir"], root / config["ann_dir"]
-        names = (root / config["split"]).read_text().split()
+        names = (root / config["split"]).read_text(encoding="utf-8").split()
         self.img_infos: list[dict[str, Any]] = [
             {"filename": f"{name}.jpg", "ann": {"seg_map": f"{name}.png"}} for name in names
         ]

@@ -23,6 +23,8 @@ IGNORED = 255
 _NOTE = "semples"  # keyword in a PNG
 _MASKS = ("PNG",)  # Pillow knows many more formats, and starts Ghostscript for one of them
 _IMAGES = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's names
+_WIDE = {"I": "whole numbers of 32 bits", "F": "floating-point numbers"}
 _MAX_PIXELS = 8192 * 8192  # of an image, whose file may be compressed a thousandfold
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".JPEG", ".PNG")
 
@@ -32,9 +34,14 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: where it doesn't exist.
-        ValueError: where it is no PNG, is damaged, has more than 8192 x 8192 pixels, or is in colours.
+        ValueError: where it is no PNG, is damaged, has more than 8192 x 8192 pixels, is in colours, or in grey of 1, 2,
+            4 or 16 bits.
     """
-    mask = _read(path, "mask in PNG", _MASKS, None)
+    with _opened(path, "mask in PNG", _MASKS) as image:
+        coding = next((str(tile[3]) for tile in getattr(image, "tile", ())), "")
+        mask = np.asarray(image)
+    if coding in ("L;2", "L;4"):  # decoders make 0 to 255 of them, so that class 1 becomes 85 or 17
+        raise ValueError(f"{path}: expected class numbers in bytes, got grey of {coding[2:]} bits: save it with 8")
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"{path}: expected one channel of class numbers in bytes, got {mask.dtype} {list(mask.shape)}")
     return mask
@@ -87,11 +94,20 @@ def read_note(path: str | Path) -> str:
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """RGB `[H, W, 3]` of an image in one of the usual formats, of 8192 x 8192 pixels at most.
 
+    Of 16 bits per channel the upper 8 count.
+
     Raises:
         FileNotFoundError: where it doesn't exist.
-        ValueError: where it can't be read.
+        ValueError: where it can't be read, or holds numbers of which nothing says what is white.
     """
-    return _read(path, "image", _IMAGES, "RGB")
+    with _opened(path, "image", _IMAGES) as image:
+        mode = image.mode
+        pixels = np.asarray(image if mode in _GREY_16 else image.convert("RGB"))
+    if mode in ("I", "F"):  # which Pillow clips at 255
+        raise ValueError(f"{path}: expected 8 or 16 bits per channel, got {_WIDE[mode]}: save it with 8")
+    if mode in _GREY_16:  # as Pillow does where there are three channels; grey it clips at 255
+        pixels = np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return pixels
 
 
 def find_image(folder: str | Path, name: str) -> Path:
@@ -126,11 +142,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def _find(folder: str | Path, name: str, suffixes: Iterable[str]) -> Path:
     paths = [Path(folder) / f"{stem}{suffix}" for stem in file_stems(name) for suffix in suffixes]
     return next((path for path in paths if path.exists()), paths[0])
-
-
-def _read(path: str | Path, what: str, formats: tuple[str, ...], mode: str | None) -> NDArray[np.uint8]:
-    with _opened(path, what, formats) as image:
-        return np.asarray(image if mode is None else image.convert(mode))
 
 
 @contextlib.contextmanager

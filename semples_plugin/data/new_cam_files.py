@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.image_names import ImageNames
+from semples_plugin.data.image_records import ImageRecords, look
 from semples_plugin.data.images import check_images, find_image, image_size, read_image
 from semples_plugin.utils.atomic_files import claim_folder, replacing
 from semples_plugin.utils.text import reason, shown
@@ -19,6 +20,8 @@ from semples_plugin.utils.text import reason, shown
 Planes = Sequence[NDArray[np.float32]]
 SETTINGS = "write_cams_of.json"
 """The file beside the CAMs that says how they were made."""
+IMAGES = "write_cams_of.images.jsonl"
+"""The file beside the CAMs that says what the images were."""
 
 
 class NewCamFiles:
@@ -51,6 +54,7 @@ class NewCamFiles:
         if format_ not in FORMATS:
             raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {shown(format_)}")
         self.images, self.out, self.format = Path(images), Path(out), format_
+        self._records, self._seen = ImageRecords(self.out / IMAGES), dict[str, list[Any]]()
         self.labels = _chosen_labels(labels, names)
         check_images(images, self.labels)
 
@@ -59,15 +63,28 @@ class NewCamFiles:
 
         Raises:
             OSError: where nothing can be written into it.
-            ValueError: where it holds anything else.
+            ValueError: where it holds anything else, or CAMs of images that changed since.
         """
         path = self.out / SETTINGS
         if path.exists():
             _check_settings(path, settings)
-        claim_folder(self.out, lambda file: path.exists() and file.name in (SETTINGS, f"{file.stem}{self._suffix}"))
+        claim_folder(
+            self.out, lambda file: path.exists() and file.name in (SETTINGS, IMAGES, f"{file.stem}{self._suffix}")
+        )
+        self._check_unchanged()
         if not path.exists():
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps(settings, indent=2) + "\n")
+                temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _check_unchanged(self) -> None:
+        made = [name for name, label in self.labels.items() if label.any() and self._target(name).exists()]
+        changed = self._records.changed({name: find_image(self.images, name) for name in made})
+        if changed:
+            raise ValueError(
+                f"{self.out} holds CAMs of {len(changed)} images that changed since they were made, such as "
+                f"{find_image(self.images, changed[0])}: remove their CAM files, such as "
+                f"{self._target(changed[0]).name}, to have them made again, or choose another folder"
+            )
 
     def pending(self) -> list[str]:
         """Names of the images without CAMs."""
@@ -85,13 +102,17 @@ class NewCamFiles:
         read: dict[str, NDArray[np.uint8] | str] = {}
         for name in names:
             try:
-                read[name] = read_image(find_image(self.images, name))
+                path = find_image(self.images, name)
+                self._seen[name] = look(path)  # before it is read: a change meanwhile is noticed
+                read[name] = read_image(path)
             except (OSError, ValueError) as error:
                 read[name] = str(error)
         return read
 
     def write(self, name: str, planes: Planes) -> None:
         """Writes an image's CAMs, scores `[H, W]` of its present classes."""
+        if name in self._seen:  # first, so that no CAMs are without it
+            self._records.add(name, self._seen.pop(name))
         # The file's time is the present, not the image's: pseudo masks tell by it that CAMs were made again.
         write_cams(self._target(name), Cams(planes, tuple(self.labels[name].nonzero()[0].tolist()), self.format))
 
@@ -127,7 +148,7 @@ def _chosen_labels(labels: Mapping[str, ArrayLike], names: Iterable[str] | None)
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in settings if earlier.get(key) != settings[key]]
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} doesn't say how the CAMs beside it were made ({reason(error)})") from error

@@ -27,7 +27,7 @@ def write_scenes(folder: Path, scenes: Scenes) -> None:
         write_picture(folder / "images" / f"{i:04}.png", image)
         write_mask(folder / "masks" / f"{i:04}.png", mask)
     with replacing(folder / "classes.txt") as temporary:
-        temporary.write_text("\n".join(OBJECTS) + "\n")
+        temporary.write_text("\n".join(OBJECTS) + "\n", encoding="utf-8")
 
 
 def write_stage(folder: Path, scenes: Scenes, cams: np.ndarray) -> None:
@@ -72,7 +72,7 @@ def write_world(folder: Path, train: int = 1000, test: int = 300, seed: int = 0)
         with replacing(folder / split / "cls_labels.npy") as temporary, temporary.open("wb") as file:
             np.save(file, np.array(labels, dtype=object), allow_pickle=True)
         with replacing(folder / split / "list.txt") as temporary:
-            temporary.write_text("\n".join(labels) + "\n")
+            temporary.write_text("\n".join(labels) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -128,5 +128,5 @@ def _run_seed(world: World, names: Sequence[str], out: Path, results: dict[str, 
     run = {"rows": rows, "drifted": world.drifted, "seconds": seconds}
     seeds = {**results["seeds"], str(world.seed): run}
     with replacing(out / "results.json") as temporary:
-        temporary.write_text(json.dumps({**results, "seeds": seeds}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**results, "seeds": seeds}, indent=2) + "\n", encoding="utf-8")
     results["seeds"] = seeds

@@ -229,7 +229,7 @@ def save(model: open_clip.CLIP, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -261,7 +261,7 @@ def main() -> None:
         "test_seed": test_seed,
         "metrics": {k: round(v, 4) for k, v in metrics.items()},
     }
-    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):40} {value:.3f}")
 

@@ -239,7 +239,8 @@ def write_evaluation(
 ) -> None:
     """Writes `eval.json`, and `images.csv` with the mean IoU [%] of each image's classes in each evaluation."""
     write_figures(folder, content)
-    with replacing(Path(folder) / "images.csv") as temporary, temporary.open("w", newline="") as file:
+    utf8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # of names, which may be any bytes
+    with replacing(Path(folder) / "images.csv") as temporary, temporary.open("w", newline="", **utf8) as file:
         table = csv.writer(file)
         table.writerow(["image", *titles])
         for name in evaluations[0].counts:
@@ -250,7 +251,7 @@ def write_evaluation(
 def write_figures(folder: str | Path, content: Mapping[str, Any]) -> None:
     """Writes `eval.json`."""
     with replacing(Path(folder) / "eval.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def image_iou(evaluation: FolderEvaluation, name: str) -> float:

@@ -87,7 +87,8 @@ class Strata:
         every: all of them.
         groups: strata by what they are of, each from what should be hard to what should be easy, or the other way
             round: "size", quartiles of `Regions.area`; "border", whether an object touches the image's; "contrast",
-            quartiles of `Regions.contrast`, missing where no images were given; "classes", their number in the image.
+            quartiles of `Regions.contrast`, missing where no image was given or could be read; "classes", their
+            number in the image.
         failed: images that could not be measured, and why.
     """
 
@@ -98,12 +99,12 @@ class Strata:
     def to_dict(self, evaluation: int) -> dict[str, Any]:
         """What `eval.json` holds of one of the evaluations, by its position, ready for `json.dumps`.
 
-        `object` says what one is, `all objects` is a stratum, and `size`, `border`, `contrast` (None where no images
-        were given) and `classes` are lists of strata. Of each, `stratum` is the name, `from` and `to` the lowest and
-        the highest value of a quartile (of size: the share of the image, of contrast: CIELAB's units), `objects` and
-        `images` are numbers, `too few images` says not to rely on intervals, and the others are those of `Score`, in
-        [0, 1]. Evaluations but the first have `beside the first`, the gain in `iou`. `not measured` are images, and
-        why.
+        `object` says what one is, `all objects` is a stratum, and `size`, `border`, `contrast` (None where no image was
+        given or could be read) and `classes` are lists of strata. Of each, `stratum` is the name, `from` and `to` the
+        lowest and the highest value of a quartile (of size: the share of the image, of contrast: CIELAB's units),
+        `objects` and `images` are numbers, `too few images` says not to rely on intervals, and the others are those of
+        `Score`, in [0, 1]. Evaluations but the first have `beside the first`, the gain in `iou`. `not measured` are
+        images, and why.
         """
         groups = {name: [_to_dict(one, evaluation) for one in strata] for name, strata in self.groups.items()}
         return {

@@ -36,7 +36,7 @@ def _output(*command: str) -> str:
     if shutil.which(command[0]) is None:
         return ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # a driver that hangs costs a name, no run
         return ""
     return done.stdout.strip().replace("\n", ", ") if done.returncode == 0 else ""

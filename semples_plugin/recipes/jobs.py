@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -87,7 +89,7 @@ class Job:
     def read_record(self) -> Record | None:
         """Its record; None where it never ran, or the file is damaged, so that it runs again."""
         try:
-            record = Record(**json.loads(self.record_file.read_text()))
+            record = Record(**json.loads(self.record_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
         texts = (record.folder, record.status, record.ended)
@@ -98,7 +100,7 @@ class Job:
     def write_record(self, record: Record) -> None:
         """Keeps the record."""
         with replacing(self.record_file) as temporary:
-            temporary.write_text(json.dumps(asdict(record), indent=2) + "\n")
+            temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 
 def jobs_of(recipe: Recipe, given: Mapping[str, str], seeds: int, miniature: bool) -> list[Job]:
@@ -141,12 +143,39 @@ def why_to_run(job: Job, jobs: Sequence[Job]) -> str:
         return "it never ran"
     if record.status != DONE:
         return f"it was {record.status}"
-    if (record.command, record.folder) != (job.words, str(job.folder)):
-        return "its command changed"
+    if change := describe_change(record, job):
+        return f"its command changed: {change}"
     if absent:
         return f"{absent[0]} is gone"
     newer = newer_makers(job, record, jobs)
     return f"{newer[0].key} ran again" if newer else ""
+
+
+def describe_change(record: Record, job: Job) -> str:
+    """What differs between the command of the last run and that of the next; empty where nothing does."""
+    if record.folder != str(job.folder):
+        return f"it ran in {record.folder}, and would run in {job.folder}"
+    for before, now in itertools.zip_longest(_options(record.command), _options(job.words)):
+        if before != now:
+            return f"{shlex.join(before or ()) or 'nothing'} became {shlex.join(now or ()) or 'nothing'}"
+    return ""
+
+
+def _options(words: Sequence[str]) -> list[list[str]]:
+    """The words of a command, those behind an option together with it."""
+    groups: list[list[str]] = []
+    for word in words:
+        if groups and groups[-1][0].startswith("-") and not word.startswith("-"):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups
+
+
+def seeds_on_disk(folder: Path) -> int:
+    """How many seeds have run, at least in part, in a recipe's folder; 1 where none has."""
+    seeds = [re.fullmatch(r".+-seed(\d+)", path.stem) for path in (folder / "steps").glob("*.json")]
+    return max((int(match[1]) + 1 for match in seeds if match), default=1)
 
 
 def stale_jobs(jobs: Sequence[Job]) -> dict[str, str]:

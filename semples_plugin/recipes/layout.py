@@ -55,7 +55,7 @@ def write_list(lines: Iterable[str], path: Path) -> None:
     """A text file of these lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines))
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def annotated_images(instances: Path, class_names: Sequence[str], count: int | None) -> dict[str, set[int]]:

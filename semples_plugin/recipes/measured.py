@@ -70,7 +70,7 @@ def _read(figure: Figure, job: Job) -> Measurement | None:
     """What a job measured; None where its file is gone or holds no such figure."""
     path = job.settings.path(figure.file) if figure.file else job.log
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace", encoding="utf-8")
         found = _search(figure, job, text) if figure.pattern else _take(figure, job, json.loads(text))
         return found if found is not None and math.isfinite(found.miou) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -14,7 +14,7 @@ from semples_plugin.recipes.measured import Row, rows_of
 from semples_plugin.recipes.recipe import Recipe
 from semples_plugin.recipes.show import wrapped
 from semples_plugin.utils.atomic_files import replacing
-from semples_plugin.viz.pages import render
+from semples_plugin.viz.pages import render, write_page
 
 
 def report(recipe: Recipe, jobs: Sequence[Job], miniature: bool) -> dict[str, Any]:
@@ -36,9 +36,8 @@ def write_report(content: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """Writes `report.json` and `report.html` into the recipe's folder, and returns their paths."""
     paths = folder / "report.json", folder / "report.html"
     with replacing(paths[0]) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with replacing(paths[1]) as temporary:
-        temporary.write_text(_page(content), encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_page(paths[1], _page(content))
     return paths
 
 

@@ -29,6 +29,7 @@ from semples_plugin.recipes.jobs import (
     UNFINISHED,
     Job,
     Record,
+    describe_change,
     executable,
     exists,
     makers,
@@ -134,13 +135,13 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) 
         _by_hand(job, number, again)
         return ""
     _check_needs(job, jobs)
-    for path in {job.folder, *(made.parent for made in job.makes)}:
-        path.mkdir(parents=True, exist_ok=True)
     before = job.read_record()
     words, seconds = _resumed(job, before, jobs)
     resumed = words != job.words
     if before is not None and not resumed:
-        _set_aside(job)
+        _set_aside(job, folders=not _goes_on(job, before, jobs))
+    for path in {job.folder, *(made.parent for made in job.makes)}:
+        path.mkdir(parents=True, exist_ok=True)
     print(
         f"{number} {job.key}: {job.step.about} ({why})\ncd {shlex.quote(str(job.folder))}\n{shlex.join(words)}",
         flush=True,
@@ -170,29 +171,36 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) 
     return f"{job.key} {what}; what it printed is in {job.log}. By itself the step is\n  {itself}"
 
 
-def _set_aside(job: Job) -> None:
+def _set_aside(job: Job, folders: bool) -> None:
     """Sets aside what an earlier run of the step left, so that it isn't taken for this run's.
 
-    Folders stay: hosts replace what is in them file by file. So does what serves all seeds in the host's checkout.
+    What serves all seeds in the host's checkout stays. So do folders that an interrupted run of the same command left,
+    which many commands fill where they stopped, unless `folders` is set.
     """
     checkout = job.settings.path("{checkout}")
     left = [job.settings.path(job.step.resume[0])] if job.step.resume else []
     for path in {*job.makes, *left}:
         inside = job.settings.folder in path.parents and not (job.step.once and checkout in path.parents)
-        if inside:
-            set_aside(path)
+        if inside and (path.is_file() or (folders and exists(path))):
+            aside = set_aside(path, keep_all=True)
+            if aside:
+                print(f"{job.key}: what an earlier run made is in {aside}; remove it where you don't need it")
 
 
 def _resumed(job: Job, before: Record | None, jobs: Sequence[Job]) -> tuple[list[str], float]:
     """The words with the options that go on from where an interrupted run stopped, and the seconds that it took."""
     words = job.words
-    if before is None or before.status == DONE or job.step.resume is None:
+    if before is None or job.step.resume is None or not _goes_on(job, before, jobs):
         return words, 0.0
     left, options = job.step.resume
-    same = (before.command, before.folder) == (words, str(job.folder)) and not newer_makers(job, before, jobs)
-    if not same or not exists(job.settings.path(left)):
+    if not exists(job.settings.path(left)):
         return words, 0.0
     return [*words, *job.settings.words(options)], before.seconds
+
+
+def _goes_on(job: Job, before: Record, jobs: Sequence[Job]) -> bool:
+    """Whether the last run was this very command's, on the same input, and didn't come to its end."""
+    return before.status != DONE and not describe_change(before, job) and not newer_makers(job, before, jobs)
 
 
 def _describe_status(status: int) -> str:
@@ -314,7 +322,7 @@ def _signals_interrupt() -> Iterator[None]:
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[int]:
     """A lock that ends with this process and the command that it runs, however they end; yields its descriptor."""
-    with (folder / "steps" / "lock").open("w") as file:
+    with (folder / "steps" / "lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

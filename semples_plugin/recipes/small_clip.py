@@ -45,7 +45,9 @@ def write_small_clip(out: str | Path, seed: int = 0) -> None:
     with replacing(out / "open_clip_model.safetensors") as temporary:
         save_file(weights, temporary)
     with replacing(out / "open_clip_config.json") as temporary:
-        temporary.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": CLIP_STATISTICS}, indent=2) + "\n")
+        temporary.write_text(
+            json.dumps({"model_cfg": CONFIG, "preprocess_cfg": CLIP_STATISTICS}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import tempfile
@@ -33,8 +34,7 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
             safetensors raise where a disk is full; the temporary file is removed then, and an older `path`
             intact.
     """
-    path = Path(path).resolve()  # a link stays a link
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _target(path)
     # The name is short, so that no limit on names allows `path` alone, and hidden in listings of the folder.
     temporary = path.with_name(f"{_NEW}{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -48,13 +48,32 @@ def replacing(path: str | Path, source_time: int | None = None) -> Iterator[Path
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         if not isinstance(error, OSError) or not error.errno:  # raised by numpy, torch or safetensors
-            raise OSError(f"{path} could not be written, is the disk full? ({reason(error)})") from error
+            said = reason(error).replace(temporary.name, path.name)
+            raise OSError(f"{path} could not be written, is the disk full? ({said})") from error
         if error.filename in (None, str(temporary), temporary):  # a full disk gives no name
-            error.filename = str(path)
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):  # on a read-only file system it fails even without a file
             temporary.unlink(missing_ok=True)
+
+
+def _target(path: str | Path, name: str = "") -> Path:
+    """The file that a path stands for, in a folder that exists; an `OSError` where it can't be one."""
+    start = f"{name}: " if name else ""
+    try:
+        target = Path(path).resolve()  # a link stays a link, and its file is written where it points to
+    except RuntimeError as error:  # before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+    if target.is_dir():
+        raise IsADirectoryError(f"{start}expected a file's path, {target} is a folder")
+    if target.exists() and not target.is_file():  # a device, which the superuser would replace by a file
+        raise OSError(f"{start}expected a file's path, {target} is a device, a pipe or a socket")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
+    return target
 
 
 def _mode_for(path: Path) -> int:
@@ -69,15 +88,24 @@ def _mode_for(path: Path) -> int:
     return 0o666 & ~umask
 
 
-def set_aside(path: Path) -> bool:
-    """Renames a file of an earlier run to NAME.before, so that it is neither lost nor taken for the new run's.
+def set_aside(path: Path, keep_all: bool = False) -> Path | None:
+    """Renames what an earlier run left to NAME.before, so that it is neither lost nor taken for the new run's.
 
-    Links and folders stay; so does one NAME.before alone. Returns whether there was such a file.
+    Args:
+        path: of a file or folder; a link stays.
+        keep_all: an older NAME.before stays as well, and the new one becomes NAME.before2; else it is replaced, which
+            takes a file.
+
+    Returns:
+        Where it is now; None where there was nothing to set aside.
     """
-    if path.is_symlink() or not path.is_file():
-        return False
-    path.replace(path.with_name(f"{path.name}.before"))
-    return True
+    if path.is_symlink() or not path.exists():
+        return None
+    aside = path.with_name(f"{path.name}.before")
+    number = 2
+    while keep_all and aside.exists():
+        aside, number = path.with_name(f"{path.name}.before{number}"), number + 1
+    return path.replace(aside)
 
 
 def check_writable(name: str, path: str | Path) -> None:
@@ -88,17 +116,17 @@ def check_writable(name: str, path: str | Path) -> None:
         path: of the file, which may exist.
 
     Raises:
-        OSError: where `path` is a folder, or nothing can be written beside it.
+        OSError: where `path` is a folder or a device, or nothing can be written beside it.
     """
-    path = Path(path).resolve()  # a link's file is written where it points to
-    if path.is_dir():
-        raise IsADirectoryError(f"{name}: expected a file's path, {path} is a folder")
+    folder = Path(path).absolute().parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):  # a folder's permissions don't bind the superuser
+        folder = _target(path, name).parent
+        with tempfile.TemporaryFile(dir=folder):  # a folder's permissions don't bind the superuser
             pass
     except OSError as error:
-        message = f"{name}: nothing can be written into {path.parent} ({reason(error)}); give another path"
+        if not error.errno:  # our own
+            raise
+        message = f"{name}: nothing can be written into {folder} ({error.strerror}); give another path"
         raise type(error)(error.errno, message) from error
 
 

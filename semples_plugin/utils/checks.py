@@ -73,9 +73,13 @@ def check_known(what: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Raises a `ValueError` for the first of the given names that isn't known; it suggests similar ones."""
     for name in given:
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-            raise ValueError(f"{what}: expected some of {', '.join(known)}, got {name}{hint}")
+            raise ValueError(f"{what}: expected some of {', '.join(known)}, got {name}{suggestion(name, known)}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of an error on a name that isn't known: similar names, or nothing where none is similar."""
+    similar = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {', '.join(similar)}?" if similar else ""
 
 
 def class_positions(names: Sequence[str]) -> Callable[[str], int | None]:

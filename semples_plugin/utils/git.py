@@ -62,6 +62,8 @@ def _reason(errors: str) -> str:
 def _run(folder: str | Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["git", "-C", str(folder), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": "C"})
     except FileNotFoundError as error:
         raise ValueError("git is not installed, or not on the PATH") from error
+    texts = os.fsdecode(done.stdout), os.fsdecode(done.stderr)  # paths, as Python spells them in this locale
+    return subprocess.CompletedProcess(command, done.returncode, *texts)

@@ -19,11 +19,10 @@ from semples_plugin.data.images import find_image, read_image
 from semples_plugin.evaluation.comparison import compare
 from semples_plugin.evaluation.folders import FolderEvaluation
 from semples_plugin.evaluation.strata import Strata
-from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.viz.curves import colours, draw_curve
 from semples_plugin.viz.examples import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.viz.overlays import ERRORS, Colour, Picture, encode, fitted
-from semples_plugin.viz.pages import render
+from semples_plugin.viz.pages import render, write_page
 from semples_plugin.viz.strata import describe_strata, draw_strata, strata_tables
 from semples_plugin.viz.tables import (
     COLUMNS,
@@ -165,8 +164,7 @@ def write_report(
         unseen=UNSEEN,
         prompts=[{"class_name": prompt.class_name, "figures": _figures(prompt.pictures)} for prompt in prompts],
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_page(path, page)
 
 
 def prompt_panels(

@@ -82,7 +82,10 @@ def describe_strata(strata: Strata) -> list[str]:
     if any(stratum.is_small for stratum in shown):
         notes.append(f"{_FEW} fewer than {MIN_IMAGES_FOR_BOOTSTRAP} images: the interval is too narrow.")
     if "contrast" not in strata.groups:
-        notes.append("No strata of contrast: they take images that show objects and surroundings, --images FOLDER.")
+        notes.append(
+            "No strata of contrast: there was no image to read that shows an object and its surroundings; "
+            "--images FOLDER names their folder."
+        )
     if strata.failed:
         notes.append(f"{pluralize(len(strata.failed), 'image')} not measured: {shorten(strata.failed)}.")
     return notes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import urllib.request
@@ -20,6 +19,7 @@ from semples_plugin.compat.needs.items import Checkpoint, DataSet, Needs, Packag
 from semples_plugin.compat.needs.published import PUBLISHED
 from semples_plugin.compat.run import check_checkout
 from semples_plugin.utils.extras import how_to_install
+from semples_plugin.utils.file_digest import sha256_of
 from semples_plugin.utils.text import reason
 
 MODULES = {"clims": "clims", "weaktr": "weaktr", "fma-wsss": "fma_wsss"}
@@ -244,17 +244,14 @@ def _checkpoint(host: str, path: Path, checkpoint: Checkpoint) -> Finding:
 
 def _damage(path: Path, digest: str) -> str:
     """What is wrong with a file of weights; "" where nothing is."""
-    whole = hashlib.sha256()
     try:
         with path.open("rb") as file:
             if not file.read(2).startswith(_MAGIC):
                 return "is no file of weights, but perhaps the page of a download"
-            file.seek(0)
-            while digest and (block := file.read(2**20)):
-                whole.update(block)
+        is_whole = not digest or sha256_of(path).startswith(digest)
     except OSError as error:
         return f"can't be read ({reason(error)})"
-    return "" if whole.hexdigest().startswith(digest) or not digest else "is damaged: its SHA-256 is another one"
+    return "" if is_whole else "is damaged: its SHA-256 is another one"
 
 
 def _reach(url: str) -> None:
