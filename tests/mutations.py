@@ -62,7 +62,7 @@ MUTATIONS = [
     ("prompts kept from their backgrounds", "regularizer", "functional.similarity(u_b, foregrounds)", "functional.similarity(u_b, backgrounds)"),
     ("foregrounds of other pairs in (b)", "prompt_learning/epochs", "self.foregrounds[chosen]", "self.foregrounds[: len(chosen)]"),
     ("hardened masks above 1", "masks", "(self._as_float32() / tau).clamp(max=1)", "self._as_float32() / tau"),
-    ("raw maps hardened", "masks", "check_unit_range(*torch.stack", "list(*torch.stack"),
+    ("raw maps hardened", "masks", " and _unit_checks.is_due(self.maps.device, kind)", " and False"),
     ("lambda measured upside down", "diagnostics", "return refining.flatten(1).norm(dim=1) / matching.flatten(1).norm(dim=1)", "return matching.flatten(1).norm(dim=1) / refining.flatten(1).norm(dim=1)"),
     ("lambda measured by the weights of before", "regularizer", "{**match, \"loss_refine\": 1.0}, prompts)", "{**match, \"loss_refine\": 1.0}, prompts); terms[\"loss_refine\"] = self.weights.refine * terms[\"loss_refine\"]"),
     ("lambda measured by an unweighted L_match", "regularizer", "sum_of({name: weight * terms[name] for name, weight in match.items()})", "sum_of({name: terms[name] for name in match})"),
