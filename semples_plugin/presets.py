@@ -63,6 +63,7 @@ class Preset:
         align_corners: of the masks' upsampling.
         refine_share: of matching's gradient, which sets lambda in place of `weights.refine`, see
             `SemPLeSRegularizer`; None in all presets.
+        prompt_shared: one prompt for all classes, see `learn_background_prompts`; False in all presets.
 
     >>> preset = load_preset("voc").with_(class_names=["train", "boat"], prompt_length=4)
     >>> preset
@@ -98,6 +99,7 @@ class Preset:
     prompt_mask_eps: float = 0.1
     align_corners: bool = False
     refine_share: float | None = None
+    prompt_shared: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -244,6 +246,7 @@ class Preset:
             "lr": self.prompt_lr,
             "batch_size": self.prompt_batch_size,
             "weight_decay": self.weight_decay,
+            "shared": self.prompt_shared,
         }
 
     def optimizer_options(self) -> dict[str, Any]:

@@ -143,6 +143,8 @@ MUTATIONS = [
     ("weights of another pooling accepted", "adapters/weaktr_checkpoints", "(pooling is not None and pooling != args.pool_type)", "False"),
     ("weights of another reduction left to torch", "adapters/weaktr_checkpoints", "hidden != int(channels / args.reduction)", "False"),
     ("prompts that are not learned pass for learned", "adapters/host_options", "and not unlearned and not Path(", "and not Path("),
+    ("a shared prompt learns from one class", "prompt_learning/epochs", "gradient.copy_(gradient.sum(dim=0).expand_as(gradient))", "gradient.copy_(gradient[:1].expand_as(gradient))"),
+    ("shared prompts start apart", "prompt_learning/epochs", "        if options.shared:\n            _assign", "        if False:\n            _assign"),
     ("a batch taken for another one", "prompt_learning/work_dir", "return digest(images, masks.maps,", "return digest(images[:, :, ::2, ::2], masks.maps,"),
     ("flipped bits are read", "prompt_learning/work_dir", "if written_digest != digest(content) or not", "if not"),
     ("another image tower's features", "prompt_learning/learn", "[prompts.signature, image_signature(regularizer.clip)]", "[prompts.signature]"),

@@ -42,6 +42,7 @@ OTHERS = {
     "prompt_mask_eps": 0.5,
     "align_corners": True,
     "refine_share": 0.3,
+    "prompt_shared": True,
 }
 """Another value of each field."""
 

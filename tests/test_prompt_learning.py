@@ -63,6 +63,34 @@ def test_the_batches_are_walked_once_and_the_prompts_come_closer_to_their_backgr
     assert json.loads(json.dumps(history.to_dict()))["class_names"] == NAMES
 
 
+def test_a_shared_prompt_is_one_class_that_has_the_pairs_of_all():
+    weights = LossWeights(text=0, prompt_foreground=0.5)
+    regularizer = make(weights=weights)
+    start = regularizer.prompts.vectors[:1].detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a class without a pair has its prompt, too
+        history = learn_background_prompts(regularizer, Batches(classes=2), shared=True, **OPTIONS)
+    shared = regularizer.prompts.vectors.detach()
+    assert history.unseen == ["tv monitor"] and torch.equal(shared, shared[:1].expand_as(shared))
+    clip = shared_clip()
+    single = SemPLeSRegularizer(
+        clip,
+        ["thing"],
+        weights=weights,
+        prompts=BackgroundPrompts(1, 4, clip.text_width),
+        input_mean=None,
+        input_std=None,
+    )
+    with torch.no_grad():
+        single.prompts.vectors.copy_(start)
+    pairs = [(*regularizer.pair_features(images, masks), torch.zeros(6).long()) for images, masks in Batches(classes=2)]
+    learn_background_prompts(single, pairs, **OPTIONS)
+    assert (shared[0] - start[0]).abs().max() > 0.01
+    torch.testing.assert_close(shared[0], single.prompts.vectors[0].detach(), rtol=0, atol=1e-5)
+    with pytest.raises(TypeError, match="shared: expected True or False, got 'yes'"):
+        learn_background_prompts(make(), Batches(), shared="yes", **OPTIONS)
+
+
 def test_it_equals_a_plain_loop_that_encodes_every_background_in_every_epoch():
     regularizer, plain = make(), make()
     learn_background_prompts(regularizer, Batches(), seed=3, **OPTIONS)
