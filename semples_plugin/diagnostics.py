@@ -15,13 +15,12 @@ from torch import Tensor
 
 from semples_plugin import functional
 from semples_plugin.clip.frozen import FrozenClip
-from semples_plugin.masks import ClassMasks
+from semples_plugin.masks import ClassMasks, check_unit_range
 from semples_plugin.utils.checks import check_tensor, warn_once
 
 if TYPE_CHECKING:
     from semples_plugin.prompts import BackgroundPrompts
 
-_MASK_SLACK = 1e-3  # rounding of half-precision masks
 _PIXEL_SLACK = 1.5  # random erasing fills boxes with noise of several standard deviations; 0 to 255 is far beyond
 
 CLAMPED_MATCHING = {
@@ -32,6 +31,8 @@ CLAMPED_MATCHING = {
 
 CLAMPED_PROMPTS = {
     "prompt_background": "backgrounds lie so far from their prompt that E[-log sim(u_b, v_b)] gives it no gradient",
+    "prompt_foreground": "foregrounds lie so far from their prompt that refinement would give them no gradient, and "
+    "LossWeights.prompt_foreground is larger than need be",
 }
 """What it means where many similarities of `prompt_losses` are clamped."""
 
@@ -127,14 +128,7 @@ def check_batch(images: Tensor, masks: ClassMasks, num_classes: int, device: tor
 
 def check_masks_range(values: BatchRange) -> None:
     """Raises a `ValueError` unless masks are finite and in [0, 1]."""
-    if not (math.isfinite(values.smallest) and math.isfinite(values.largest)):
-        raise ValueError("masks: NaN or infinite values; the CAMs diverged, or underflowed in half precision")
-    if values.smallest < -_MASK_SLACK or values.largest > 1 + _MASK_SLACK:
-        raise ValueError(
-            f"masks: expected values in [0, 1], got {values.smallest:.3g} to {values.largest:.3g}; ClassMasks of "
-            "logits take .sigmoid(), of ReLU maps or signed maps .max_normalized(), of non-negative maps "
-            ".normalized(eps)"
-        )
+    check_unit_range(values.smallest, values.largest)
 
 
 def check_pairs(values: BatchRange, num_images: int, num_classes: int) -> None:
@@ -172,15 +166,23 @@ def figures_of(similarities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return figures
 
 
+def gradient_ratios(matching: Tensor, refining: Tensor) -> Tensor:
+    """Of P pairs: the norm of one gradient on their masks over that of the other, `[P, h, w]` each.
+
+    Returns:
+        `[P]`, 0 where refinement has no gradient, infinite where matching has none, NaN where neither has.
+    """
+    return refining.flatten(1).norm(dim=1) / matching.flatten(1).norm(dim=1)
+
+
 def compare_gradients(matching: Tensor, refining: Tensor) -> dict[str, float]:
     """Medians over P pairs of how two gradients on their masks, `[P, h, w]` each, stand to each other.
 
     Returns:
         `refine_to_match`, the ratio of their norms, and `refine_cosine`, their cosine.
     """
-    matching, refining = matching.flatten(1), refining.flatten(1)
-    ratio = refining.norm(dim=1) / matching.norm(dim=1).clamp(min=1e-30)
-    cosine = F.cosine_similarity(matching, refining, dim=1, eps=1e-30)
+    ratio = gradient_ratios(matching, refining).nan_to_num(0.0)
+    cosine = F.cosine_similarity(matching.flatten(1), refining.flatten(1), dim=1, eps=1e-30)
     return {"refine_to_match": float(ratio.median()), "refine_cosine": float(cosine.median())}
 
 

@@ -20,9 +20,10 @@ from semples_plugin.data.class_names import (
     VOC,
     VOC_ALIASES,
 )
+from semples_plugin.loss_weights import LossWeights
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
-from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
-from semples_plugin.utils.checks import check_known, check_names, class_positions
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
+from semples_plugin.utils.checks import check_known, check_names, check_number, class_positions
 from semples_plugin.utils.stages import STAGES
 
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
@@ -60,11 +61,15 @@ class Preset:
         mask_eps, prompt_mask_eps: eps of the masks' normalisation, whether by their maximum or by min and
             max, in (a) and (c), and in (b); in the units of CAMs that reach 1. Sigmoid CAMs take none.
         align_corners: of the masks' upsampling.
+        refine_share: of matching's gradient, which sets lambda in place of `weights.refine`, see
+            `SemPLeSRegularizer`; None in all presets.
+        prompt_shared: one prompt for all classes, see `learn_background_prompts`; False in all presets.
 
     >>> preset = load_preset("voc").with_(class_names=["train", "boat"], prompt_length=4)
     >>> preset
-    Preset("voc": 2 classes; weights: foreground 1, background 2.4, refine 0.05, image 1, text 0.02;
-    ViT-B-32-quickgelu (openai); prompts of length 4; 60 epochs with lr 0.0005, of prompts 60 with 0.0005)
+    Preset("voc": 2 classes; weights: foreground 1, background 2.4, refine 0.05, image 1, text 0.02,
+    prompt_foreground 0; ViT-B-32-quickgelu (openai); prompts of length 4; 60 epochs with lr 0.0005, of prompts 60
+    with 0.0005)
     >>> regularizer = preset.build_regularizer(preset.load_clip("demo"))
     >>> regularizer.prompts = preset.new_prompts(regularizer.clip.text_width)
     >>> regularizer.prompts.vectors.shape
@@ -93,6 +98,8 @@ class Preset:
     mask_eps: float = 0.1
     prompt_mask_eps: float = 0.1
     align_corners: bool = False
+    refine_share: float | None = None
+    prompt_shared: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,6 +121,8 @@ class Preset:
                 raise TypeError(f"preset {self.name}, {field_.name}: expected {field_.type}, got {value!r:.80}")
         if not isinstance(self.weights, LossWeights):
             raise TypeError(f"preset {self.name}, weights: expected LossWeights, got {type(self.weights).__name__}")
+        if self.refine_share is not None:
+            check_number(f"preset {self.name}, refine_share", self.refine_share, 0, above=True)
         pair = self.clip if isinstance(self.clip, (tuple, list)) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise TypeError(
@@ -141,7 +150,7 @@ class Preset:
             TypeError: for a value of another type.
 
         >>> load_preset("coco").with_(weights={"refine": 0.1}).weights
-        LossWeights(foreground=1.0, background=0.75, refine=0.1, image=1.0, text=0.01)
+        LossWeights(foreground=1.0, background=0.75, refine=0.1, image=1.0, text=0.01, prompt_foreground=0.0)
         """
         check_known(f"preset {self.name}", values, _FIELDS)
         if isinstance(values.get("weights"), Mapping):
@@ -225,6 +234,7 @@ class Preset:
             "template": self.template,
             "text_term": self.text_term,
             "align_corners": self.align_corners,
+            "refine_share": self.refine_share,
             "input_mean": mean,
             "input_std": std,
         }
@@ -236,6 +246,7 @@ class Preset:
             "lr": self.prompt_lr,
             "batch_size": self.prompt_batch_size,
             "weight_decay": self.weight_decay,
+            "shared": self.prompt_shared,
         }
 
     def optimizer_options(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
+TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "refine_strength", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed")  # fmt: skip
 
@@ -58,6 +58,20 @@ MUTATIONS = [
     ("sign of L_prompt^I", "functional", "return attract(prompt_background), repel", "return -attract(prompt_background), repel"),
     ("sign of L_prompt^T", "functional", "repel(prompt_label)", "-repel(prompt_label)"),
     ("text term left out", "regularizer", "text_term = functional.prompt_loss(", "text_term = functional.prompt_loss(0 * "),
+    ("sign of the foreground in prompts", "regularizer", "= functional.repel(similarities[\"prompt_foreground\"])", "= -functional.repel(similarities[\"prompt_foreground\"])"),
+    ("prompts kept from their backgrounds", "regularizer", "functional.similarity(u_b, foregrounds)", "functional.similarity(u_b, backgrounds)"),
+    ("foregrounds of other pairs in (b)", "prompt_learning/epochs", "self.foregrounds[chosen]", "self.foregrounds[: len(chosen)]"),
+    ("hardened masks above 1", "masks", "(self._as_float32() / tau).clamp(max=1)", "self._as_float32() / tau"),
+    ("raw maps hardened", "masks", " and _unit_checks.is_due(self.maps.device, kind)", " and False"),
+    ("lambda measured upside down", "diagnostics", "return refining.flatten(1).norm(dim=1) / matching.flatten(1).norm(dim=1)", "return matching.flatten(1).norm(dim=1) / refining.flatten(1).norm(dim=1)"),
+    ("lambda measured by the weights of before", "regularizer", "{**match, \"loss_refine\": 1.0}, prompts)", "{**match, \"loss_refine\": 1.0}, prompts); terms[\"loss_refine\"] = self.weights.refine * terms[\"loss_refine\"]"),
+    ("lambda measured by an unweighted L_match", "regularizer", "sum_of({name: weight * terms[name] for name, weight in match.items()})", "sum_of({name: terms[name] for name in match})"),
+    ("lambda never fixed", "refine_strength", "return self._calls < MEASURED_CALLS", "return True"),
+    ("lambda of other prompts kept", "refine_strength", "        return self._version == version_of(prompts.vectors)", "        return True"),
+    ("each rank has a lambda of its own", "refine_strength", "for of_rank in gather(useful.tolist())", "for of_rank in [useful.tolist()]"),
+    ("lambda of the last call alone", "refine_strength", "self._ratios += found", "self._ratios = found"),
+    ("clamped pairs measured", "refine_strength", "ratios[(ratios > 0) & ratios.isfinite()]", "ratios.nan_to_num(1e-30).clamp(1e-30)"),
+    ("lambda measured in validation", "regularizer", "self._prompts is not None and torch.is_grad_enabled():", "self._prompts is not None:"),
     ("CLIP thawed", "clip/frozen", "self.model.eval().requires_grad_(False)", "self.model.eval().requires_grad_(True)"),
     ("CLIP left in training mode", "clip/frozen", "self.model.eval().requires", "self.model.requires"),
     ("masks detached", "pair_encoder", "masks.resized(*self", "masks.detach().resized(*self"),
@@ -129,6 +143,8 @@ MUTATIONS = [
     ("weights of another pooling accepted", "adapters/weaktr_checkpoints", "(pooling is not None and pooling != args.pool_type)", "False"),
     ("weights of another reduction left to torch", "adapters/weaktr_checkpoints", "hidden != int(channels / args.reduction)", "False"),
     ("prompts that are not learned pass for learned", "adapters/host_options", "and not unlearned and not Path(", "and not Path("),
+    ("a shared prompt learns from one class", "prompt_learning/epochs", "gradient.copy_(gradient.sum(dim=0).expand_as(gradient))", "gradient.copy_(gradient[:1].expand_as(gradient))"),
+    ("shared prompts start apart", "prompt_learning/epochs", "        if options.shared:\n            _assign", "        if False:\n            _assign"),
     ("a batch taken for another one", "prompt_learning/work_dir", "return digest(images, masks.maps,", "return digest(images[:, :, ::2, ::2], masks.maps,"),
     ("flipped bits are read", "prompt_learning/work_dir", "if written_digest != digest(content) or not", "if not"),
     ("another image tower's features", "prompt_learning/learn", "[prompts.signature, image_signature(regularizer.clip)]", "[prompts.signature]"),

@@ -35,6 +35,14 @@ def l_prompt_release(u_b, v_b, u_f, lambda_t: float) -> float:
     return total / len(u_b)
 
 
+def l_prompt_foreground(u_b, v_f) -> float:
+    """Ours beside (2), E[-log(1 - sim(u_b, v_f))], over lists of pairs."""
+    total = 0.0
+    for p, f in zip(u_b, v_f, strict=True):
+        total -= math.log(1 - sim(p, f))
+    return total / len(u_b)
+
+
 def l_refine(v_f, u_b) -> float:
     """Equation (3)'s L_refine over lists of pairs."""
     total = 0.0
@@ -43,10 +51,24 @@ def l_refine(v_f, u_b) -> float:
     return total / len(v_f)
 
 
+def refine_weight(match_gradients, refine_gradients, share: float) -> float:
+    """lambda that makes the lower median over pairs of |lambda g_refine| / |g_match| the share; pairs have both."""
+    norm = lambda gradient: math.sqrt(sum(x * x for x in gradient))  # noqa: E731
+    ratios = []
+    for match, refine in zip(match_gradients, refine_gradients, strict=True):
+        if norm(match) > 0 and norm(refine) > 0:
+            ratios.append(norm(refine) / norm(match))
+    return share / sorted(ratios)[(len(ratios) - 1) // 2]
+
+
 def min_max(cam: list[list[float]], eps: float) -> list[list[float]]:
     values = [value for row in cam for value in row]
     low, high = min(values), max(values)
     return [[(value - low) / (high - low + eps) for value in row] for row in cam]
+
+
+def hardened(mask: list[list[float]], tau: float) -> list[list[float]]:
+    return [[min(value / tau, 1.0) for value in row] for row in mask]
 
 
 def numeric_gradient(function, vectors: list[list[float]], step: float = 1e-6) -> list[list[float]]:

@@ -73,7 +73,7 @@ def test_a_preset_makes_a_regularizer_and_its_prompts(clip):
     regularizer = SemPLeSRegularizer(clip, **preset.regularizer_options(), prompts=preset.new_prompts(clip.text_width))
     assert regularizer.prompts.vectors.shape == (20, 30, clip.text_width) and regularizer.prompts.vectors.min() >= 0
     assert regularizer.prompts.suffix_ids == (13,) and regularizer.text_term == "release"
-    assert set(preset.learning_options()) == {"epochs", "lr", "batch_size", "weight_decay"}
+    assert set(preset.learning_options()) == {"epochs", "lr", "batch_size", "weight_decay", "shared"}
 
 
 def test_single_values_are_replaced_and_wrong_ones_named():
@@ -138,8 +138,9 @@ def test_the_start_of_the_prompts_is_the_presets():
 
 def test_what_a_preset_is_can_be_read_in_a_line():
     assert repr(load_preset("release-coco").with_(epochs=3, prompt_length=7)) == (
-        'Preset("release-coco": 90 classes; weights: foreground 1, background 0.75, refine 0.2, image 1, text 0.01; '
-        "ViT-B-32-quickgelu (openai); prompts of length 7; 3 epochs with lr 5.12e-06, of prompts 60 with 0.01)"
+        'Preset("release-coco": 90 classes; weights: foreground 1, background 0.75, refine 0.2, image 1, text 0.01, '
+        "prompt_foreground 0; ViT-B-32-quickgelu (openai); prompts of length 7; "
+        "3 epochs with lr 5.12e-06, of prompts 60 with 0.01)"
     )
 
 
@@ -170,6 +171,9 @@ def test_departures_are_told_in_a_line():
 
 def test_mistakes_of_type_and_mixtures_are_named():
     voc = load_preset("voc")
+    for value, error in (("0.1", TypeError), (True, TypeError), (0, ValueError)):
+        with pytest.raises(error, match="preset voc, refine_share: expected a finite number above 0, got"):
+            voc.with_(refine_share=value)
     for field, value in (("clip", "ViT-B-16"), ("clip", ("ViT-B-32",)), ("suffix_ids", 13), ("aliases", "x")):
         with pytest.raises(TypeError, match=f"preset voc, {field}: expected"):
             voc.with_(**{field: value})

@@ -40,7 +40,7 @@ class PromptHistory:
         loss: per epoch, L_prompt averaged over its steps.
         background: per epoch, K mean similarities sim(u_b, v_b); NaN for a class that was never seen.
         label: per epoch, K similarities sim(u_b, u_f) at its end.
-        unseen: names of the classes without a pair; their prompts are not learned.
+        unseen: names of the classes without a pair; their prompts are not learned, unless one is shared by all.
         drifted: names of the classes whose prompt ended up near its own label, see
             `learn_background_prompts`.
         quality: of each class, what its prompt was near to before it learned anything, and is at the end.
@@ -71,6 +71,7 @@ class LearningOptions:
     batch_size: int
     weight_decay: float
     seed: int
+    shared: bool
 
 
 class LearningRun:
@@ -113,7 +114,7 @@ class LearningRun:
     def run(self, state: State | None) -> PromptHistory:
         """Learns all epochs, or those that `state` lacks."""
         prompts, options, history = self.prompts, self.options, self.history
-        if history.unseen:
+        if history.unseen and not options.shared:
             warn_caller(
                 f"no image shows {', '.join(history.unseen)}: their prompts are not learned and would suppress "
                 "nothing in particular; check the labels, or leave these classes out"
@@ -141,6 +142,8 @@ class LearningRun:
     def _begin(self, state: State | None) -> None:
         """Measures the prompts and makes optimizer and schedule, as they were when the state was written."""
         prompts, options = self.prompts, self.options
+        if options.shared:
+            _assign(prompts, prompts.vectors[:1].expand_as(prompts.vectors))
         self.start = prompts.vectors.detach().clone()
         self.before: Sequence[Nearness | None] = self._measure()
         if prompts.learned:  # what they were near to before they learned anything, where that is known
@@ -177,18 +180,23 @@ class LearningRun:
         order = torch.randperm(len(self.backgrounds), generator=generator).to(self.backgrounds.device)
         total = torch.zeros((), device=self.backgrounds.device)
         for chosen in order.split(self.options.batch_size):
-            total += self._step(self.backgrounds[chosen], self.class_index[chosen])
+            total += self._step(chosen)
         # Weight decay moves the prompts of unseen classes, too: they are put back.
-        seen = (self.pairs > 0)[:, None, None]
-        vectors = torch.where(seen, self.prompts.vectors, self.start).detach()
+        learned = (self.pairs > 0)[:, None, None] | self.options.shared
+        vectors = torch.where(learned, self.prompts.vectors, self.start).detach()
         _assign(self.prompts, from_first(vectors.cpu()))  # ranks may round differently
         self._record(epoch, float(total) / self.steps)
 
-    def _step(self, backgrounds: Tensor, class_index: Tensor) -> Tensor:
-        """One step of the optimizer and its L_prompt."""
+    def _step(self, chosen: Tensor) -> Tensor:
+        """One step of the optimizer, on the chosen pairs `[B]`, and its L_prompt."""
         self.optimizer.zero_grad()
-        loss = sum_of(self.regularizer.prompt_losses_of(backgrounds, class_index))
+        foregrounds = None if self.foregrounds is None else self.foregrounds[chosen]
+        backgrounds, class_index = self.backgrounds[chosen], self.class_index[chosen]
+        loss = sum_of(self.regularizer.prompt_losses_of(backgrounds, class_index, foregrounds))
         loss.backward()
+        gradient = self.prompts.vectors.grad
+        if self.options.shared and gradient is not None:  # of equal vectors, which so stay equal
+            gradient.copy_(gradient.sum(dim=0).expand_as(gradient))
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()
@@ -264,5 +272,5 @@ def _describe_drift(classes: Sequence[str], epoch: int, epochs: int) -> str:
     return (
         f"after {epoch} of {epochs} epochs the prompts of {', '.join(classes)} come nearest to their own label, and "
         "nearer than they began: they describe the object, and refinement would suppress it; look at these classes' "
-        "masks (objects left in the background?), or raise LossWeights.text"
+        "masks (objects left in the background?), or raise LossWeights.text or prompt_foreground"
     )

@@ -44,6 +44,7 @@ def learn_background_prompts(
     batch_size: int = 128,
     weight_decay: float = 0.01,
     seed: int = 0,
+    shared: bool = False,
     work_dir: str | Path | None = None,
     save_to: str | Path | None = None,
     origin: str | Path | nn.Module = "",
@@ -54,7 +55,7 @@ def learn_background_prompts(
     The CAM network is fixed in this stage, so each background is encoded once, in one walk over `batches`;
     the epochs then run over these features, shuffled by `seed`. Neither CAM network nor CLIP is changed.
     Foregrounds are encoded as well, to judge at the end whether the prompts describe backgrounds or the
-    objects themselves.
+    objects themselves, and for `LossWeights.prompt_foreground`.
 
     >>> from semples_plugin import FrozenClip
     >>> clip, names = FrozenClip.load("demo"), ["train", "boat"]  # the embedded tiny CLIP
@@ -78,12 +79,15 @@ def learn_background_prompts(
             number for each of the N images, and each name counts once. A host whose data can't be walked gives
             features that it kept: (v_f `[P, D]`, v_b `[P, D]`, classes `[P]`), where
             `v_f, v_b = regularizer.pair_features(images, masks)` and the classes are `masks.class_index`; or
-            (v_b, classes), with which separation isn't measured.
+            (v_b, classes), with which separation isn't measured, and `LossWeights.prompt_foreground` has to be 0.
         epochs: passes over the features.
         lr: at the start. The paper's 5e-4 by default; the release uses 0.1 with its uniform start.
         batch_size: pairs per step.
         weight_decay: AdamW's.
         seed: of the order of pairs.
+        shared: one prompt for all classes, taught by the pairs of all of them, which each class then gets, those
+            without a pair as well; it starts from the first class's vectors. Prompts of classes with few images
+            come to describe the object; ours, not the paper's.
         work_dir: a folder for features, every half minute of the walk, and the state, after every epoch. An
             interrupted call is continued by a call with the same arguments, to the same prompts, with a
             warning: batches that come again unchanged are not encoded again, and after the walk none is.
@@ -117,9 +121,9 @@ def learn_background_prompts(
             file.
     """
     prompts = regularizer._need_prompts()
-    check_learning(epochs, lr, batch_size, weight_decay, seed)
+    check_learning(epochs, lr, batch_size, weight_decay, seed, shared)
     _check_differentiable(regularizer)
-    options = LearningOptions(int(epochs), float(lr), int(batch_size), float(weight_decay), int(seed))
+    options = LearningOptions(int(epochs), float(lr), int(batch_size), float(weight_decay), int(seed), shared)
     folder = _prepare_folder(regularizer, work_dir, origin)
     settings = _settings_of(regularizer, options)
     if save_to is not None:
@@ -153,13 +157,20 @@ def learn_background_prompts(
 
 
 def check_learning(
-    epochs: int = 60, lr: float = 5e-4, batch_size: int = 128, weight_decay: float = 0.01, seed: int = 0
+    epochs: int = 60,
+    lr: float = 5e-4,
+    batch_size: int = 128,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    shared: bool = False,
 ) -> None:
     """Raises a `TypeError` or a `ValueError` for options of another type or range."""
     integers = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     for name, value in integers.items():
         if not isinstance(value, Integral):
             raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared: expected True or False, got {shared!r:.80}")
     for name, number in {"lr": lr, "weight_decay": weight_decay}.items():
         if not isinstance(number, Real):
             raise TypeError(f"{name}: expected a number, got {number!r:.80}")
