@@ -97,8 +97,8 @@ class LossItem:
         learning: options of `learn_background_prompts` that replace the preset's.
         replaced: fields of the preset, such as `class_names`, `prompt_length` or `mask_eps`; None for the preset's.
             `weights` is a mapping of those to replace: `dict(image=0)` in (b) learns from the texts alone, and
-            `dict(text=0)` from the images alone, as Table 5's rows do; (a) and (c) read `foreground`, `background`
-            and `refine`.
+            `dict(text=0)` from the images alone, as Table 5's rows do; `prompt_foreground` is of (b), too; (a) and
+            (c) read `foreground`, `background` and `refine`.
 
     Raises:
         TypeError, ValueError: where an option is unknown, of another kind or out of its range.

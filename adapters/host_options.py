@@ -30,7 +30,7 @@ _WEIGHTS = {
     "image": "of L_prompt^I in (2)",
     "text": "lambda_T of (2)",
 }
-"""Fields of `LossWeights`, and what they are in the paper."""
+"""Fields of `LossWeights` that are the paper's, and what they are there."""
 
 UNLEARNED = "unlearned"
 """What `--semples-prompts` says for (c) with prompts as stage (b) would begin with them, Table 5's second row."""
@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
     add("--semples-seed", type=int, default=0, help="of the prompts")
     for name, meaning in _WEIGHTS.items():
         add(f"--semples-{name}-weight", type=float, metavar="W", help=f"{meaning} (default: the preset's)")
+    add(
+        "--semples-prompt-foreground",
+        type=float,
+        metavar="W",
+        help="lambda_F, which keeps (b)'s prompts from describing the object; not in the paper (default: the preset's)",
+    )
     add("--semples-prompt-length", type=int, help="L (default: the preset's)")
     add("--semples-prompt-epochs", type=int, help="epochs of stage (b) (default: the preset's)")
     add("--semples-prompt-lr", type=float, help="learning rate of stage (b) (default: the preset's)")
@@ -103,6 +109,7 @@ def preset_of(args: argparse.Namespace) -> Preset:
     if args.semples_classes:
         options["class_names"] = read_class_names(args.semples_classes)
     weights = {name: getattr(args, f"semples_{name}_weight") for name in _WEIGHTS}
+    weights["prompt_foreground"] = args.semples_prompt_foreground
     options["weights"] = _without_none(weights)
     preset = load_preset(args.semples_preset).with_(**settings)
     return preset.with_(**_without_none(options))

@@ -32,6 +32,8 @@ CLAMPED_MATCHING = {
 
 CLAMPED_PROMPTS = {
     "prompt_background": "backgrounds lie so far from their prompt that E[-log sim(u_b, v_b)] gives it no gradient",
+    "prompt_foreground": "foregrounds lie so far from their prompt that refinement would give them no gradient, and "
+    "LossWeights.prompt_foreground is larger than need be",
 }
 """What it means where many similarities of `prompt_losses` are clamped."""
 

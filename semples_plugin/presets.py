@@ -63,8 +63,9 @@ class Preset:
 
     >>> preset = load_preset("voc").with_(class_names=["train", "boat"], prompt_length=4)
     >>> preset
-    Preset("voc": 2 classes; weights: foreground 1, background 2.4, refine 0.05, image 1, text 0.02;
-    ViT-B-32-quickgelu (openai); prompts of length 4; 60 epochs with lr 0.0005, of prompts 60 with 0.0005)
+    Preset("voc": 2 classes; weights: foreground 1, background 2.4, refine 0.05, image 1, text 0.02,
+    prompt_foreground 0; ViT-B-32-quickgelu (openai); prompts of length 4; 60 epochs with lr 0.0005, of prompts 60
+    with 0.0005)
     >>> regularizer = preset.build_regularizer(preset.load_clip("demo"))
     >>> regularizer.prompts = preset.new_prompts(regularizer.clip.text_width)
     >>> regularizer.prompts.vectors.shape
@@ -141,7 +142,7 @@ class Preset:
             TypeError: for a value of another type.
 
         >>> load_preset("coco").with_(weights={"refine": 0.1}).weights
-        LossWeights(foreground=1.0, background=0.75, refine=0.1, image=1.0, text=0.01)
+        LossWeights(foreground=1.0, background=0.75, refine=0.1, image=1.0, text=0.01, prompt_foreground=0.0)
         """
         check_known(f"preset {self.name}", values, _FIELDS)
         if isinstance(values.get("weights"), Mapping):

@@ -42,14 +42,16 @@ class LossWeights:
         refine: lambda, of L_refine (3).
         image: of L_prompt^I in (2).
         text: lambda_T, of L_prompt^T in (2).
+        prompt_foreground: lambda_F, of E[-log(1 - sim(u_b, v_f))] beside (2), which keeps prompts from describing
+            the object. Ours, not the paper's.
 
     Raises:
         ValueError: for a weight that is negative, NaN or infinite.
 
     >>> print(LossWeights(refine=0.2))
-    foreground 1, background 2.4, refine 0.2, image 1, text 0.02
+    foreground 1, background 2.4, refine 0.2, image 1, text 0.02, prompt_foreground 0
     >>> LossWeights(background=0)  # without the term on backgrounds, whose views are not encoded then
-    LossWeights(foreground=1.0, background=0, refine=0.05, image=1.0, text=0.02)
+    LossWeights(foreground=1.0, background=0, refine=0.05, image=1.0, text=0.02, prompt_foreground=0.0)
     """
 
     foreground: float = 1.0
@@ -57,6 +59,7 @@ class LossWeights:
     refine: float = 0.05
     image: float = 1.0
     text: float = 0.02
+    prompt_foreground: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -109,7 +112,7 @@ class SemPLeSRegularizer(PairEncoder):
     >>> regularizer.prompts = BackgroundPrompts.for_clip(clip, ["train", "boat"], length=4)
     >>> regularizer
     SemPLeSRegularizer(FrozenClip(...); 2 classes; weights: foreground 1, background 2.4, refine 0.2, image 1,
-    text 0.02; prompts of length 4, not learned)
+    text 0.02, prompt_foreground 0; prompts of length 4, not learned)
     """
 
     def __init__(
@@ -235,6 +238,9 @@ class SemPLeSRegularizer(PairEncoder):
     def prompt_losses(self, images: Tensor, masks: ClassMasks) -> Named:
         """Equation (2), for stage (b): `loss_prompt_image` and `loss_prompt_text`, whose sum is L_prompt.
 
+        With `LossWeights.prompt_foreground` above 0 there is `loss_prompt_foreground` as well, and foregrounds are
+        encoded in the same batch as backgrounds.
+
         Gradients reach the prompts alone, however the masks were made. To learn prompts from a whole data set
         use `learn_background_prompts`, which encodes each background once; after an optimiser of your own say
         `prompts.learned = True`, so that refinement doesn't warn of prompts that were never learned.
@@ -258,14 +264,37 @@ class SemPLeSRegularizer(PairEncoder):
         tensor([ True, False])
         """
         self._check(images, masks)
-        return self.prompt_losses_of(self.background_features(images, masks), masks.class_index)
+        if self.weights.prompt_foreground == 0:
+            return self.prompt_losses_of(self.background_features(images, masks), masks.class_index)
+        foregrounds, backgrounds = self.pair_features(images, masks)
+        return self.prompt_losses_of(backgrounds, masks.class_index, foregrounds)
 
-    def prompt_losses_of(self, backgrounds: Tensor, class_index: Tensor) -> Named:
-        """`prompt_losses` of background features v_b `[P, D]`, encoded before, and their classes `[P]`."""
+    def prompt_losses_of(self, backgrounds: Tensor, class_index: Tensor, foregrounds: Tensor | None = None) -> Named:
+        """`prompt_losses` of features that were encoded before.
+
+        Args:
+            backgrounds: v_b `[P, D]`.
+            class_index: `[P]`.
+            foregrounds: v_f `[P, D]`, for `LossWeights.prompt_foreground` alone.
+
+        Raises:
+            ValueError: without prompts, or without foregrounds where that weight is above 0.
+        """
         prompts = self._need_prompts()
-        weights = _above_zero({"loss_prompt_image": self.weights.image, "loss_prompt_text": self.weights.text})
+        weights = _above_zero(
+            {
+                "loss_prompt_image": self.weights.image,
+                "loss_prompt_text": self.weights.text,
+                "loss_prompt_foreground": self.weights.prompt_foreground,
+            }
+        )
         if not weights:
-            raise ValueError("both terms of (2) have the weight 0; there is nothing to learn the prompts with")
+            raise ValueError("every term of (2) has the weight 0; there is nothing to learn the prompts with")
+        if "loss_prompt_foreground" in weights and foregrounds is None:
+            raise ValueError(
+                f"LossWeights.prompt_foreground is {self.weights.prompt_foreground:g}, but there are backgrounds "
+                "alone: give v_f as well, both from regularizer.pair_features(images, masks), or set it to 0"
+            )
         if len(class_index) == 0:
             return _zeros(prompts.vectors, weights)
         with torch.autocast(self.clip.device.type, enabled=False):
@@ -275,11 +304,14 @@ class SemPLeSRegularizer(PairEncoder):
             prompt_background = functional.similarity(u_b, backgrounds)
             prompt_label = functional.similarity(u_b, u_f)
             image_term, text_term = functional.prompt_loss(prompt_background, prompt_label, self.text_term)
-        similarities = {"prompt_background": prompt_background, "prompt_label": prompt_label}
+            similarities = {"prompt_background": prompt_background, "prompt_label": prompt_label}
+            terms = {"loss_prompt_image": image_term, "loss_prompt_text": text_term}
+            if "loss_prompt_foreground" in weights and foregrounds is not None:
+                similarities["prompt_foreground"] = functional.similarity(u_b, foregrounds)
+                terms["loss_prompt_foreground"] = functional.repel(similarities["prompt_foreground"])
         self.figures = diagnostics.figures_of(similarities)
         if self._prompt_checks.is_due(backgrounds.device):
             diagnostics.warn_if_clamped(self.figures, diagnostics.CLAMPED_PROMPTS)
-        terms = {"loss_prompt_image": image_term, "loss_prompt_text": text_term}
         return {name: weight * terms[name] for name, weight in weights.items()}
 
     def prompt_features(self) -> Tensor:

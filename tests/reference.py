@@ -35,6 +35,14 @@ def l_prompt_release(u_b, v_b, u_f, lambda_t: float) -> float:
     return total / len(u_b)
 
 
+def l_prompt_foreground(u_b, v_f) -> float:
+    """Ours beside (2), E[-log(1 - sim(u_b, v_f))], over lists of pairs."""
+    total = 0.0
+    for p, f in zip(u_b, v_f, strict=True):
+        total -= math.log(1 - sim(p, f))
+    return total / len(u_b)
+
+
 def l_refine(v_f, u_b) -> float:
     """Equation (3)'s L_refine over lists of pairs."""
     total = 0.0

@@ -297,7 +297,7 @@ class TestFma:
             fma_wsss.LossItem("prompts", batches=1, prompts="unlearned")
 
     def test_its_weights_are_those_of_the_terms(self, clip, batch, tmp_path, monkeypatch):
-        """Each of the five, by name: without its weight a term has no part in the loss, or in what prompts learn."""
+        """Each of them, by name: without its weight a term has no part in the loss, or in what prompts learn."""
         monkeypatch.setattr("semples_plugin.FrozenClip.load", lambda *a, **k: clip)
         images, labels = batch
         cams = FmaHead(FrozenClip.load("demo"), OBJECTS)(images, labels)[0].detach()
@@ -330,6 +330,7 @@ class TestFma:
         both, image, text = learned(), learned(text=0.0), learned(image=0.0)
         assert not (torch.equal(both, image) or torch.equal(both, text) or torch.equal(image, text))
         torch.testing.assert_close(learned(image=1.0, text=0.02), both, atol=0, rtol=0)  # the preset's
+        assert not torch.equal(learned(prompt_foreground=0.5), both)
         with pytest.raises(ValueError, match="weights: expected some of foreground, background, refine, image, text"):
             fma_wsss.LossItem("match", weights={"images": 0.0})
 
@@ -602,6 +603,12 @@ def test_a_nan_or_a_batch_without_labels_is_handled(clip, batch):
     one = torch.zeros_like(labels)
     one[2, 5] = 1
     assert adapter.loss(images, cams, one).item() > 0 and isinstance(adapter.masks(cams, one), ClassMasks)
+
+
+@pytest.mark.parametrize("host", [clims, weaktr])
+def test_the_command_line_weighs_the_foreground_in_prompts(host):
+    for given, expected in (([], 0.0), (["--semples-prompt-foreground", "0.5"], 0.5)):
+        assert host_options.preset_of(parse(host.add_arguments, *given)).weights.prompt_foreground == expected
 
 
 class TestTable5:

@@ -28,10 +28,15 @@ def refine(v_f, u_b):
     return functional.refinement_loss(functional.similarity(v_f, u_b))
 
 
+def prompt_foreground(u_b, v_f):
+    return functional.repel(functional.similarity(u_b, v_f))
+
+
 CASES = {
     "match": (match, lambda *x: reference.l_match(*x, 2.4), 3),
     "prompt": (prompt, lambda *x: reference.l_prompt(*x, 0.3), 3),
     "prompt release": (lambda *x: prompt(*x, "release"), lambda *x: reference.l_prompt_release(*x, 0.3), 3),
+    "prompt foreground": (prompt_foreground, reference.l_prompt_foreground, 2),
     "refine": (refine, reference.l_refine, 2),
 }
 

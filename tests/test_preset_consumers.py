@@ -21,7 +21,7 @@ BASE = load_preset("voc").with_(
 )
 OTHERS = {
     "class_names": ("cat", "dog", "cow"),
-    "weights": LossWeights(2.0, 1.0, 0.5, 0.3, 0.7),
+    "weights": LossWeights(2.0, 1.0, 0.5, 0.3, 0.7, 0.4),
     "lr": 1e-2,
     "prompt_lr": 0.02,
     "batch_size": 3,

@@ -138,8 +138,9 @@ def test_the_start_of_the_prompts_is_the_presets():
 
 def test_what_a_preset_is_can_be_read_in_a_line():
     assert repr(load_preset("release-coco").with_(epochs=3, prompt_length=7)) == (
-        'Preset("release-coco": 90 classes; weights: foreground 1, background 0.75, refine 0.2, image 1, text 0.01; '
-        "ViT-B-32-quickgelu (openai); prompts of length 7; 3 epochs with lr 5.12e-06, of prompts 60 with 0.01)"
+        'Preset("release-coco": 90 classes; weights: foreground 1, background 0.75, refine 0.2, image 1, text 0.01, '
+        "prompt_foreground 0; ViT-B-32-quickgelu (openai); prompts of length 7; "
+        "3 epochs with lr 5.12e-06, of prompts 60 with 0.01)"
     )
 
 

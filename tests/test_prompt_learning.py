@@ -94,6 +94,45 @@ def test_the_text_term_keeps_the_prompts_from_their_labels():
     assert (similar[1] < similar[0] - 0.05).all()
 
 
+@pytest.mark.filterwarnings("ignore:.b. did not go well")
+def test_the_foreground_term_keeps_the_prompts_from_their_objects():
+    similar = []
+    for weight in (0.0, 2.0):
+        regularizer = make(weights=LossWeights(prompt_foreground=weight))
+        learn_background_prompts(regularizer, Batches(), **{**OPTIONS, "epochs": 12})
+        pairs = [(*regularizer.pair_features(*batch), batch[1].class_index) for batch in Batches()]
+        v_f, _, classes = map(torch.cat, zip(*pairs, strict=True))
+        similar.append(torch.cosine_similarity(v_f, regularizer.prompt_features()[classes]).mean())
+    assert similar[1] < similar[0] - 0.05
+
+
+@pytest.mark.filterwarnings("ignore:.b. did not go well", "ignore:.*their cosine is clamped")
+def test_the_foreground_term_pairs_each_foreground_with_its_own_prompt():
+    weights = LossWeights(image=0, text=0, prompt_foreground=1)
+    plain, regularizer = make(weights=weights), make(weights=weights)
+    pairs = [(*plain.pair_features(*batch), batch[1].class_index) for batch in Batches()]
+    learn_background_prompts(regularizer, pairs, seed=3, **{**OPTIONS, "epochs": 1})
+    v_f, _, classes = map(torch.cat, zip(*pairs, strict=True))
+    optimizer = torch.optim.AdamW(plain.prompts.parameters(), lr=0.02, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
+    for part in torch.randperm(24, generator=torch.Generator().manual_seed(3 * 1_000_003)).split(8):
+        optimizer.zero_grad()
+        u_b = plain.prompts.encode(plain.clip)[classes[part]]
+        (-(1 - torch.cosine_similarity(u_b, v_f[part]).clamp(1e-4, 0.9999)).log()).mean().backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(regularizer.prompts.vectors, plain.prompts.vectors, atol=1e-5, rtol=1e-5)
+
+
+def test_backgrounds_alone_are_too_little_for_the_foreground_term():
+    regularizer = make(weights=LossWeights(prompt_foreground=0.5))
+    before = regularizer.prompts.vectors.detach().clone()
+    kept = [(regularizer.background_features(*batch), batch[1].class_index) for batch in Batches()]
+    with pytest.raises(ValueError, match=r"there are backgrounds alone: give v_f as well"):
+        learn_background_prompts(regularizer, kept, **OPTIONS)
+    assert torch.equal(regularizer.prompts.vectors, before) and not regularizer.prompts.learned
+
+
 @pytest.mark.parametrize(
     "second",
     [torch.eye(3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 3, 8, 8)],

@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import reference
@@ -72,6 +73,58 @@ def test_the_losses_equal_the_equations_in_float64():
     prompt = regularizer.prompt_losses(host_images(torch.float64), masks)
     assert list(prompt) == ["loss_prompt_image", "loss_prompt_text"]
     assert sum(prompt.values()).item() == pytest.approx(reference.l_prompt(u_b, v_b, u_f, 0.3), abs=1e-6)
+
+
+def test_prompts_that_know_foregrounds_equal_the_equation_in_value_and_gradient():
+    regularizer = double_regularizer()
+    regularizer.weights = LossWeights(text=0.3, prompt_foreground=0.6)
+    maps = cams(torch.float64)
+    masks = ClassMasks.from_dense(maps, LABELS).sigmoid()
+    losses = regularizer.prompt_losses(host_images(torch.float64), masks)
+    assert list(losses) == ["loss_prompt_image", "loss_prompt_text", "loss_prompt_foreground"]
+    vectors = regularizer.prompts.vectors
+    (got,) = torch.autograd.grad(losses["loss_prompt_foreground"], vectors, retain_graph=True)
+    v_f, v_b, u_f, u_b = by_hand(regularizer, maps.sigmoid())
+    lists = as_lists(v_f, v_b, u_f, u_b)
+    expected = 0.6 * reference.l_prompt_foreground(lists[3], lists[0])
+    assert losses["loss_prompt_foreground"].item() == pytest.approx(expected, abs=1e-6)
+    whole = expected + reference.l_prompt(lists[3], lists[1], lists[2], 0.3)
+    assert sum(losses.values()).item() == pytest.approx(whole, abs=1e-6)
+    similarity = F.cosine_similarity(torch.stack(u_b), torch.stack(v_f).detach()).clamp(1e-4, 0.9999)
+    by_equation = -0.6 * (1 - similarity).log()
+    torch.testing.assert_close(got, torch.autograd.grad(by_equation.mean(), vectors)[0], atol=1e-9, rtol=1e-6)
+    sum(losses.values()).backward()
+    assert maps.grad is None
+    similar = [reference.sim(p, f) for p, f in zip(lists[3], lists[0], strict=True)]
+    assert regularizer.figures["similarity_prompt_foreground"].item() == pytest.approx(sum(similar) / 3)
+
+
+def test_prompts_that_know_foregrounds_need_them_and_encode_them_beside_backgrounds(monkeypatch):
+    regularizer = double_regularizer()
+    images, masks = host_images(torch.float64), ClassMasks.from_dense(cams(torch.float64), LABELS).sigmoid()
+    encoded, encode = [], regularizer.clip.encode_images
+    monkeypatch.setattr(regularizer.clip, "encode_images", lambda x: (encoded.append(len(x)), encode(x))[1])
+    before = regularizer.prompt_losses(images, masks)
+    assert list(before) == ["loss_prompt_image", "loss_prompt_text"] and encoded == [3]  # the paper's, by default
+    assert "similarity_prompt_foreground" not in regularizer.figures
+    regularizer.weights = replace(WEIGHTS, prompt_foreground=0.5)
+    regularizer.prompt_losses(images, masks)
+    assert encoded == [3, 6]
+    v_f, v_b = regularizer.pair_features(images, masks)
+    for pairs in (3, 0):
+        with pytest.raises(ValueError, match=r"prompt_foreground is 0.5, but there are backgrounds alone: give v_f"):
+            regularizer.prompt_losses_of(v_b[:pairs], masks.class_index[:pairs])
+    none = regularizer.prompt_losses_of(v_b[:0], masks.class_index[:0], v_f[:0])
+    assert len(none) == 3 and sum(none.values()).item() == 0
+    regularizer.weights = LossWeights(image=0, text=0, prompt_foreground=1)
+    assert list(regularizer.prompt_losses_of(v_b, masks.class_index, v_f)) == ["loss_prompt_foreground"]
+    with pytest.warns(UserWarning, match="100 % of the foregrounds lie so far from their prompt that refinement would"):
+        u_b = regularizer.prompt_features()[masks.class_index]
+        regularizer.prompt_losses_of(v_b, masks.class_index, -u_b)
+    assert regularizer.figures["clamped_prompt_foreground"].item() == 1
+    regularizer.weights = LossWeights(image=0, text=0)
+    with pytest.raises(ValueError, match=r"every term of \(2\) has the weight 0"):
+        regularizer.prompt_losses(images, masks)
 
 
 def test_the_gradients_equal_the_equations_in_float64():
@@ -611,9 +664,10 @@ def test_values_are_checked_again_where_something_changed(monkeypatch, clip):
 
 
 def test_what_they_are_can_be_read(clip):
-    weights = "foreground 1, background 2.4, refine 0.7, image 1, text 0.3"
+    weights = "foreground 1, background 2.4, refine 0.7, image 1, text 0.3, prompt_foreground 0"
     assert str(WEIGHTS) == weights
-    assert repr(WEIGHTS) == "LossWeights(foreground=1.0, background=2.4, refine=0.7, image=1.0, text=0.3)"
+    fields = "foreground=1.0, background=2.4, refine=0.7, image=1.0, text=0.3, prompt_foreground=0.0"
+    assert repr(WEIGHTS) == f"LossWeights({fields})"
     regularizer = SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS)
     start = f"SemPLeSRegularizer({clip}; 3 classes; weights: {weights}; "
     assert repr(regularizer) == start + "no prompts)"

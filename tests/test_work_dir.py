@@ -77,6 +77,7 @@ def _reweigh(regularizer):
         ({"weight_decay": 0.5}, None, "weight_decay"),
         ({"seed": 1}, None, "seed"),
         ({}, _reweigh, "weights"),
+        ({}, lambda r: setattr(r, "weights", LossWeights(prompt_foreground=0.5)), "weights"),
         ({}, lambda r: setattr(r.prompts, "template", "a picture of {}."), r"templates\[1\] = a photo of {}., this"),
         ({}, lambda r: r.prompts.vectors.data.add_(0.01), "start of the prompts"),
     ],

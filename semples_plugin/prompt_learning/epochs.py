@@ -177,17 +177,19 @@ class LearningRun:
         order = torch.randperm(len(self.backgrounds), generator=generator).to(self.backgrounds.device)
         total = torch.zeros((), device=self.backgrounds.device)
         for chosen in order.split(self.options.batch_size):
-            total += self._step(self.backgrounds[chosen], self.class_index[chosen])
+            total += self._step(chosen)
         # Weight decay moves the prompts of unseen classes, too: they are put back.
         seen = (self.pairs > 0)[:, None, None]
         vectors = torch.where(seen, self.prompts.vectors, self.start).detach()
         _assign(self.prompts, from_first(vectors.cpu()))  # ranks may round differently
         self._record(epoch, float(total) / self.steps)
 
-    def _step(self, backgrounds: Tensor, class_index: Tensor) -> Tensor:
-        """One step of the optimizer and its L_prompt."""
+    def _step(self, chosen: Tensor) -> Tensor:
+        """One step of the optimizer, on the chosen pairs `[B]`, and its L_prompt."""
         self.optimizer.zero_grad()
-        loss = sum_of(self.regularizer.prompt_losses_of(backgrounds, class_index))
+        foregrounds = None if self.foregrounds is None else self.foregrounds[chosen]
+        backgrounds, class_index = self.backgrounds[chosen], self.class_index[chosen]
+        loss = sum_of(self.regularizer.prompt_losses_of(backgrounds, class_index, foregrounds))
         loss.backward()
         self.optimizer.step()
         self.schedule.step()

@@ -54,7 +54,7 @@ def learn_background_prompts(
     The CAM network is fixed in this stage, so each background is encoded once, in one walk over `batches`;
     the epochs then run over these features, shuffled by `seed`. Neither CAM network nor CLIP is changed.
     Foregrounds are encoded as well, to judge at the end whether the prompts describe backgrounds or the
-    objects themselves.
+    objects themselves, and for `LossWeights.prompt_foreground`.
 
     >>> from semples_plugin import FrozenClip
     >>> clip, names = FrozenClip.load("demo"), ["train", "boat"]  # the embedded tiny CLIP
@@ -78,7 +78,7 @@ def learn_background_prompts(
             number for each of the N images, and each name counts once. A host whose data can't be walked gives
             features that it kept: (v_f `[P, D]`, v_b `[P, D]`, classes `[P]`), where
             `v_f, v_b = regularizer.pair_features(images, masks)` and the classes are `masks.class_index`; or
-            (v_b, classes), with which separation isn't measured.
+            (v_b, classes), with which separation isn't measured, and `LossWeights.prompt_foreground` has to be 0.
         epochs: passes over the features.
         lr: at the start. The paper's 5e-4 by default; the release uses 0.1 with its uniform start.
         batch_size: pairs per step.
