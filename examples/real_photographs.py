@@ -191,10 +191,8 @@ class Experiment:
         @torch.no_grad()
         def walk() -> Iterator[tuple[Tensor, ClassMasks]]:
             for index in self.data.train.parts():
-                masks = self._masks(matched, index)
-                if settings.prompt_tau < 1:
-                    masks = masks.resized(*self.clip.image_size).hardened(settings.prompt_tau)
-                yield self._images(index), masks
+                masks = self._masks(matched, index).resized(*self.clip.image_size)
+                yield self._images(index), masks.hardened(settings.prompt_tau)
 
         pairs = int(self.labels.sum())
         with warnings.catch_warnings():
