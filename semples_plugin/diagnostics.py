@@ -15,13 +15,12 @@ from torch import Tensor
 
 from semples_plugin import functional
 from semples_plugin.clip.frozen import FrozenClip
-from semples_plugin.masks import ClassMasks
+from semples_plugin.masks import ClassMasks, check_unit_range
 from semples_plugin.utils.checks import check_tensor, warn_once
 
 if TYPE_CHECKING:
     from semples_plugin.prompts import BackgroundPrompts
 
-_MASK_SLACK = 1e-3  # rounding of half-precision masks
 _PIXEL_SLACK = 1.5  # random erasing fills boxes with noise of several standard deviations; 0 to 255 is far beyond
 
 CLAMPED_MATCHING = {
@@ -129,14 +128,7 @@ def check_batch(images: Tensor, masks: ClassMasks, num_classes: int, device: tor
 
 def check_masks_range(values: BatchRange) -> None:
     """Raises a `ValueError` unless masks are finite and in [0, 1]."""
-    if not (math.isfinite(values.smallest) and math.isfinite(values.largest)):
-        raise ValueError("masks: NaN or infinite values; the CAMs diverged, or underflowed in half precision")
-    if values.smallest < -_MASK_SLACK or values.largest > 1 + _MASK_SLACK:
-        raise ValueError(
-            f"masks: expected values in [0, 1], got {values.smallest:.3g} to {values.largest:.3g}; ClassMasks of "
-            "logits take .sigmoid(), of ReLU maps or signed maps .max_normalized(), of non-negative maps "
-            ".normalized(eps)"
-        )
+    check_unit_range(values.smallest, values.largest)
 
 
 def check_pairs(values: BatchRange, num_images: int, num_classes: int) -> None:

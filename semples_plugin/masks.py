@@ -7,6 +7,7 @@ image and of its class, so that nothing after this loops over pairs.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semples_plugin.utils.checks import CheckSchedule, check_tensor, waits, warn_once
+from semples_plugin.utils.checks import CheckSchedule, check_number, check_tensor, waits, warn_once
 
+_MASK_SLACK = 1e-3  # rounding of half-precision masks
 _span_checks = CheckSchedule()  # when the range of the CAMs is looked at
+_unit_checks = CheckSchedule()  # when masks that are hardened are
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +206,30 @@ class ClassMasks:
         )
         return replace(self, maps=maps / (high + eps))
 
+    def hardened(self, tau: float) -> ClassMasks:
+        """min(M / tau, 1): masks in [0, 1] that reach 1 at `tau`, with gradients below it.
+
+        For (b): CAMs cover the discriminative part of an object alone, so that its background view still shows
+        the object, and prompts learn that. Ours, not the paper's; 1 leaves the masks as they are.
+
+        Args:
+            tau: above 0 and at most 1.
+
+        Raises:
+            TypeError: for a tau that is no number.
+            ValueError: for one out of range, or masks that aren't in [0, 1] (on a device, looked at in the first
+                calls and then now and then).
+
+        >>> masks = ClassMasks.from_pairs(torch.tensor([[[0.0, 0.15, 0.3, 0.9]]]), torch.tensor([0]), torch.tensor([0]))
+        >>> masks.hardened(0.3).maps
+        tensor([[[0.0000, 0.5000, 1.0000, 1.0000]]])
+        """
+        check_number("tau", tau, 0, 1, above=True)
+        kind = self.maps.dtype, self.maps.shape[1:]
+        if len(self) and not torch.compiler.is_compiling() and _unit_checks.is_due(self.maps.device, kind):
+            check_unit_range(*torch.stack(self.maps.detach().aminmax()).tolist())
+        return replace(self, maps=(self._as_float32() / tau).clamp(max=1))
+
     def of_kind(self, kind: str, eps: float | None = None) -> ClassMasks:
         """Masks in [0, 1] from CAMs of a kind, one of `KINDS`, as `wrap` and the adapters name them.
 
@@ -282,6 +309,17 @@ def check_kind(kind: str) -> None:
     """Raises a `ValueError` for a kind of CAMs that isn't known."""
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def check_unit_range(smallest: float, largest: float) -> None:
+    """Raises a `ValueError` unless masks from `smallest` to `largest` are finite and in [0, 1]."""
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise ValueError("masks: NaN or infinite values; the CAMs diverged, or underflowed in half precision")
+    if smallest < -_MASK_SLACK or largest > 1 + _MASK_SLACK:
+        raise ValueError(
+            f"masks: expected values in [0, 1], got {smallest:.3g} to {largest:.3g}; ClassMasks of logits take "
+            ".sigmoid(), of ReLU maps or signed maps .max_normalized(), of non-negative maps .normalized(eps)"
+        )
 
 
 def masked_views(images: Tensor, masks: ClassMasks, fill: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ MUTATIONS = [
     ("sign of the foreground in prompts", "regularizer", "= functional.repel(similarities[\"prompt_foreground\"])", "= -functional.repel(similarities[\"prompt_foreground\"])"),
     ("prompts kept from their backgrounds", "regularizer", "functional.similarity(u_b, foregrounds)", "functional.similarity(u_b, backgrounds)"),
     ("foregrounds of other pairs in (b)", "prompt_learning/epochs", "self.foregrounds[chosen]", "self.foregrounds[: len(chosen)]"),
+    ("hardened masks above 1", "masks", "(self._as_float32() / tau).clamp(max=1)", "self._as_float32() / tau"),
+    ("raw maps hardened", "masks", "check_unit_range(*torch.stack", "list(*torch.stack"),
     ("CLIP thawed", "clip/frozen", "self.model.eval().requires_grad_(False)", "self.model.eval().requires_grad_(True)"),
     ("CLIP left in training mode", "clip/frozen", "self.model.eval().requires", "self.model.requires"),
     ("masks detached", "pair_encoder", "masks.resized(*self", "masks.detach().resized(*self"),

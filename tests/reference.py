@@ -57,6 +57,10 @@ def min_max(cam: list[list[float]], eps: float) -> list[list[float]]:
     return [[(value - low) / (high - low + eps) for value in row] for row in cam]
 
 
+def hardened(mask: list[list[float]], tau: float) -> list[list[float]]:
+    return [[min(value / tau, 1.0) for value in row] for row in mask]
+
+
 def numeric_gradient(function, vectors: list[list[float]], step: float = 1e-6) -> list[list[float]]:
     """Central differences of a function of a list of vectors."""
     gradient = []

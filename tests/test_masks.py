@@ -1,4 +1,6 @@
+import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +52,45 @@ def test_max_normalisation_relu_and_sigmoid():
     other = cams[0, 1].flatten().argsort()[-2]
     (gradient,) = torch.autograd.grad(normalised[0].flatten()[other], cams)
     assert gradient[0, 1].flatten()[top] < 0
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0, 1])
+def test_hardened_masks_equal_the_loop_and_carry_gradients_below_tau(tau):
+    maps = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+    index = torch.tensor([0, 0, 1])
+    masks = ClassMasks.from_pairs(maps, index, torch.tensor([0, 1, 1])).hardened(tau)
+    for got, raw in zip(masks.maps, maps.detach(), strict=True):
+        torch.testing.assert_close(got.detach(), torch.tensor(reference.hardened(raw.tolist(), tau)).double())
+    assert masks.image_index is index and masks.maps.amax() <= 1
+    (gradient,) = torch.autograd.grad(masks.maps.sum(), maps)
+    torch.testing.assert_close(gradient, torch.where(maps < tau, 1 / tau, 0.0).double())
+    harden = lambda x: ClassMasks.from_pairs(x, index, index).hardened(tau).maps  # noqa: E731
+    assert torch.autograd.gradcheck(harden, maps)
+
+
+def test_what_cannot_be_hardened_is_named(monkeypatch):
+    masks = ClassMasks.from_pairs(torch.rand(1, 4, 5), torch.tensor([0]), torch.tensor([0]))
+    for tau in (0, -0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=f"tau: expected a finite number above 0 and at most 1, got {tau}"):
+            masks.hardened(tau)
+    for tau in ("0.3", None, True):
+        with pytest.raises(TypeError, match="tau: expected a finite number"):
+            masks.hardened(tau)
+    for wrong, words in (
+        (3.0, r"in \[0, 1\], got .*sigmoid"),
+        (-1.0, r"in \[0, 1\], got"),
+        (math.nan, "NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=f"masks: .*{words}"):
+            replace(masks, maps=masks.maps + wrong).hardened(0.3)
+    assert len(masks[:0].hardened(0.3)) == 0
+    half = replace(masks, maps=torch.full((1, 2, 2), 1.0005).half()).hardened(0.3)
+    assert half.maps.dtype == torch.float32 and half.maps.amax() == 1
+    monkeypatch.setattr(checks, "waits", lambda device: True)
+    monkeypatch.setattr("semples_plugin.masks._unit_checks", checks.CheckSchedule())
+    for _ in range(3):
+        masks.hardened(0.3)
+    replace(masks, maps=masks.maps + 3).hardened(0.3)  # unseen: nobody waits for the device
 
 
 def test_normalising_half_precision_does_not_underflow():
