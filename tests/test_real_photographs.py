@@ -20,6 +20,7 @@ from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.evaluation.folders import evaluate_folder
 from semples_plugin.viz.overlays import write_picture
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # two steps leave CAMs empty, and prompts where they began
 BACKBONE = "test_resnet"  # timm's smallest
 QUICK = "--baseline-steps 3 --steps 2 --batch-size 4 --prompt-steps 4 --prompt-batch-size 8 --prompt-length 4"
 KNOWN = [VOC.index(name) if name in VOC else None for name in OBJECTS]  # two of the demo's objects aren't VOC's
