@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cam_networks
 import numpy as np
+import photograph_training
 import pytest
 import real_photographs
 import timm
@@ -110,32 +111,34 @@ def test_what_is_finished_is_not_trained_again(voc, tmp_path, monkeypatch):
     trained = []
     train = real_photographs.Experiment.train
     monkeypatch.setattr(
-        real_photographs.Experiment, "train", lambda self, *args: trained.append(args[:2]) or train(self, *args)
+        real_photographs.Experiment, "train", lambda self, *args: trained.append(args[2]) or train(self, *args)
     )
     out = tmp_path / "out"
     first = run(voc, out, rows=("unlearned",))
-    assert trained == [("baseline", 0), ("unlearned", 0)]  # which another row is trained from comes before it
+    assert trained == ["baseline, seed 0", "unlearned, seed 0"]  # which another row is trained from comes before it
     trained.clear()
     assert run(voc, out, rows=("unlearned",)) == first and not trained
     both = run(voc, out, "--seeds", "0", "1", rows=("baseline",))
-    assert trained == [("baseline", 1)] and both["rows"]["baseline"]["miou"][0] == first["rows"]["baseline"]["miou"][0]
+    assert (
+        trained == ["baseline, seed 1"] and both["rows"]["baseline"]["miou"][0] == first["rows"]["baseline"]["miou"][0]
+    )
     trained.clear()
     run(voc, out, "--prompt-lr=1", "--lambda-b=2", rows=("unlearned", "match"))  # what (c) without (b) depends on
-    assert trained == [("unlearned", 0), ("match", 0)]
+    assert trained == ["unlearned, seed 0", "match, seed 0"]
     earlier = json.loads((out / "runs/unlearned-seed0.json.before").read_text())
     assert earlier["miou"] == first["rows"]["unlearned"]["miou"][0] and earlier["settings"]["lambda_b"] == 0.6
     trained.clear()
     run(voc, out, "--baseline-lr=0.1", rows=("unlearned",))  # all that starts from it
-    assert trained == [("baseline", 0), ("unlearned", 0)]
+    assert trained == ["baseline, seed 0", "unlearned, seed 0"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_results(voc, tmp_path, monkeypatch):
     train = real_photographs.Experiment.train
 
-    def stopped(self, name, *args):
-        if name == "match":
+    def stopped(self, row, *args):
+        if row is real_photographs.ROWS["match"]:
             raise KeyboardInterrupt
-        return train(self, name, *args)
+        return train(self, row, *args)
 
     whole = run(voc, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -217,7 +220,7 @@ def test_the_share_is_that_of_the_cams_mass_in_the_object():
 
 
 def test_a_rows_own_settings_are_settings():
-    settings = real_photographs.Settings()
+    settings = photograph_training.Settings()
     known = {each.name for each in fields(settings)}
     stages = set()
     for row in real_photographs.ROWS.values():
@@ -244,6 +247,8 @@ def test_bad_input_is_refused_in_a_sentence(voc, tmp_path, capsys, monkeypatch):
         ([f"--weights={tmp_path}/list.pth"], r"expected a state dict, names and their tensors, got \[1\]"),
         ([f"--classes={tmp_path}/two.txt"], "has 20 columns, expected 2 classes"),
         (["--min-images=100"], "no class is in 100 images of train"),
+        (["--prompt-tau=0"], "prompt_tau: expected a finite number above 0"),
+        (["--lambda-b=-1"], "LossWeights.background: expected a finite number of at least 0"),
         (["--view-size=32"], "takes images of its own size alone"),
         (["--masks=nowhere"], "there is no mask in PNG nowhere"),
     ):
