@@ -26,8 +26,8 @@ from semples_plugin.viz.prompt_maps import nearest_words
 from semples_plugin.viz.report import write_report
 from semples_plugin.viz.tables import class_figures, describe_gain
 
-PER_SEED = ("miou", "threshold", "share", "seconds")
-"""Figures of a run that `results.json` has a list of, one for each seed."""
+PER_SEED = ("miou", "threshold", "share", "separation", "seconds")
+"""Figures of a run that `results.json` has a list of, one for each seed; separation is of learned prompts alone."""
 
 
 class Results:
@@ -75,7 +75,7 @@ class Results:
             "miou": 100 * evaluation.miou,
             "threshold": evaluation.settings[evaluation.chosen],
             "share": share,
-            "iou": {each.name: each.iou[0] for each in class_figures([evaluation])},
+            "iou": {each.name: None if np.isnan(each.iou[0]) else each.iou[0] for each in class_figures([evaluation])},
             **notes,
             "settings": settings,
         }
@@ -101,7 +101,11 @@ class Results:
             runs = {seed: run for seed in self.seeds if (run := self._read(row, seed)) is not None}
             if runs:
                 rows[row] = {"title": title, "seeds": list(runs)}
-                rows[row] |= {name: [run[name] for run in runs.values()] for name in PER_SEED}
+                rows[row] |= {
+                    name: [run[name] for run in runs.values()]
+                    for name in PER_SEED
+                    if all(name in run for run in runs.values())
+                }
                 rows[row]["iou"] = {
                     name: [run["iou"][name] for run in runs.values()] for name in ("background", *self.data.class_names)
                 }
@@ -111,16 +115,20 @@ class Results:
     def write_table(self, beat: str) -> str:
         """`table.md`: the rows, and for every seed how each stands to the row `beat`, if that is there."""
         rows = self.write()
-        lines = ["| row | | mIoU [%] | share of the CAM in its object | minutes |", "|---|---|---|---|---|"]
+        lines = [
+            "| row | | mIoU [%] | share in the object | separation of the prompts | minutes |",
+            "|---|---|---|---|---|---|",
+        ]
         for name, row in rows.items():
             minutes = np.mean(row["seconds"]) / 60
-            lines.append(
-                f"| {name} | {row['title']} | {_spread(row['miou'], 1)} | {_spread(row['share'], 3)} | {minutes:.1f} |"
-            )
+            separation = _spread(row["separation"], 2) if "separation" in row else ""
+            figures = f"{_spread(row['miou'], 1)} | {_spread(row['share'], 3)} | {separation} | {minutes:.1f}"
+            lines.append(f"| {name} | {row['title']} | {figures} |")
         lines += [
             "",
-            f"Mean and standard deviation over {len(self.seeds)} seeds, on {len(self.data.val)} images. The threshold "
-            "of each row is the best on these masks, as is the custom.",
+            f"Mean and standard deviation over seeds ({len(self.seeds)}), on {len(self.data.val)} images. The threshold"
+            " of each row is the best on these masks, as is the custom. Share: which part of a CAM lies in its object, "
+            "the mean over the pairs. Separation: pairs whose background is nearer to its prompt than the foreground.",
             "",
         ]
         for name in rows:
@@ -134,23 +142,17 @@ class Results:
 
     def write_report(self, clip: FrozenClip) -> None:
         """`report.html`: the first seed's rows, and the words near the prompts of the last row that learned some."""
-        seed, words = self.seeds[0], []
-        for row in reversed(self.titles):
-            prompts = BackgroundPrompts.load(path) if (path := self._prompts(row, seed)).is_file() else None
-            if prompts is not None and prompts.learned:
-                words = nearest_words(prompts, clip)
-                break
+        seed = self.seeds[0]
+        learned = [row for row in self.titles if "separation" in (self._read(row, seed) or ())]
+        prompts = [BackgroundPrompts.load(self._file("prompts", row, seed, ".safetensors")) for row in learned[-1:]]
         write_report(
             self.folder / "report.html",
             [self.evaluation(row, seed) for row in self.titles],
             list(self.titles),
             images=self.data.image_folder,
-            words=words,
+            words=[word for each in prompts for word in nearest_words(each, clip)],
             heading=f"SemPLeS on real photographs, seed {seed}",
         )
-
-    def _prompts(self, row: str, seed: int) -> Path:
-        return self._file("prompts", row, seed, ".safetensors")
 
     def _file(self, kind: str, row: str, seed: int, suffix: str = "") -> Path:
         return self.folder / kind / f"{row}-seed{seed}{suffix}"

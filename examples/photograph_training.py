@@ -97,7 +97,7 @@ class Settings:
 
 @dataclass
 class Trained:
-    """What a row's training left: the network, the prompts of (c), and how it went."""
+    """What a row's training left: the network, the prompts where there are some, and how it went."""
 
     network: nn.Module
     prompts: BackgroundPrompts | None = None

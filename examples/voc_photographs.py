@@ -16,6 +16,7 @@ from tqdm import tqdm
 from semples_plugin.data.cam_files import read_image_list
 from semples_plugin.data.image_labels import load_image_labels
 from semples_plugin.data.images import IGNORED, find_image, find_mask, read_image, read_mask, write_mask
+from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.text import shown
 
 
@@ -133,7 +134,8 @@ def read_dataset(
         label_rows = torch.from_numpy(np.stack([label_of[name][kept] for name in shown_in]))
         photographs.append(Photographs(shown_in, pixels, label_rows, mean, std))
     _write_masks(masks or _mask_folder(root), photographs[1].names, kept, out / "masks")
-    (out / "classes.txt").write_text("\n".join(kept_names) + "\n")
+    with replacing(out / "classes.txt") as temporary:
+        temporary.write_text("\n".join(kept_names) + "\n")
     return Dataset(kept_names, *photographs, out / "masks", folder)
 
 

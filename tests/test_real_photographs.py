@@ -81,6 +81,7 @@ def test_all_rows_are_trained_and_judged(voc, finished):
     for name, row in results["rows"].items():
         for key in ("miou", "threshold", "share", "seconds"):
             assert len(row[key]) == 2 and np.isfinite(row[key]).all()
+        assert ("separation" in row) == (name in ("full", "best"))
         assert set(row["iou"]) <= {"background", *labels} and len(row["iou"]["background"]) == 2
         assert len({json.dumps(other["share"]) for other in results["rows"].values()}) == len(results["rows"]), name
     # `semples eval` finds what it needs to come to the same figure.
