@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from semples_plugin.adapters.base import wrap
     from semples_plugin.adapters.cam_inference import write_cams_of
     from semples_plugin.clip.frozen import FrozenClip
+    from semples_plugin.loss_weights import LossWeights
     from semples_plugin.masks import ClassMasks
     from semples_plugin.presets import Preset, load_preset
     from semples_plugin.prompt_learning.epochs import PromptHistory
     from semples_plugin.prompt_learning.learn import learn_background_prompts
     from semples_plugin.prompts import BackgroundPrompts
-    from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer
+    from semples_plugin.regularizer import SemPLeSRegularizer
 
 _MODULES = {
     "BackgroundPrompts": "prompts",
     "ClassMasks": "masks",
     "FrozenClip": "clip.frozen",
-    "LossWeights": "regularizer",
+    "LossWeights": "loss_weights",
     "Preset": "presets",
     "PromptHistory": "prompt_learning.epochs",
     "SemPLeSRegularizer": "regularizer",

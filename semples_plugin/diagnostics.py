@@ -166,15 +166,23 @@ def figures_of(similarities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return figures
 
 
+def gradient_ratios(matching: Tensor, refining: Tensor) -> Tensor:
+    """Of P pairs: the norm of one gradient on their masks over that of the other, `[P, h, w]` each.
+
+    Returns:
+        `[P]`, 0 where refinement has no gradient, infinite where matching has none, NaN where neither has.
+    """
+    return refining.flatten(1).norm(dim=1) / matching.flatten(1).norm(dim=1)
+
+
 def compare_gradients(matching: Tensor, refining: Tensor) -> dict[str, float]:
     """Medians over P pairs of how two gradients on their masks, `[P, h, w]` each, stand to each other.
 
     Returns:
         `refine_to_match`, the ratio of their norms, and `refine_cosine`, their cosine.
     """
-    matching, refining = matching.flatten(1), refining.flatten(1)
-    ratio = refining.norm(dim=1) / matching.norm(dim=1).clamp(min=1e-30)
-    cosine = F.cosine_similarity(matching, refining, dim=1, eps=1e-30)
+    ratio = gradient_ratios(matching, refining).nan_to_num(0.0)
+    cosine = F.cosine_similarity(matching.flatten(1), refining.flatten(1), dim=1, eps=1e-30)
     return {"refine_to_match": float(ratio.median()), "refine_cosine": float(cosine.median())}
 
 

@@ -20,9 +20,10 @@ from semples_plugin.data.class_names import (
     VOC,
     VOC_ALIASES,
 )
+from semples_plugin.loss_weights import LossWeights
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
-from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, LossWeights, SemPLeSRegularizer
-from semples_plugin.utils.checks import check_known, check_names, class_positions
+from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
+from semples_plugin.utils.checks import check_known, check_names, check_number, class_positions
 from semples_plugin.utils.stages import STAGES
 
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
@@ -60,6 +61,8 @@ class Preset:
         mask_eps, prompt_mask_eps: eps of the masks' normalisation, whether by their maximum or by min and
             max, in (a) and (c), and in (b); in the units of CAMs that reach 1. Sigmoid CAMs take none.
         align_corners: of the masks' upsampling.
+        refine_share: of matching's gradient, which sets lambda in place of `weights.refine`, see
+            `SemPLeSRegularizer`; None in all presets.
 
     >>> preset = load_preset("voc").with_(class_names=["train", "boat"], prompt_length=4)
     >>> preset
@@ -94,6 +97,7 @@ class Preset:
     mask_eps: float = 0.1
     prompt_mask_eps: float = 0.1
     align_corners: bool = False
+    refine_share: float | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,6 +119,8 @@ class Preset:
                 raise TypeError(f"preset {self.name}, {field_.name}: expected {field_.type}, got {value!r:.80}")
         if not isinstance(self.weights, LossWeights):
             raise TypeError(f"preset {self.name}, weights: expected LossWeights, got {type(self.weights).__name__}")
+        if self.refine_share is not None:
+            check_number(f"preset {self.name}, refine_share", self.refine_share, 0, above=True)
         pair = self.clip if isinstance(self.clip, (tuple, list)) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise TypeError(
@@ -226,6 +232,7 @@ class Preset:
             "template": self.template,
             "text_term": self.text_term,
             "align_corners": self.align_corners,
+            "refine_share": self.refine_share,
             "input_mean": mean,
             "input_std": std,
         }

@@ -167,8 +167,8 @@ def describe_quality(quality: Sequence[ClassQuality]) -> str:
     if objects:
         groups.append(
             f"{_first_names(objects)} describe the object (nearer to it than to its background, or drawn to its "
-            "label), and refinement would suppress it: look at these classes' masks, raise LossWeights.text or, after "
-            "few steps, lr"
+            "label), and refinement would suppress it: look at their masks, raise LossWeights.text, "
+            "prompt_foreground or, after few steps, lr"
         )
     idle = [prompt.class_name for prompt in seen if prompt.learned_nothing and not prompt.describes_object]
     if idle:

@@ -8,9 +8,8 @@ formula to `_terms`.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from semples_plugin import diagnostics, functional
 from semples_plugin.clip.frozen import FrozenClip
+from semples_plugin.loss_weights import LossWeights
 from semples_plugin.masks import ClassMasks
 from semples_plugin.pair_encoder import PairEncoder
 from semples_plugin.prompts import BackgroundPrompts, EncodedPrompts
+from semples_plugin.refine_strength import RefineStrength
 from semples_plugin.utils.checks import CheckSchedule
 from semples_plugin.utils.chunked import sum_in_parts
 from semples_plugin.utils.distributed import share_of_pairs
@@ -30,45 +31,6 @@ if TYPE_CHECKING:
     from semples_plugin.presets import Preset
 
 Named = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms; 0 leaves a term out, and its cost with it. Defaults: the paper's for VOC.
-
-    Attributes:
-        foreground: of E[-log sim(v_f, u_f)] in L_match (1).
-        background: lambda_b, of E[-log(1 - sim(v_b, u_f))] in L_match (1).
-        refine: lambda, of L_refine (3).
-        image: of L_prompt^I in (2).
-        text: lambda_T, of L_prompt^T in (2).
-        prompt_foreground: lambda_F, of E[-log(1 - sim(u_b, v_f))] beside (2), which keeps prompts from describing
-            the object. Ours, not the paper's.
-
-    Raises:
-        ValueError: for a weight that is negative, NaN or infinite.
-
-    >>> print(LossWeights(refine=0.2))
-    foreground 1, background 2.4, refine 0.2, image 1, text 0.02, prompt_foreground 0
-    >>> LossWeights(background=0)  # without the term on backgrounds, whose views are not encoded then
-    LossWeights(foreground=1.0, background=0, refine=0.05, image=1.0, text=0.02, prompt_foreground=0.0)
-    """
-
-    foreground: float = 1.0
-    background: float = 2.4
-    refine: float = 0.05
-    image: float = 1.0
-    text: float = 0.02
-    prompt_foreground: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"LossWeights.{field.name}: expected a finite number of at least 0, got {value}")
-
-    def __str__(self) -> str:
-        return ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
 
 
 class SemPLeSRegularizer(PairEncoder):
@@ -90,6 +52,11 @@ class SemPLeSRegularizer(PairEncoder):
         fill: what masked-out pixels become: "mean", CLIP's mean colour, zero in its normalised space, as the
             equations M X read; "black"; or an RGB triple in [0, 1].
         text_term: of (2), "paper" or "release", see `functional.prompt_loss`.
+        refine_share: instead of `weights.refine`, how strong refinement is to pull at the masks: its gradient's
+            norm over that of L_match's, median over the pairs, as `gradient_balance` measures it. lambda follows
+            from the first ten calls that train with these prompts (with gradients, and a pair on some rank), and
+            is fixed then; each of them costs one more pass of the batch through CLIP, forward and back. In a
+            process that resumes (c) it is measured anew. Ours, not the paper's. None: `weights.refine`.
         max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same
             losses and gradients, and memory does not grow with them. Losses that are added with factors of
             their own, instead of by `weights`, make it encode the parts again in the backward pass.
@@ -127,6 +94,7 @@ class SemPLeSRegularizer(PairEncoder):
         input_std: Sequence[float] | None = IMAGENET_STD,
         fill: str | Sequence[float] = "mean",
         text_term: str = "paper",
+        refine_share: float | None = None,
         max_pairs: int | None = None,
         align_corners: bool = False,
         check_every: int = 100,
@@ -152,6 +120,7 @@ class SemPLeSRegularizer(PairEncoder):
         self.text_term = text_term
         self.preset: Preset | None = None
         self.figures: Named = {}
+        self._strength = None if refine_share is None else RefineStrength(refine_share)
         self._prompt_checks = CheckSchedule(check_every)
         self._encoded_prompts: EncodedPrompts | None = None
         self._prompts: BackgroundPrompts | None = None
@@ -162,7 +131,18 @@ class SemPLeSRegularizer(PairEncoder):
         if self._prompts is not None:
             learned = "learned" if self._prompts.learned else "not learned"
             prompts = f"prompts of length {self._prompts.vectors.shape[1]}, {learned}"
-        return f"SemPLeSRegularizer({self.clip}; {len(self.class_names)} classes; weights: {self.weights}; {prompts})"
+        weights = str(self.weights)
+        if self._strength is not None:
+            weights += f"; refine_share {self._strength.share:g}"
+        return f"SemPLeSRegularizer({self.clip}; {len(self.class_names)} classes; weights: {weights}; {prompts})"
+
+    @property
+    def refine_weight(self) -> float:
+        """lambda in use: `weights.refine` or, with a `refine_share`, what was measured for these prompts so far.
+
+        The latter is 0 before the first call that trains.
+        """
+        return self.weights.refine if self._strength is None else self._strength.weight_for(self._prompts)
 
     @property
     def prompts(self) -> BackgroundPrompts | None:
@@ -218,10 +198,12 @@ class SemPLeSRegularizer(PairEncoder):
         tensor([[ True, False],
                 [ True,  True]])
         """
-        weights = self._term_weights()
-        if not weights:
+        if not self._term_weights():
             raise ValueError("every term of (1) and (3) has the weight 0; there is nothing to train the masks with")
         values_checked = self._check(images, masks)
+        if self._strength is not None and self._prompts is not None and torch.is_grad_enabled():
+            self._measure_strength(images, masks, self._strength, self._prompts)
+        weights = self._term_weights()  # with lambda as it was measured just now
         diagnostics.warn_of_idle_terms(masks, self._prompts if "loss_refine" in weights else None)
         # All ranks ask, even one without a gradient, as each waits for the others.
         share = share_of_pairs(len(masks), masks.maps.device) if torch.is_grad_enabled() else 1.0
@@ -281,13 +263,7 @@ class SemPLeSRegularizer(PairEncoder):
             ValueError: without prompts, or without foregrounds where that weight is above 0.
         """
         prompts = self._need_prompts()
-        weights = _above_zero(
-            {
-                "loss_prompt_image": self.weights.image,
-                "loss_prompt_text": self.weights.text,
-                "loss_prompt_foreground": self.weights.prompt_foreground,
-            }
-        )
+        weights = self.weights.of_prompts()
         if not weights:
             raise ValueError("every term of (2) has the weight 0; there is nothing to learn the prompts with")
         if "loss_prompt_foreground" in weights and foregrounds is None:
@@ -336,29 +312,55 @@ class SemPLeSRegularizer(PairEncoder):
             of the weighted L_match's, and `refine_cosine`, the cosine between the two: below 0 they pull
             apart.
         """
-        weights = self._term_weights()
-        match = {name: weight for name, weight in weights.items() if name.startswith("loss_match_")}
-        if not (match and "loss_refine" in weights and len(masks)):
+        if not (self.weights.of_matching() and "loss_refine" in self._term_weights() and len(masks)):
             raise ValueError(
                 "gradient_balance: expected prompts, weights of matching and refinement above 0, and at least one pair"
             )
         self._check(images, masks)
-        maps = masks.maps.detach().float().requires_grad_()
-        with torch.enable_grad():
-            both = {**match, "loss_refine": weights["loss_refine"]}
-            losses, _ = self._losses(images, replace(masks, maps=maps), both)
-            matching = torch.autograd.grad(sum_of({name: losses[name] for name in match}), maps, retain_graph=True)[0]
-            refining = torch.autograd.grad(losses["loss_refine"], maps)[0]
-        return diagnostics.compare_gradients(matching, refining)
+        balance = diagnostics.compare_gradients(*self._gradients(images, masks))
+        return {**balance, "refine_to_match": self.refine_weight * balance["refine_to_match"]}
+
+    @torch.compiler.disable
+    def _measure_strength(
+        self, images: Tensor, masks: ClassMasks, strength: RefineStrength, prompts: BackgroundPrompts
+    ) -> None:
+        """Lets `strength` see a call that trains, while it needs to; all ranks must call together."""
+        if strength.is_due(prompts):
+            strength.add(diagnostics.gradient_ratios(*self._gradients(images, masks)))
+
+    def _gradients(self, images: Tensor, masks: ClassMasks) -> tuple[Tensor, Tensor]:
+        """Gradients on the masks `[P, h, w]` of the weighted L_match and of L_refine without its weight.
+
+        Each pair's have a factor of their own, the same in both.
+        """
+        match, prompts = self.weights.of_matching(), self.prompt_features()
+        maps = masks.maps.detach().float()
+        matching, refining = torch.zeros_like(maps), torch.zeros_like(maps)
+        size = self.max_pairs or max(len(masks), 1)
+        with torch.enable_grad(), torch.autocast(self.clip.device.type, enabled=False):
+            prepared = self._prepare(images)
+            for start in range(0, len(masks), size):
+                rows = slice(start, start + size)
+                part = replace(masks[rows], maps=maps[rows].requires_grad_())
+                terms, _ = self._terms(prepared, part, {**match, "loss_refine": 1.0}, prompts)
+                matched = sum_of({name: weight * terms[name] for name, weight in match.items()})
+                (matching[rows],) = torch.autograd.grad(matched, part.maps, retain_graph=True)
+                (refining[rows],) = torch.autograd.grad(terms["loss_refine"], part.maps)
+        return matching, refining
 
     def _term_weights(self) -> dict[str, float]:
         """Weights of the terms that a call computes: those above 0, and refinement's with prompts alone."""
-        weights = {
-            "loss_match_foreground": self.weights.foreground,
-            "loss_match_background": self.weights.background,
-            "loss_refine": self.weights.refine if self._prompts is not None else 0.0,
-        }
-        return _above_zero(weights)
+        matching = self.weights.of_matching()
+        if self._prompts is None:
+            return matching
+        if self._strength is None:
+            return {**matching, **self.weights.of_refinement()}
+        if not matching:
+            raise ValueError(
+                "refine_share is a share of L_match's gradient, but both weights of L_match are 0: set one of "
+                "LossWeights.foreground and background, or leave refine_share out and set LossWeights.refine"
+            )
+        return {**matching, "loss_refine": self.refine_weight}  # also where it is 0, before the first call that trains
 
     def _terms(
         self, images: Tensor, masks: ClassMasks, weights: dict[str, float], prompts: Tensor | None
@@ -432,10 +434,6 @@ class SemPLeSRegularizer(PairEncoder):
 def sum_of(losses: Named) -> Tensor:
     """The sum of a loss dict: L_total, L_match or L_prompt."""
     return torch.stack(list(losses.values())).sum()
-
-
-def _above_zero(weights: dict[str, float]) -> dict[str, float]:
-    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def _zeros(anchor: Tensor, weights: dict[str, float]) -> Named:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "prompt_learning", "work_dir", "presets", "class_names",
+TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "refine_strength", "prompt_learning", "work_dir", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed")  # fmt: skip
 
@@ -62,7 +62,16 @@ MUTATIONS = [
     ("prompts kept from their backgrounds", "regularizer", "functional.similarity(u_b, foregrounds)", "functional.similarity(u_b, backgrounds)"),
     ("foregrounds of other pairs in (b)", "prompt_learning/epochs", "self.foregrounds[chosen]", "self.foregrounds[: len(chosen)]"),
     ("hardened masks above 1", "masks", "(self._as_float32() / tau).clamp(max=1)", "self._as_float32() / tau"),
-    ("raw maps hardened", "masks", "check_unit_range(*torch.stack", "list(*torch.stack"),
+    ("raw maps hardened", "masks", " and _unit_checks.is_due(self.maps.device, kind)", " and False"),
+    ("lambda measured upside down", "diagnostics", "return refining.flatten(1).norm(dim=1) / matching.flatten(1).norm(dim=1)", "return matching.flatten(1).norm(dim=1) / refining.flatten(1).norm(dim=1)"),
+    ("lambda measured by the weights of before", "regularizer", "{**match, \"loss_refine\": 1.0}, prompts)", "{**match, \"loss_refine\": 1.0}, prompts); terms[\"loss_refine\"] = self.weights.refine * terms[\"loss_refine\"]"),
+    ("lambda measured by an unweighted L_match", "regularizer", "sum_of({name: weight * terms[name] for name, weight in match.items()})", "sum_of({name: terms[name] for name in match})"),
+    ("lambda never fixed", "refine_strength", "return self._calls < MEASURED_CALLS", "return True"),
+    ("lambda of other prompts kept", "refine_strength", "        return self._version == version_of(prompts.vectors)", "        return True"),
+    ("each rank has a lambda of its own", "refine_strength", "for of_rank in gather(useful.tolist())", "for of_rank in [useful.tolist()]"),
+    ("lambda of the last call alone", "refine_strength", "self._ratios += found", "self._ratios = found"),
+    ("clamped pairs measured", "refine_strength", "ratios[(ratios > 0) & ratios.isfinite()]", "ratios.nan_to_num(1e-30).clamp(1e-30)"),
+    ("lambda measured in validation", "regularizer", "self._prompts is not None and torch.is_grad_enabled():", "self._prompts is not None:"),
     ("CLIP thawed", "clip/frozen", "self.model.eval().requires_grad_(False)", "self.model.eval().requires_grad_(True)"),
     ("CLIP left in training mode", "clip/frozen", "self.model.eval().requires", "self.model.requires"),
     ("masks detached", "pair_encoder", "masks.resized(*self", "masks.detach().resized(*self"),

@@ -51,6 +51,16 @@ def l_refine(v_f, u_b) -> float:
     return total / len(v_f)
 
 
+def refine_weight(match_gradients, refine_gradients, share: float) -> float:
+    """lambda that makes the lower median over pairs of |lambda g_refine| / |g_match| the share; pairs have both."""
+    norm = lambda gradient: math.sqrt(sum(x * x for x in gradient))  # noqa: E731
+    ratios = []
+    for match, refine in zip(match_gradients, refine_gradients, strict=True):
+        if norm(match) > 0 and norm(refine) > 0:
+            ratios.append(norm(refine) / norm(match))
+    return share / sorted(ratios)[(len(ratios) - 1) // 2]
+
+
 def min_max(cam: list[list[float]], eps: float) -> list[list[float]]:
     values = [value for row in cam for value in row]
     low, high = min(values), max(values)

@@ -101,6 +101,8 @@ def test_the_root_is_the_paper():
         "functional",  # the equations
         "masks",  # M
         "pair_encoder",  # v_f, v_b and u_f
+        "loss_weights",  # the lambdas
+        "refine_strength",  # lambda of (3), where it is measured: ours, and off by default
         "regularizer",  # the objectives: where a loss of one's own goes
         "diagnostics",  # what would only clutter the regularizer: checks of batches, figures, warnings
         "prompts",  # p and u_b

@@ -39,11 +39,11 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(5, 3, 32, 32, generator=generator).clamp(-1, 1), labels
 
 
-def build() -> SemPLeSRegularizer:
+def build(**options) -> SemPLeSRegularizer:
     clip = build_frozen()
     prompts = BackgroundPrompts(3, 4, clip.text_width, std=clip.token_std)
     prompts.learned = True
-    return SemPLeSRegularizer(clip, NAMES, prompts=prompts, input_mean=None, input_std=None)
+    return SemPLeSRegularizer(clip, NAMES, prompts=prompts, input_mean=None, input_std=None, **options)
 
 
 def step(model, regularizer, images, labels) -> torch.Tensor:
@@ -112,6 +112,38 @@ def test_uneven_ranks_give_the_gradient_of_the_whole_batch(tmp_path):
             torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=0)
             torch.testing.assert_close(gathered, _accumulate(model, build(), images, labels), atol=1e-6, rtol=0)
         assert float(found[0][0] + found[1][0]) / 2 == pytest.approx(float(loss), rel=1e-5)
+
+
+def _steps(model, regularizer, images, labels, part=slice(None)) -> tuple[list[float], list[torch.Tensor]]:
+    """lambda after each of a few steps, and the gradients of the last; the second step has no pair on any rank."""
+    weights = []
+    for factor, labelled in ((1.0, 1), (0.9, 0), (0.5, 1), (0.25, 1)):
+        model.zero_grad()
+        step(model, regularizer, images[part] * factor, labels[part] * labelled)
+        weights.append(regularizer.refine_weight)
+    return weights, [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def _measure(rank, out) -> None:
+    for name, (split, first) in UNEVEN.items():
+        images, labels = batch()
+        labels[:3] *= first
+        part = slice(0, split) if rank == 0 else slice(split, None)
+        model = torch.nn.parallel.DistributedDataParallel(Cams())
+        torch.save(_steps(model, build(refine_share=0.3), images, labels, part), f"{out}/{name} {rank}.pt")
+
+
+def test_ranks_measure_one_lambda_that_of_the_whole_batch(tmp_path):
+    spawn(_measure, str(tmp_path))
+    for name, (_, first) in UNEVEN.items():
+        images, labels = batch()
+        labels[:3] *= first
+        expected, gradients = _steps(Cams(), build(refine_share=0.3), images, labels)
+        ranks = [torch.load(tmp_path / f"{name} {rank}.pt") for rank in range(2)]
+        assert ranks[0][0] == ranks[1][0] and expected[0] == expected[1] != expected[2]
+        for weights, found in ranks:
+            assert weights == pytest.approx(expected, rel=1e-4)
+            torch.testing.assert_close(found, gradients, atol=1e-6, rtol=0)
 
 
 def _walk(indices):

@@ -19,15 +19,16 @@ def make(device: str, **options) -> SemPLeSRegularizer:
     return SemPLeSRegularizer(clip, NAMES, weights=WEIGHTS, prompts=prompts, **options)
 
 
-def step(device: str):
+def step(device: str, **options):
     maps = cams().detach().to(device).requires_grad_()
-    losses = make(device)(host_images().to(device), ClassMasks.from_dense(maps, LABELS).sigmoid())
+    losses = make(device, **options)(host_images().to(device), ClassMasks.from_dense(maps, LABELS).sigmoid())
     sum(losses.values()).backward()
     return {name: loss.item() for name, loss in losses.items()}, maps.grad.cpu()
 
 
-def test_losses_and_gradients_are_the_cpus():
-    (on_cpu, cpu_gradient), (on_gpu, gpu_gradient) = step("cpu"), step("cuda")
+@pytest.mark.parametrize("options", [{}, {"refine_share": 0.3}])
+def test_losses_and_gradients_are_the_cpus(options):
+    (on_cpu, cpu_gradient), (on_gpu, gpu_gradient) = step("cpu", **options), step("cuda", **options)
     assert on_gpu == pytest.approx(on_cpu, rel=1e-4)
     torch.testing.assert_close(gpu_gradient, cpu_gradient, atol=1e-6, rtol=1e-3)
 

@@ -40,6 +40,7 @@ OTHERS = {
     "mask_eps": 0.5,
     "prompt_mask_eps": 0.5,
     "align_corners": True,
+    "refine_share": 0.3,
 }
 """Another value of each field."""
 

@@ -171,6 +171,9 @@ def test_departures_are_told_in_a_line():
 
 def test_mistakes_of_type_and_mixtures_are_named():
     voc = load_preset("voc")
+    for value, error in (("0.1", TypeError), (True, TypeError), (0, ValueError)):
+        with pytest.raises(error, match="preset voc, refine_share: expected a finite number above 0, got"):
+            voc.with_(refine_share=value)
     for field, value in (("clip", "ViT-B-16"), ("clip", ("ViT-B-32",)), ("suffix_ids", 13), ("aliases", "x")):
         with pytest.raises(TypeError, match=f"preset voc, {field}: expected"):
             voc.with_(**{field: value})

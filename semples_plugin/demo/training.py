@@ -19,10 +19,11 @@ from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.network import CamNet, normalize_images
 from semples_plugin.demo.table import CamsOf, Judgement, draw_cams, judge, normalized_cams, slices
+from semples_plugin.loss_weights import LossWeights
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_learning.learn import learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
-from semples_plugin.regularizer import LossWeights, SemPLeSRegularizer, sum_of
+from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
 
 
 @dataclass(frozen=True)

@@ -266,5 +266,5 @@ def _describe_drift(classes: Sequence[str], epoch: int, epochs: int) -> str:
     return (
         f"after {epoch} of {epochs} epochs the prompts of {', '.join(classes)} come nearest to their own label, and "
         "nearer than they began: they describe the object, and refinement would suppress it; look at these classes' "
-        "masks (objects left in the background?), or raise LossWeights.text"
+        "masks (objects left in the background?), or raise LossWeights.text or prompt_foreground"
     )
