@@ -67,6 +67,7 @@ class Settings:
     lr: float = setting(1e-4, "match refine", "learning rate of (a) and (c)")
     lambda_b: float = setting(0.6, "match refine", "weight of the background term in (1); the paper: 2.4 for VOC")
     lambda_refine: float = setting(0.2, "refine", "lambda, the weight of refinement (3); the paper: 0.05 for VOC")
+    refine_share: float = setting(0.0, "refine", "instead of lambda, refinement's pull beside matching's; 0: lambda")
     lambda_t: float = setting(0.02, "prompts", "weight of the text term in (2)")
     lambda_f: float = setting(0.0, "prompts", "weight of a term that keeps prompts off the object; not in the paper")
     prompt_tau: float = setting(1.0, "prompts", "(b) takes min(M / tau, 1) for masks; the paper: 1")
@@ -76,7 +77,7 @@ class Settings:
     prompt_lr: float = setting(2e-2, "prompts", "learning rate of (b)")
 
     def __post_init__(self) -> None:
-        for name in ("baseline_lr", "backbone_lr", "lr", "prompt_lr"):
+        for name in ("baseline_lr", "backbone_lr", "lr", "prompt_lr", "refine_share"):
             check_number(name, getattr(self, name), 0)
         check_number("prompt_tau", self.prompt_tau, 0, 1, above=True)
         assert self.weights  # which refuse what they can't be
@@ -167,7 +168,10 @@ class Experiment:
 
     def _regularizer(self, settings: Settings) -> SemPLeSRegularizer:
         statistics = {"input_mean": self.backbone.mean, "input_std": self.backbone.std}
-        return SemPLeSRegularizer(self.clip, self.data.class_names, weights=settings.weights, **statistics)
+        share = settings.refine_share or None
+        return SemPLeSRegularizer(
+            self.clip, self.data.class_names, weights=settings.weights, refine_share=share, **statistics
+        )
 
     def _learn_prompts(
         self, regularizer: SemPLeSRegularizer, settings: Settings, seed: int, matched: nn.Module

@@ -151,6 +151,12 @@ def test_a_stopped_run_goes_on_to_the_same_results(voc, tmp_path, monkeypatch):
         assert parts["rows"][name] == {**row, "seconds": parts["rows"][name]["seconds"]}
 
 
+def test_a_share_sets_how_strong_refinement_is(voc, tmp_path):
+    shares = [run(voc, tmp_path / "out", f"--refine-share={share}", rows=("full",))["rows"] for share in (0, 5)]
+    assert shares[0]["match"]["share"] == shares[1]["match"]["share"]
+    assert shares[0]["full"]["share"] != shares[1]["full"]["share"]
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
 def test_kept_features_lead_to_those_of_the_whole_network(name, tmp_path):
     torch.manual_seed(0)
