@@ -7,17 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import save_clip
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from semples_plugin import FrozenClip
-from semples_plugin.data.cam_files import chosen_cams, read_cams
+from semples_plugin.data.cam_files import read_cams
 from semples_plugin.demo.data import make_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,22 +53,6 @@ def test_a_plain_loop_runs_on_two_processes(tmp_path):
     assert done.stderr.count("come nearest to their own label") <= 2  # the first rank speaks for all
 
 
-@pytest.fixture
-def voc(tmp_path):
-    """Four scenes of the demo in VOC's layout, and a small CLIP in open_clip's."""
-    for folder in ("JPEGImages", "ImageSets/Segmentation"):
-        (tmp_path / folder).mkdir(parents=True)
-    scenes, labels = make_scenes(4, seed=0), {}
-    for i, image in enumerate(scenes.images):
-        name = f"2007_00000{i}"
-        cv2.imwrite(str(tmp_path / "JPEGImages" / f"{name}.jpg"), image[:, :, ::-1])
-        labels[name] = np.eye(20, dtype=np.float32)[int(scenes.labels[i].argmax())]
-    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("\n".join(labels))
-    np.save(tmp_path / "cls_labels.npy", labels)
-    save_clip(tmp_path / "clip")
-    return tmp_path
-
-
 def test_a_hosts_head_gains_in_the_demo(tmp_path):
     from hosts_in_the_demo import Run
 
@@ -87,22 +69,6 @@ def test_the_hosts_heads_make_a_table_and_pictures(tmp_path):
         assert list(stages) == ["baseline", "(a) matching", "(c) refinement"] and len(stages["baseline"]) == 2
         assert len({json.dumps(stage) for stage in stages.values()}) == 3  # every stage moved something
         assert (tmp_path / f"hosts-out/{host}.png").is_file()
-
-
-def test_train_voc_runs_all_stages(voc):
-    options = "--clip local-dir:clip --baseline-epochs 1 --epochs 1 --prompt-length 4 --prompt-epochs 3 --size 64"
-    text = run_script("train_voc.py", "--data", ".", "--labels", "cls_labels.npy", *options.split(), cwd=voc)
-    replaced = "epochs 1 (voc: 60), prompt_epochs 3 (voc: 60), prompt_length 4 (voc: 30)"
-    assert text.splitlines()[0] == f"instead of the preset's: {replaced}"
-    assert text.count("prompt is nearest to") + text.count("is in no image") == 20
-    report = json.loads((voc / "voc-out/figures.json").read_text())
-    assert list(report["figures"]) == ["baseline", "(a) matching", "(b) prompts", "(c) refinement"]
-    assert report["prompts"]["loss"][-1] < report["prompts"]["loss"][0]
-    written = {path.name for path in (voc / "voc-out").iterdir()}
-    assert written == {"baseline.pt", "matched.pt", "refined.pt", "prompts.safetensors", "figures.json", "cams"}
-    assert list(chosen_cams(voc / "voc-out/cams", voc / "ImageSets/Segmentation/train.txt")) == [
-        f"2007_00000{i}" for i in range(4)
-    ]
 
 
 def python_blocks(page: str) -> list[str]:

@@ -1,10 +1,17 @@
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TEXT, VISION, build_clip
 from open_clip.transformer import QuickGELU
 
-from semples_plugin.clip.fast_towers import LeanQuickGELU, encode_pixels, lean_activations, read_one_token
+from semples_plugin.clip.fast_towers import (
+    LeanQuickGELU,
+    encode_pixels,
+    fold_batch_norms,
+    lean_activations,
+    read_one_token,
+)
 
 
 def test_the_short_way_gives_the_features_and_gradients_of_the_long_one():
@@ -71,3 +78,44 @@ def test_the_lean_activation_is_quick_gelu_and_keeps_half():
     model = torch.nn.Sequential(torch.nn.Sequential(QuickGELU()), torch.nn.GELU())
     lean_activations(model)
     assert [type(module).__name__ for module in model.modules()][2:] == ["LeanQuickGELU", "GELU"]
+
+
+def timm_clip(name: str) -> open_clip.CLIP:
+    """A CLIP with a timm image tower, whose batch norms have statistics as if trained."""
+    torch.manual_seed(0)
+    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear",
+              "image_size": 64}  # fmt: skip
+    model = open_clip.CLIP(32, vision, TEXT).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                values.data += 0.5 * torch.rand_like(values)
+    return model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_efficientnet", "tf_efficientnet_lite0"])
+def test_folded_batch_norms_give_the_same_features_and_gradients(name):
+    model = timm_clip(name).double()
+    visual = model.visual
+    fold_batch_norms(model)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in visual.modules())  # the caller's stays
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.visual.modules())
+    images = torch.randn(3, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    folded, plain = (F.normalize(tower(images), dim=-1) for tower in (model.visual, visual))
+    torch.testing.assert_close(folded, plain, atol=1e-12, rtol=1e-9)
+    weights = torch.randn_like(plain)
+    gradients = [torch.autograd.grad((features * weights).sum(), images)[0] for features in (folded, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-9)
+
+
+def test_a_tower_that_is_not_what_its_names_say_keeps_its_batch_norms():
+    model = timm_clip("test_resnet")
+    norm = model.visual.trunk.layer1[0].bn1
+    norm.register_forward_hook(lambda module, inputs, output: output + inputs[0])  # the convolution has another use
+    plain = model.visual
+    fold_batch_norms(model)
+    assert model.visual is plain and norm in model.visual.modules()
+    half = timm_clip("test_resnet").bfloat16()
+    plain = half.visual
+    fold_batch_norms(half)
+    assert half.visual is plain

@@ -1,6 +1,5 @@
 """Every field of a preset reaches everyone who takes a preset, or stands below with the reason why it can't."""
 
-import json
 import logging
 from dataclasses import fields
 from types import SimpleNamespace
@@ -57,7 +56,6 @@ UNUSED = {
         "renormalize": "the images are CLIP-normalised",
     },
     "mmseg": {},
-    "train_voc": {},
 }
 
 
@@ -121,33 +119,6 @@ def of_fma(batch, folder, output):
     return found
 
 
-def of_train_voc(batch, folder, output, monkeypatch):
-    import train_voc
-
-    class Net(torch.nn.Module):
-        def __init__(self, classes, weights):
-            super().__init__()
-            self.layer = torch.nn.Conv2d(3, classes, 9, 8)
-
-        def forward(self, images):
-            return self.layer(images)
-
-    monkeypatch.setattr(train_voc, "ResNetCam", Net)
-
-    class Images(list):
-        labels, names = None, None
-
-    monkeypatch.setattr(train_voc, "Images", lambda *_: Images(zip(*batch, strict=True)))
-    monkeypatch.setattr(train_voc, "write_cams_of", lambda *_, **__: {})
-    options = ["--data=.", "--labels=.", "--baseline-epochs=1", f"--out={folder}"]
-    monkeypatch.setattr("sys.argv", ["train_voc.py", *options])
-    train_voc.main()
-    (folder / "prompts.safetensors").rename(folder / "p.safetensors")
-    weights = torch.load(folder / "refined.pt", weights_only=True)
-    stages = json.loads((folder / "figures.json").read_text())["figures"]
-    return weights["layer.weight"].tolist(), [stage["loss, first third"] for stage in stages.values()]
-
-
 class Log(list):
     """Takes lines as a logger does."""
 
@@ -200,7 +171,7 @@ def of_mmseg(batch, folder, output):
     return [*found, losses()], [line for line in log if "trained by" in line]
 
 
-CONSUMERS = {"weaktr": of_weaktr, "clims": of_clims, "fma": of_fma, "mmseg": of_mmseg, "train_voc": of_train_voc}
+CONSUMERS = {"weaktr": of_weaktr, "clims": of_clims, "fma": of_fma, "mmseg": of_mmseg}
 
 
 @pytest.mark.parametrize("consumer", CONSUMERS)
@@ -213,8 +184,7 @@ def test_each_field_changes_what_a_consumer_of_presets_does(consumer, clip, batc
         folder.mkdir()
         monkeypatch.setitem(presets.PRESETS, "voc", preset)
         asked.clear()
-        more = (monkeypatch,) if consumer == "train_voc" else ()
-        done = CONSUMERS[consumer](batch, folder, capsys.readouterr, *more)
+        done = CONSUMERS[consumer](batch, folder, capsys.readouterr)
         prompts = BackgroundPrompts.load(folder / "p.safetensors")
         about = prompts.vectors.tolist(), prompts.suffix_ids, prompts.class_names
         return repr((done, about, set(asked))).replace(str(folder), "")

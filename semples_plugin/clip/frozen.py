@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
-from semples_plugin.clip.fast_towers import OnceDifferentiable, encode_pixels, lean_activations, read_one_token
+from semples_plugin.clip.fast_towers import (
+    OnceDifferentiable,
+    encode_pixels,
+    fold_batch_norms,
+    lean_activations,
+    read_one_token,
+)
 from semples_plugin.utils.checks import CheckSchedule, check_device, check_tensor
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -116,6 +122,7 @@ class FrozenClip:
         device = check_device(device)  # before the weights are read
         model, tokenizer, full_name = load_open_clip(name, pretrained, precision=precision, cache_dir=cache_dir)
         lean_activations(model)
+        fold_batch_norms(model)
         return cls(model, tokenizer, full_name).to(device)
 
     def __repr__(self) -> str:
