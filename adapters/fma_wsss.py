@@ -32,6 +32,7 @@ from semples_plugin.adapters.host_options import UNLEARNED, refuse_hosts_own
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset, load_preset
 from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
+from semples_plugin.prompt_learning.walk import harden
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.atomic_files import check_writable
@@ -161,12 +162,12 @@ class LossItem:
             writer.add_scalar(f"semples/{name}", float(value), iteration + 1)
 
     def _keep_features(self, adapter: FmaAdapter, images: Tensor, cams: Tensor, labels: Tensor) -> None:
-        masks = adapter.masks(cams, labels)
+        masks = harden(adapter.masks(cams, labels), self.learning["mask_tau"], adapter.regularizer)
         foregrounds, backgrounds = adapter.regularizer.pair_features(images, masks)
         self._kept.append((foregrounds.cpu(), backgrounds.cpu(), masks.class_index.cpu()))
 
     def _learn_prompts(self, adapter: FmaAdapter) -> None:
-        options = {"seed": self.seed, "save_to": self.prompts, **self.learning}
+        options = {"seed": self.seed, "save_to": self.prompts, **self.learning, "mask_tau": 1}  # the masks are hard
         learn_background_prompts(adapter.regularizer, self._kept, **options)
         print(f'SemPLeS: wrote {self.prompts}; stage (c): LossItem("refine", prompts=...)')
 

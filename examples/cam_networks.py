@@ -70,7 +70,8 @@ def load_backbone(
         weights: a state dict in a `.safetensors` or PyTorch's file, of the backbone or of an open_clip model
             with this backbone as its image tower; None: timm's own are downloaded.
         size: of the images, in pixels.
-        train_from: name of the first module that is trained; None: the last one alone is.
+        train_from: name of the first module that is trained; None: the one after the second-last of timm's levels
+            of features, such as ResNet's layer4.
         train_all: nothing stays fixed, which any network can do.
 
     Raises:
@@ -92,7 +93,7 @@ def load_backbone(
     statistics = tuple(config["mean"]), tuple(config["std"])
     if train_all:
         return Backbone(None, whole, features.shape[1], *statistics)
-    lower, upper = _cut(_chain(network), train_from)
+    lower, upper = _cut(_chain(network), train_from, network.feature_info[-2]["module"])
     if not _is_equal(nn.Sequential(lower, upper), image, features):
         raise ValueError(
             f"{name} does more than to call its modules one after the other, so that its low layers can't be computed "
@@ -165,16 +166,21 @@ def _chain(network: nn.Module) -> Modules:
     return chain
 
 
-def _cut(chain: Modules, first_trained: str | None) -> tuple[nn.Sequential, nn.Sequential]:
-    """The modules before `first_trained`, by default the last one, and those from it on."""
+def _cut(chain: Modules, first_trained: str | None, level: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """The modules before `first_trained`, by default what follows `level`, and those from it on."""
     names = [name for name, _ in chain]
     if first_trained is not None and first_trained not in names[1:]:
         raise ValueError(
             f"--train-from: expected one of {', '.join(names[1:])}, got {shown(first_trained)}; --train-all trains all"
         )
-    cut = names.index(first_trained or names[-1])
+    cut = names.index(first_trained) if first_trained else min(_end_of(level, names), len(names) - 1)
     modules = [module for _, module in chain]
     return nn.Sequential(*modules[:cut]), nn.Sequential(*modules[cut:])
+
+
+def _end_of(level: str, names: Sequence[str]) -> int:
+    """How many of the modules make the features of `level`, which may lie within one of them."""
+    return next((i + 1 for i, name in enumerate(names) if level == name or level.startswith(f"{name}.")), len(names))
 
 
 @torch.no_grad()

@@ -71,6 +71,7 @@ class Settings:
     lambda_t: float = setting(0.02, "prompts", "weight of the text term in (2)")
     lambda_f: float = setting(0.0, "prompts", "weight of a term that keeps prompts off the object; not in the paper")
     prompt_tau: float = setting(1.0, "prompts", "(b) takes min(M / tau, 1) for masks; the paper: 1")
+    prompt_shared: int = setting(0, "prompts", "1: (b) learns one prompt for all classes; the paper: 0")
     prompt_length: int = setting(16, "prompts refine", "vectors of a prompt; the paper: 30")
     prompt_steps: int = setting(300, "prompts", "steps of (b)")
     prompt_batch_size: int = setting(128, "prompts", "pairs per step of (b)")
@@ -80,6 +81,7 @@ class Settings:
         for name in ("baseline_lr", "backbone_lr", "lr", "prompt_lr", "refine_share"):
             check_number(name, getattr(self, name), 0)
         check_number("prompt_tau", self.prompt_tau, 0, 1, above=True)
+        check_number("prompt_shared", self.prompt_shared, 0, 1, whole=True)
         assert self.weights  # which refuse what they can't be
 
     @property
@@ -181,8 +183,7 @@ class Experiment:
         @torch.no_grad()
         def walk() -> Iterator[tuple[Tensor, ClassMasks]]:
             for index in self.data.train.parts():
-                masks = self._masks(matched, index).resized(*self.clip.image_size)
-                yield self._images(index), masks.hardened(settings.prompt_tau)
+                yield self._images(index), self._masks(matched, index)
 
         pairs = int(self.labels.sum())
         with warnings.catch_warnings():
@@ -194,6 +195,8 @@ class Experiment:
                 lr=settings.prompt_lr,
                 batch_size=settings.prompt_batch_size,
                 seed=seed,
+                shared=bool(settings.prompt_shared),
+                mask_tau=settings.prompt_tau,
             )
         separation = sum(
             quality.after.separation * count

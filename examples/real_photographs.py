@@ -37,7 +37,11 @@ ROWS = {
     "match": Row("(a) segment-label matching", ("match",)),
     "unlearned": Row("(c) refinement, prompts not learned", ("refine",)),
     "full": Row("(b) and (c), the paper's", ("prompts", "refine")),
-    "best": Row("(b) and (c), recommended", ("prompts", "refine"), {"lambda_f": 0.5, "prompt_tau": 0.3}),
+    "best": Row(
+        "(b) and (c), recommended",
+        ("prompts", "refine"),
+        {"prompt_shared": 1, "lambda_f": 1.0, "prompt_tau": 0.3, "lambda_refine": 0.8},
+    ),
 }
 """The rows, by name; a row's last entry is its own settings, by their names in `photograph_training.Settings`."""
 
@@ -168,10 +172,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--backbone", default="tf_efficientnet_lite0", help="one of timm's networks (default: %(default)s)")
     add("--weights", type=Path, help="its weights: a state dict, or an open_clip model with it as its image tower")
-    add("--train-from", metavar="MODULE", help="first module that is trained (default: the last one alone is)")
+    add(
+        "--train-from",
+        metavar="MODULE",
+        help="first module that is trained (default: what follows the second-last level)",
+    )
     add("--train-all", action="store_true", help="train the whole backbone; nothing is kept, so steps take longer")
     add("--size", type=whole_number, default=224, help="of the photographs, in pixels (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[0], help="of classifier, batches and prompts")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of classifier, batches and prompts")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"some of {', '.join(ROWS)}")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, default=Path("photographs-out"), help="folder for everything (default: %(default)s)")

@@ -63,7 +63,8 @@ class Preset:
         align_corners: of the masks' upsampling.
         refine_share: of matching's gradient, which sets lambda in place of `weights.refine`, see
             `SemPLeSRegularizer`; None in all presets.
-        prompt_shared: one prompt for all classes, see `learn_background_prompts`; False in all presets.
+        prompt_shared, prompt_mask_tau: one prompt for all classes, and harder masks, in (b), see
+            `learn_background_prompts`; False and 1 in all presets.
 
     >>> preset = load_preset("voc").with_(class_names=["train", "boat"], prompt_length=4)
     >>> preset
@@ -100,6 +101,7 @@ class Preset:
     align_corners: bool = False
     refine_share: float | None = None
     prompt_shared: bool = False
+    prompt_mask_tau: float = 1.0
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -247,6 +249,7 @@ class Preset:
             "batch_size": self.prompt_batch_size,
             "weight_decay": self.weight_decay,
             "shared": self.prompt_shared,
+            "mask_tau": self.prompt_mask_tau,
         }
 
     def optimizer_options(self) -> dict[str, Any]:

@@ -145,6 +145,7 @@ MUTATIONS = [
     ("weights of another reduction left to torch", "adapters/weaktr_checkpoints", "hidden != int(channels / args.reduction)", "False"),
     ("prompts that are not learned pass for learned", "adapters/host_options", "and not unlearned and not Path(", "and not Path("),
     ("a shared prompt learns from one class", "prompt_learning/epochs", "gradient.copy_(gradient.sum(dim=0).expand_as(gradient))", "gradient.copy_(gradient[:1].expand_as(gradient))"),
+    ("masks of (b) are never hardened", "prompt_learning/walk", "if mask_tau == 1:", "if True:"),
     ("shared prompts start apart", "prompt_learning/epochs", "        if options.shared:\n            _assign", "        if False:\n            _assign"),
     ("a batch taken for another one", "prompt_learning/work_dir", "return digest(images, masks.maps,", "return digest(images[:, :, ::2, ::2], masks.maps,"),
     ("flipped bits are read", "prompt_learning/work_dir", "if written_digest != digest(content) or not", "if not"),

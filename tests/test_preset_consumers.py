@@ -42,6 +42,7 @@ OTHERS = {
     "align_corners": True,
     "refine_share": 0.3,
     "prompt_shared": True,
+    "prompt_mask_tau": 0.3,
 }
 """Another value of each field."""
 

@@ -73,7 +73,7 @@ def test_a_preset_makes_a_regularizer_and_its_prompts(clip):
     regularizer = SemPLeSRegularizer(clip, **preset.regularizer_options(), prompts=preset.new_prompts(clip.text_width))
     assert regularizer.prompts.vectors.shape == (20, 30, clip.text_width) and regularizer.prompts.vectors.min() >= 0
     assert regularizer.prompts.suffix_ids == (13,) and regularizer.text_term == "release"
-    assert set(preset.learning_options()) == {"epochs", "lr", "batch_size", "weight_decay", "shared"}
+    assert set(preset.learning_options()) == {"epochs", "lr", "batch_size", "weight_decay", "shared", "mask_tau"}
 
 
 def test_single_values_are_replaced_and_wrong_ones_named():

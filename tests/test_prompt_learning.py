@@ -91,6 +91,27 @@ def test_a_shared_prompt_is_one_class_that_has_the_pairs_of_all():
         learn_background_prompts(make(), Batches(), shared="yes", **OPTIONS)
 
 
+def test_hardened_masks_are_those_of_the_views():
+    def learn(batches, **options):
+        regularizer = make()
+        learn_background_prompts(regularizer, batches, **options, **OPTIONS)
+        return regularizer.prompts.vectors.detach()
+
+    size = shared_clip().image_size
+    soft = [(images, replace(masks, maps=masks.maps.detach()[:, ::4, ::4] * 0.4 + 0.1)) for images, masks in Batches()]
+    hard = [(images, masks.resized(*size).hardened(0.3)) for images, masks in soft]
+    as_they_are, hardened = learn(soft), learn(soft, mask_tau=0.3)
+    assert torch.equal(hardened, learn(hard)) and torch.equal(as_they_are, learn(soft, mask_tau=1.0))
+    assert (hardened - as_they_are).abs().max() > 1e-3
+    for tau in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="mask_tau: expected a finite number above 0 and at most 1"):
+            learn(soft, mask_tau=tau)
+    features = [(*make().pair_features(images, masks), masks.class_index) for images, masks in hard]
+    assert torch.equal(hardened, learn(features))
+    with pytest.raises(ValueError, match="mask_tau is 0.3, but there are features"):
+        learn(features, mask_tau=0.3)
+
+
 def test_it_equals_a_plain_loop_that_encodes_every_background_in_every_epoch():
     regularizer, plain = make(), make()
     learn_background_prompts(regularizer, Batches(), seed=3, **OPTIONS)

@@ -30,6 +30,7 @@ from semples_plugin.prompt_quality import went_well
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.atomic_files import check_writable
+from semples_plugin.utils.checks import check_number
 from semples_plugin.utils.distributed import is_first, on_first
 
 _START = "start of the prompts"  # a key of a run's settings
@@ -45,6 +46,7 @@ def learn_background_prompts(
     weight_decay: float = 0.01,
     seed: int = 0,
     shared: bool = False,
+    mask_tau: float = 1.0,
     work_dir: str | Path | None = None,
     save_to: str | Path | None = None,
     origin: str | Path | nn.Module = "",
@@ -88,6 +90,8 @@ def learn_background_prompts(
         shared: one prompt for all classes, taught by the pairs of all of them, which each class then gets, those
             without a pair as well; it starts from the first class's vectors. Prompts of classes with few images
             come to describe the object; ours, not the paper's.
+        mask_tau: the masks M become min(M / mask_tau, 1) first, at CLIP's resolution, see `ClassMasks.hardened`; ours,
+            not the paper's. 1: as they are, and for features that the host kept.
         work_dir: a folder for features, every half minute of the walk, and the state, after every epoch. An
             interrupted call is continued by a call with the same arguments, to the same prompts, with a
             warning: batches that come again unchanged are not encoded again, and after the walk none is.
@@ -121,10 +125,10 @@ def learn_background_prompts(
             file.
     """
     prompts = regularizer._need_prompts()
-    check_learning(epochs, lr, batch_size, weight_decay, seed, shared)
+    check_learning(epochs, lr, batch_size, weight_decay, seed, shared, mask_tau)
     _check_differentiable(regularizer)
     options = LearningOptions(int(epochs), float(lr), int(batch_size), float(weight_decay), int(seed), shared)
-    folder = _prepare_folder(regularizer, work_dir, origin)
+    folder = _prepare_folder(regularizer, work_dir, origin, mask_tau)
     settings = _settings_of(regularizer, options)
     if save_to is not None:
         on_first(partial(folder.check_outside, save_to))
@@ -139,7 +143,7 @@ def learn_background_prompts(
         )
     walked = features is None
     if features is None:
-        features = _walk_into(folder, regularizer, batches, progress)
+        features = _walk_into(folder, regularizer, batches, mask_tau, progress)
     settings["features"] = digest(*features)
     if state is not None or not walked:
         warn_caller(describe_interrupted(work_dir, walked, len(features.class_index), state, settings))
@@ -163,6 +167,7 @@ def check_learning(
     weight_decay: float = 0.01,
     seed: int = 0,
     shared: bool = False,
+    mask_tau: float = 1.0,
 ) -> None:
     """Raises a `TypeError` or a `ValueError` for options of another type or range."""
     integers = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
@@ -171,6 +176,7 @@ def check_learning(
             raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
     if not isinstance(shared, bool):
         raise TypeError(f"shared: expected True or False, got {shared!r:.80}")
+    check_number("mask_tau", mask_tau, 0, 1, above=True)
     for name, number in {"lr": lr, "weight_decay": weight_decay}.items():
         if not isinstance(number, Real):
             raise TypeError(f"{name}: expected a number, got {number!r:.80}")
@@ -193,7 +199,7 @@ def _check_differentiable(regularizer: SemPLeSRegularizer) -> None:
 
 
 def _prepare_folder(
-    regularizer: SemPLeSRegularizer, work_dir: str | Path | None, origin: str | Path | nn.Module
+    regularizer: SemPLeSRegularizer, work_dir: str | Path | None, origin: str | Path | nn.Module, mask_tau: float
 ) -> WorkDir:
     """The folder with all that the features depend on."""
     made_with = {
@@ -201,6 +207,7 @@ def _prepare_folder(
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
         "fill": regularizer.fill.tolist(),
         "align_corners": regularizer.align_corners,
+        "mask_tau": float(mask_tau),
         "origin": name_origin(origin),
     }
     prompts = regularizer._need_prompts()
@@ -227,11 +234,11 @@ def _have_learned(prompts: BackgroundPrompts, state: State, settings: dict[str, 
 
 
 def _walk_into(
-    folder: WorkDir, regularizer: SemPLeSRegularizer, batches: Iterable[Any], progress: bool
+    folder: WorkDir, regularizer: SemPLeSRegularizer, batches: Iterable[Any], mask_tau: float, progress: bool
 ) -> PairFeatures:
     """The features of all pairs, which the folder keeps from now on."""
     try:
-        features = walk(regularizer, batches, folder, progress)
+        features = walk(regularizer, batches, mask_tau, folder, progress)
     except BaseException:
         folder.remove_if_empty()
         raise

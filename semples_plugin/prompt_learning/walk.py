@@ -34,15 +34,17 @@ class BatchFeatures(NamedTuple):
     names: list[Any] | None
 
 
-def walk(regularizer: SemPLeSRegularizer, batches: Iterable[Any], folder: WorkDir, progress: bool) -> PairFeatures:
-    """Features and classes of the pairs of all ranks together, each named image's once.
+def walk(
+    regularizer: SemPLeSRegularizer, batches: Iterable[Any], mask_tau: float, folder: WorkDir, progress: bool
+) -> PairFeatures:
+    """Features and classes of the pairs of all ranks together, each named image's once; `mask_tau` hardens masks.
 
     Collective: an error on one rank is raised on all of them.
     """
     own: list[BatchFeatures] = []
     error: Exception | None = None
     try:
-        own = _walk_rank(regularizer, batches, folder, progress)
+        own = _walk_rank(regularizer, batches, mask_tau, folder, progress)
     except Exception as raised:
         if world_size() == 1:
             raise
@@ -86,7 +88,7 @@ def _unique_pairs(class_index: Tensor, names: list[Any]) -> Tensor:
 
 
 def _walk_rank(
-    regularizer: SemPLeSRegularizer, batches: Iterable[Any], folder: WorkDir, progress: bool
+    regularizer: SemPLeSRegularizer, batches: Iterable[Any], mask_tau: float, folder: WorkDir, progress: bool
 ) -> list[BatchFeatures]:
     """Features of this rank's batches."""
     walked = []
@@ -94,7 +96,7 @@ def _walk_rank(
         bar = tqdm(batches, "background features", disable=not (progress and is_first()))
         for number, batch in enumerate(bar):
             try:
-                features = _read_features(batch, regularizer) or _encode(batch, regularizer, folder)
+                features = _read_features(batch, regularizer, mask_tau) or _encode(batch, regularizer, mask_tau, folder)
             except ValueError as error:
                 raise ValueError(f"batches: batch {number} (from 0): {error}") from error
             if features.names is None:  # then no pair is another one's repetition
@@ -106,13 +108,13 @@ def _walk_rank(
     return walked
 
 
-def _encode(batch: Any, regularizer: SemPLeSRegularizer, folder: WorkDir) -> BatchFeatures:
+def _encode(batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float, folder: WorkDir) -> BatchFeatures:
     """Features of a batch (images, masks) or (images, masks, names); those that an interrupted walk left are reused."""
     images, masks, names = _unpack(batch)
     digest = "" if folder.path is None else digest_batch(images, masks)
     features = folder.find_batch(digest)
     if features is None:
-        foregrounds, backgrounds = regularizer.pair_features(images, masks)
+        foregrounds, backgrounds = regularizer.pair_features(images, harden(masks, mask_tau, regularizer))
         _check_finite(regularizer, masks.class_index, foregrounds, backgrounds)
         features = foregrounds.cpu(), backgrounds.cpu()
         folder.add_batch(digest, features)
@@ -120,12 +122,24 @@ def _encode(batch: Any, regularizer: SemPLeSRegularizer, folder: WorkDir) -> Bat
     return BatchFeatures(*features, masks.class_index.cpu(), pair_names)
 
 
-def _read_features(batch: Any, regularizer: SemPLeSRegularizer) -> BatchFeatures | None:
+def harden(masks: ClassMasks, mask_tau: float, regularizer: SemPLeSRegularizer) -> ClassMasks:
+    """min(M / mask_tau, 1) at the resolution of CLIP's views, where nothing blurs hard edges again; M for 1."""
+    if mask_tau == 1:
+        return masks
+    return masks.resized(*regularizer.clip.image_size, regularizer.align_corners).hardened(mask_tau)
+
+
+def _read_features(batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float) -> BatchFeatures | None:
     """A batch of features that the host kept, (v_f, v_b, classes) or (v_b, classes); None for any other batch."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         return None
     if not all(isinstance(tensor, Tensor) for tensor in batch):
         return None
+    if mask_tau != 1:
+        raise ValueError(
+            f"mask_tau is {mask_tau:g}, but there are features, whose masks nothing can harden any more: harden them "
+            "before they are encoded, masks.hardened(mask_tau), and leave it out"
+        )
     *features, classes = (tensor.detach().cpu() for tensor in batch)
     width = regularizer.label_features.shape[1]
     are_indices = classes.ndim == 1 and not (classes.is_floating_point() or classes.dtype == torch.bool)
