@@ -32,16 +32,15 @@ from semples_plugin import FrozenClip, load_preset
 from semples_plugin.cli.arguments import whole_number
 from semples_plugin.data.image_labels import read_class_names
 
+RECOMMENDED = {"prompt_shared": 1, "lambda_f": 1.0, "prompt_tau": 0.3, "lambda_refine": 0.8}
+"""One prompt for all classes, which is kept off the objects, from harder masks: then refinement can be strong."""
+
 ROWS = {
     "baseline": Row("image labels alone", ("baseline",)),
     "match": Row("(a) segment-label matching", ("match",)),
     "unlearned": Row("(c) refinement, prompts not learned", ("refine",)),
     "full": Row("(b) and (c), the paper's", ("prompts", "refine")),
-    "best": Row(
-        "(b) and (c), recommended",
-        ("prompts", "refine"),
-        {"prompt_shared": 1, "lambda_f": 1.0, "prompt_tau": 0.3, "lambda_refine": 0.8},
-    ),
+    "best": Row("(b) and (c), recommended", ("prompts", "refine"), RECOMMENDED),
 }
 """The rows, by name; a row's last entry is its own settings, by their names in `photograph_training.Settings`."""
 
@@ -175,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--train-from",
         metavar="MODULE",
-        help="first module that is trained (default: what follows the second-last level)",
+        help="first module that is trained (default: after the second-last level)",
     )
     add("--train-all", action="store_true", help="train the whole backbone; nothing is kept, so steps take longer")
     add("--size", type=whole_number, default=224, help="of the photographs, in pixels (default: %(default)s)")

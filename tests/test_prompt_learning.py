@@ -108,7 +108,7 @@ def test_hardened_masks_are_those_of_the_views():
             learn(soft, mask_tau=tau)
     features = [(*make().pair_features(images, masks), masks.class_index) for images, masks in hard]
     assert torch.equal(hardened, learn(features))
-    with pytest.raises(ValueError, match="mask_tau is 0.3, but there are features"):
+    with pytest.raises(ValueError, match=r"mask_tau is 0\.3, but there are features"):
         learn(features, mask_tau=0.3)
 
 
