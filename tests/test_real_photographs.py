@@ -55,7 +55,7 @@ def run(voc, out, *more, rows=("baseline", "match"), quick=QUICK):
     """Runs the script on the scenes; returns what `results.json` holds."""
     paths = ["--data", str(voc), "--weights", str(voc / "backbone.safetensors"), "--out", str(out)]
     options = [*paths, "--clip=demo", "--backbone", BACKBONE, "--size=64", "--min-images=2", *quick.split()]
-    options += ["--device=cpu", "--rows", *rows, *more]
+    options += ["--device=cpu", "--seeds", "0", "--rows", *rows, *more]
     real_photographs.run(real_photographs.parser().parse_args(options))
     return json.loads((out / "results.json").read_text())
 
