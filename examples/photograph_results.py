@@ -137,7 +137,7 @@ class Results:
                 lines.append(f"- {name} beside {beat}, seed {seed}: {describe_gain(gain)}")
         text = "\n".join(lines) + "\n"
         with replacing(self.folder / "table.md") as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
         return text
 
     def write_report(self, clip: FrozenClip) -> None:
@@ -162,7 +162,7 @@ class Results:
         if not path.is_file():
             return None
         try:
-            run: dict[str, Any] = json.loads(path.read_text())
+            run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): delete it, and its run is made again") from error
         return run
@@ -204,4 +204,4 @@ def _spread(values: Sequence[float], decimals: int) -> str:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -135,7 +135,7 @@ def read_dataset(
         photographs.append(Photographs(shown_in, pixels, label_rows, mean, std))
     _write_masks(masks or _mask_folder(root), photographs[1].names, kept, out / "masks")
     with replacing(out / "classes.txt") as temporary:
-        temporary.write_text("\n".join(kept_names) + "\n")
+        temporary.write_text("\n".join(kept_names) + "\n", encoding="utf-8")
     return Dataset(kept_names, *photographs, out / "masks", folder)
 
 

@@ -14,7 +14,7 @@ from semples_plugin.data.cam_files import FORMATS, Cams, write_cams
 from semples_plugin.data.images import write_mask
 from semples_plugin.prompt_learning.work_dir import WorkDir
 from semples_plugin.utils import atomic_files
-from semples_plugin.utils.atomic_files import check_writable, claim_folder, replacing
+from semples_plugin.utils.atomic_files import check_writable, claim_folder, replacing, set_aside
 from semples_plugin.viz.overlays import write_picture
 
 NOISE = np.random.default_rng(0).integers(1, 200, (64, 64, 3), dtype=np.uint8)
@@ -106,3 +106,17 @@ def test_odd_paths_are_told_by_the_name_that_the_user_knows(tmp_path):
             text = str(caught.value)
             assert ".new-" not in text and " -> " not in text and "/tmp" not in text.replace(str(tmp_path), "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "loop", "pipe"]
+
+
+def test_only_files_are_set_aside_unless_all_is_kept(tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    assert set_aside(folder) is None and folder.is_dir()  # a user's, given where a file's path was expected
+    for content in "ab":
+        file.write_text(content)
+        assert set_aside(file) == tmp_path / "file.before"
+    assert (tmp_path / "file.before").read_text() == "b" and not file.exists()
+    file.write_text("c")
+    assert set_aside(file, keep_all=True) == tmp_path / "file.before2"
+    assert set_aside(folder, keep_all=True) == tmp_path / "folder.before" and not folder.exists()
+    assert set_aside(file, keep_all=True) is None

@@ -92,14 +92,13 @@ def set_aside(path: Path, keep_all: bool = False) -> Path | None:
     """Renames what an earlier run left to NAME.before, so that it is neither lost nor taken for the new run's.
 
     Args:
-        path: of a file or folder; a link stays.
-        keep_all: an older NAME.before stays as well, and the new one becomes NAME.before2; else it is replaced, which
-            takes a file.
+        path: of a file; a link stays, and so does a folder without `keep_all`.
+        keep_all: an older NAME.before stays as well, and the new one becomes NAME.before2; else it is replaced.
 
     Returns:
         Where it is now; None where there was nothing to set aside.
     """
-    if path.is_symlink() or not path.exists():
+    if path.is_symlink() or not (path.exists() if keep_all else path.is_file()):
         return None
     aside = path.with_name(f"{path.name}.before")
     number = 2
