@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from semples_plugin.utils.checkpoint_files import read_checkpoint, weights_of
+from semples_plugin.utils.checks import suggestion
 from semples_plugin.utils.text import reason, shown
 
 TRUNK = "visual.trunk."
@@ -105,8 +106,7 @@ def load_backbone(
 def _new_network(name: str) -> nn.Module:
     """A network without classifier, with one feature for 16 x 16 pixels where it can have them."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.3)
-        raise ValueError(f"timm has no backbone {shown(name)}; did you mean {', '.join(near) or 'resnet50'}?")
+        raise ValueError(f"timm has no backbone {shown(name)}{suggestion(name, timm.list_models())}")
     for stride in ({"output_stride": 16}, {}):
         try:
             return timm.create_model(name, pretrained=False, num_classes=0, **stride)
@@ -125,15 +125,13 @@ def _download_weights(network: nn.Module, name: str) -> None:
 
 
 def _read_weights(network: nn.Module, name: str, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"--weights: there is no file {path}")
-    try:
-        is_plain = path.suffix == ".safetensors"
-        state = load_file(path) if is_plain else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise nearly anything
-        raise ValueError(f"{path} is damaged, or holds no tensors alone: {reason(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path}: expected a state dict, names and their tensors, got {shown(state)}")
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            state = load_file(path)
+        except Exception as error:  # damaged bytes raise nearly anything
+            raise ValueError(f"{path} is damaged: get it again ({reason(error)})") from error
+    else:
+        state = weights_of(path, read_checkpoint(path))
     trunk = {key.removeprefix(TRUNK): tensor for key, tensor in state.items() if key.startswith(TRUNK)}
     heads = network.pretrained_cfg.get("classifier") or ()
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from semples_plugin.data.class_names import (
 from semples_plugin.loss_weights import LossWeights
 from semples_plugin.prompts import RELEASE_SUFFIX, BackgroundPrompts
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD, SemPLeSRegularizer
-from semples_plugin.utils.checks import check_known, check_names, check_number, class_positions
+from semples_plugin.utils.checks import check_known, check_names, check_number, class_positions, suggestion
 from semples_plugin.utils.stages import STAGES
 
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
@@ -286,9 +285,8 @@ class Preset:
         if index is None and plain in self.aliases:
             index = position_of(self.aliases[plain])
         if index is None:
-            near = difflib.get_close_matches(plain, [*self.class_names, *self.aliases], n=3)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise ValueError(f"{self.name} has no class {name!r}{hint}")
+            known = [*self.class_names, *self.aliases]
+            raise ValueError(f"{self.name} has no class {name!r}{suggestion(plain, known)}")
         return index
 
 
