@@ -49,6 +49,8 @@ OWN = {  # modules whose tests are called otherwise
     "data/dense_crf": "pseudo_masks",
     "adapters/mmseg_segments": "mmseg_configs",
     "adapters/mmseg_testing": "mmseg_configs",
+    "recipes/jobs": "recipes",
+    "recipes/run": "recipes",
 }
 
 MUTATIONS = [
@@ -178,6 +180,10 @@ MUTATIONS = [
     ("percent as thresholds", "evaluation/iou", "scores[0] >= 0 and scores[-1] <= 1 and ", ""),
     ("one statistic without the other", "pair_encoder", "(input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD)", "(input_mean is None) != (input_std is None)"),
     ("parts have later settings", "regularizer", "snapshot = copy.copy(self)", "snapshot = self"),
+    ("a moved folder is made anew", "recipes/jobs", "path.sub(lambda _: job.settings.texts[\"runs\"], old) == new", "old == new"),
+    ("a part of a path moves", "recipes/jobs", "(?![\\w.-])", ""),
+    ("links of a moved folder are kept", "recipes/jobs", "if job.step.placed and record.folder != str(job.folder) and not newer:", "if False:"),
+    ("all that builds on moved links is made anew", "recipes/run", "moved_from.ended if moved_from and record.status == DONE else _now()", "_now()"),
     ("another model's features", "prompt_learning/work_dir", "return from_first(f\"weights {digest(*weights)}\")", "return \"weights\""),
 ]  # fmt: skip
 

@@ -148,6 +148,17 @@ def test_stage_two_is_trained_and_tested_in_miniature(configs, script, tmp_path,
     assert figures["aAcc"] == pytest.approx(100 * (predicted == truth).mean(), abs=0.01)
 
 
+def test_the_last_checkpoint_is_found_where_the_work_folder_was_moved(configs, script, tmp_path):
+    script("voc_deeplab_r101", *SMALL, *SHORT)
+    work_dir = tmp_path / "work_dirs/voc_deeplab_r101"
+    (work_dir / "last_checkpoint").write_text("/where/it/was/before/iter_1.pth")  # mmengine notes the whole path
+    script("voc_deeplab_r101", *SMALL, "--test", "last")
+    assert json.loads((work_dir / "test.json").read_text())["checkpoint"] == "work_dirs/voc_deeplab_r101/iter_1.pth"
+    script("voc_deeplab_r101", *SMALL, *SHORT, "train_cfg.max_iters=2", "--resume")
+    last = torch.load(work_dir / "iter_2.pth", weights_only=False)
+    assert last["meta"]["iter"] == 2 and last["param_schedulers"][0]["last_step"] == 2
+
+
 def test_masks_for_the_server_are_what_it_takes(configs, script, tmp_path, capsys):
     script("voc_deeplab_r101", *SMALL, *SHORT)
     (configs / "VOC2012/SegmentationClass").rename(tmp_path / "away")  # nobody has the test set's

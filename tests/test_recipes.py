@@ -302,13 +302,78 @@ def test_nothing_that_was_set_aside_is_lost(tiny):
     assert texts == [f"0 --epochs {epochs}\n" for epochs in (1, 2, 3)]
 
 
-def test_a_run_whose_folder_was_moved_says_what_differs(tiny, capfd):
-    main(["recipe", "run", "tiny"])
-    Path("runs").rename("moved")
+COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(str(Path(sys.argv[1]).absolute()) + chr(10))"
+
+
+@pytest.fixture
+def moved(tiny, monkeypatch):
+    """A recipe that ran, one of whose steps wrote the folder's path into a file, and the folder moved."""
+    link = f'python -c "{COPY}" {{shared}}/lists.txt {{shared}}/link.txt'
+    steps = [*TINY.steps, Step("link", "a path", link, "{shared}", makes=("{shared}/link.txt",), placed=True)]
+    steps += [Step("use", "it", f'python -c "{WRITE}" {{out}}/used.txt --in={{shared}}/link.txt', "{shared}",
+                   needs=("{shared}/link.txt",), makes=("{out}/used.txt",))]  # fmt: skip
+    monkeypatch.setitem(book.RECIPES, "tiny", Recipe(**{**vars(TINY), "steps": tuple(steps)}))
+    main(["recipe", "run", "tiny", "--set", "runs=runs"])
+    Path("seeds/of/all").mkdir(parents=True)
+    Path("runs").rename("seeds/of/all/runs.2")
+    return tiny / "seeds/of/all/runs.2"
+
+
+def test_a_folder_that_was_moved_counts_as_done_and_paths_in_it_are_made_anew(tiny, moved, capfd):
+    command = ["recipe", "run", "tiny", "--set", "runs=seeds/of/all/runs.2"]
+    before = {path: path.read_bytes() for path in (moved / "tiny/steps").glob("*.json")}
     capfd.readouterr()
-    main(["recipe", "run", "tiny", "--set", "runs=moved"])
-    wanted = f"its command changed: it ran in {tiny}/runs/tiny, and would run in {tiny}/moved/tiny"
-    assert f"train-seed0: of one seed ({wanted})" in capfd.readouterr().out
+    assert main(command) == 0
+    said = capfd.readouterr().out
+    assert re.findall(r"(\S+): done", said) == ["weights-seed0", "lists", "train-seed0", "judge-seed0", "use-seed0"]
+    assert "link-seed0: a path (the folder was moved, and what it made holds paths)" in said
+    assert (moved / "tiny/link.txt").read_text() == f"{moved}/tiny/lists.txt\n"
+    assert not list(moved.rglob("*.before*"))
+    changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+    assert changed == ["link-seed0.json"]
+    assert main(command) == 0
+    assert capfd.readouterr().out.count(": done") == 6
+
+
+def test_a_report_of_a_folder_that_was_moved_has_its_figures(tiny, moved, capfd):
+    (moved / "tiny/seed0/eval.json").write_text(json.dumps(JUDGED))
+    main(["recipe", "report", "tiny", "--set", f"runs={moved}"])
+    assert "50.0 (1 seed)" in capfd.readouterr().out
+
+
+def test_a_folder_that_was_moved_runs_again_where_something_else_differs(tiny, moved, capfd):
+    def reasons(*options: str) -> dict[str, str]:
+        recipe = book.RECIPES["tiny"]
+        given = dict(option.split("=", 1) for option in (f"runs={moved}", *options))
+        all_jobs = jobs_of(recipe, given, 1, False)
+        return {job.key: why for job in all_jobs if (why := why_to_run(job, all_jobs))}
+
+    assert list(reasons()) == ["link-seed0"]
+    assert "--epochs 60 became --epochs 61" in reasons("size=--epochs 61")["lists"]
+    (moved / "tiny/seed0/model.pt").unlink()
+    assert reasons()["train-seed0"] == f"{moved}/tiny/seed0/model.pt is gone"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [("a.py --in=RUNS/x RUNS", "a.py --in=NEW/x NEW", True), ("a.py local-dir:RUNS/x", "a.py local-dir:NEW/x", True),
+     ("a.py RUNS/x", "a.py RUNS/x", True), ("a.py RUNS2/x", "a.py NEW2/x", False),
+     ("a.py /old/RUNS/x", "a.py /old/NEW/x", False), ("a.py RUNS/x", "a.py NEW/y", False),
+     ("a.py RUNS/x -y", "a.py NEW/x", False), ("a.py RUNS/x", "a.py NEW/x -y", False)],
+)  # fmt: skip
+def test_a_moved_path_is_whole_or_none(tiny, monkeypatch, before, now, same):
+    job = jobs()[2]
+    there = job.folder.relative_to(job.settings.texts["runs"])
+    record = Record(before.replace("RUNS", "/old.1/runs").split(), f"/old.1/runs/{there}", "done", 1.0, "")
+    now = now.replace("NEW", job.settings.texts["runs"]).replace("RUNS", "/old.1/runs")
+    monkeypatch.setattr(Job, "words", now.split())
+    assert (describe_change(record, job) == "") is same
+
+
+def test_a_step_that_ran_elsewhere_in_the_folder_says_so(tiny):
+    job = jobs()[2]
+    record = Record(job.words, "/old/runs/tiny/seed0", "done", 1.0, "")
+    assert describe_change(record, job) == f"it ran in /old/runs/tiny/seed0, and would run in {job.folder}"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def main() -> None:
         if options.test:
             config.load_from = checkpoint_of(options.test, Path(config.work_dir))
             test.apply(config)
+        elif options.resume and config.get("load_from") is None:
+            config.load_from = last_checkpoint(Path(config.work_dir))
         check_data(config, bool(options.test))
         if not options.test:
             check_pseudo_masks(config)
@@ -135,12 +137,19 @@ def test_of(options: argparse.Namespace) -> Test:
 
 def checkpoint_of(name: str, work_dir: Path) -> str:
     """The path of a checkpoint, or of the last one in the work folder."""
-    found = find_latest_checkpoint(str(work_dir)) if name == "last" else name
+    found = last_checkpoint(work_dir) if name == "last" else name
     if found is None or ("://" not in found and not Path(found).is_file()):
         raise FileNotFoundError(f"there is no checkpoint {name if found else f'in {work_dir}'}")
     if "://" not in found:
         check_saved(found)
     return found
+
+
+def last_checkpoint(work_dir: Path) -> str | None:
+    """The path that mmengine noted in the work folder; where that was moved since, the same file in it."""
+    noted = find_latest_checkpoint(str(work_dir))
+    moved = noted is not None and not Path(noted).is_file()
+    return str(work_dir / Path(noted).name) if moved else noted
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ _PREPARATION = (
         needs=("{voc}/JPEGImages", "{voc}/SegmentationClassAug", "{checkout}/README.md"),
         makes=("{shared}/VOC2012/JPEGImages", "{shared}/VOC2012/ImageSets/Segmentation/train_aug.txt"),
         once=True,
+        placed=True,
     ),
     by_hand(
         "deeplab-start",
@@ -212,6 +213,7 @@ def _deeplab(name: str, row: str, paper: float) -> tuple[Step, ...]:
             f"python -m semples_plugin.recipes.yaml_config segmentation/deeplabv2/configs/voc12_coco_pretrained.yaml "
             f"{config} {changes}",
             makes=(config,),
+            placed=True,
         ),
         Step(
             f"train-deeplab-{name}",

@@ -17,6 +17,8 @@ from semples_plugin.recipes.settings import Settings, settings_for
 from semples_plugin.utils.atomic_files import replacing
 
 DONE, FAILED, INTERRUPTED, UNFINISHED = "done", "failed", "interrupted", "not finished"
+MOVED = "the folder was moved, and what it made holds paths"
+"""Why a `placed` step runs again that nothing else has made stale."""
 
 
 @dataclass
@@ -145,20 +147,41 @@ def why_to_run(job: Job, jobs: Sequence[Job]) -> str:
         return f"it was {record.status}"
     if change := describe_change(record, job):
         return f"its command changed: {change}"
+    newer = newer_makers(job, record, jobs)
+    if job.step.placed and record.folder != str(job.folder) and not newer:
+        return MOVED
     if absent:
         return f"{absent[0]} is gone"
-    newer = newer_makers(job, record, jobs)
     return f"{newer[0].key} ran again" if newer else ""
 
 
 def describe_change(record: Record, job: Job) -> str:
-    """What differs between the command of the last run and that of the next; empty where nothing does."""
-    if record.folder != str(job.folder):
+    """What differs between the command of the last run and that of the next; empty where nothing does.
+
+    That the folder `runs` was moved since, with this record in it, is no difference.
+    """
+    before = _where_runs_was(record, job)
+    if before is None:
         return f"it ran in {record.folder}, and would run in {job.folder}"
-    for before, now in itertools.zip_longest(_options(record.command), _options(job.words)):
-        if before != now:
-            return f"{shlex.join(before or ()) or 'nothing'} became {shlex.join(now or ()) or 'nothing'}"
+    path = re.compile(rf"(?<![\w./-]){re.escape(before)}(?![\w.-])")
+    now = [*job.words, *[""] * len(record.command)]
+    moved = [
+        new if path.sub(lambda _: job.settings.texts["runs"], old) == new else old
+        for old, new in zip(record.command, now, strict=False)
+    ]
+    for old_option, option in itertools.zip_longest(_options(moved), _options(job.words)):
+        if old_option != option:
+            return f"{shlex.join(old_option or ()) or 'nothing'} became {shlex.join(option or ()) or 'nothing'}"
     return ""
+
+
+def _where_runs_was(record: Record, job: Job) -> str | None:
+    """The folder `runs` when the record was written; None where the job ran elsewhere in it, or would run outside."""
+    runs, folder = Path(job.settings.texts["runs"]), Path(record.folder)
+    if runs not in job.folder.parents:
+        return str(runs) if folder == job.folder else None
+    below = job.folder.relative_to(runs).parts
+    return str(Path(*folder.parts[: -len(below)])) if folder.parts[-len(below) :] == below else None
 
 
 def _options(words: Sequence[str]) -> list[list[str]]:
@@ -183,7 +206,7 @@ def stale_jobs(jobs: Sequence[Job]) -> dict[str, str]:
     stale: dict[str, str] = {}
     for job in jobs:
         why = why_to_run(job, jobs)
-        waits = [maker.key for maker in makers(job, jobs) if maker.key in stale]
+        waits = [maker.key for maker in makers(job, jobs) if stale.get(maker.key, MOVED) != MOVED]
         if why or waits:
             stale[job.key] = why or f"{waits[0]} has to run first"
     return stale

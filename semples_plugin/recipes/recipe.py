@@ -57,6 +57,8 @@ class Step:
         once: whether it runs once for all seeds.
         resume: a file that an interrupted run leaves, and the options with which the command goes on from it.
         only: "full" or "miniature", for a step that the other kind of run leaves out.
+        placed: whether what it makes holds paths of the folder `runs`, such as links: where that was moved it runs
+            again, and nothing that builds on it does.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Step:
     once: bool = False
     resume: tuple[str, str] | None = None
     only: str = ""
+    placed: bool = False
 
 
 @dataclass(frozen=True)

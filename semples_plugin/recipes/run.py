@@ -26,6 +26,7 @@ from semples_plugin.recipes.jobs import (
     DONE,
     FAILED,
     INTERRUPTED,
+    MOVED,
     UNFINISHED,
     Job,
     Record,
@@ -138,7 +139,8 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) 
     before = job.read_record()
     words, seconds = _resumed(job, before, jobs)
     resumed = words != job.words
-    if before is not None and not resumed:
+    moved_from = before if why == MOVED else None
+    if before is not None and not resumed and not moved_from:
         _set_aside(job, folders=not _goes_on(job, before, jobs))
     for path in {job.folder, *(made.parent for made in job.makes)}:
         path.mkdir(parents=True, exist_ok=True)
@@ -162,7 +164,9 @@ def _run_job(job: Job, jobs: Sequence[Job], number: str, again: str, lock: int) 
         record.status = INTERRUPTED
         raise
     finally:
-        record.seconds, record.ended = seconds + time.monotonic() - start, _now()
+        # What builds on paths of another folder is as good as before.
+        ended = moved_from.ended if moved_from and record.status == DONE else _now()
+        record.seconds, record.ended = seconds + time.monotonic() - start, ended
         job.write_record(record)
     if record.status == DONE:
         return ""

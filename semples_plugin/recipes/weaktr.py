@@ -126,7 +126,7 @@ def _before(data: _Data) -> tuple[Step, ...]:
     links = [
         Step("data", "images, masks and lists where WeakTr looks for them",
              layout if voc else f"{layout} --masks {{coco_masks}}",
-             needs=("{checkout}/README.md", *folders, *more), makes=(made,), once=True, only=only)
+             needs=("{checkout}/README.md", *folders, *more), makes=(made,), once=True, only=only, placed=True)
         for only, more in {"full": (), "miniature": smallness[-1].makes if voc else smallness[0].makes}.items()
     ]  # fmt: skip
     return (
