@@ -337,7 +337,7 @@ class EncodedPrompts:
         return cls(features, vectors, version_of(vectors), vectors.detach().clone(), surroundings)
 
     def is_current(self, prompts: BackgroundPrompts) -> bool:
-        """Whether `prompts` are those that were encoded, and unchanged as far as is seen without waiting for a device."""
+        """Whether `prompts` are those that were encoded, and unchanged, as far as that is seen without waiting."""
         vectors = prompts.vectors
         if self.source is not vectors or self.version != version_of(vectors):
             return False

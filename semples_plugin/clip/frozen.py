@@ -33,7 +33,7 @@ _TEXT_TOWER = ("token_embedding", "positional_embedding", "transformer", "ln_fin
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Token ids of a prompt `[T]`, on the CLIP's device; the context vectors replace those from `start` to `start + length`."""
+    """Token ids of a prompt `[T]`, on CLIP's device; context vectors replace those from `start` to `start + length`."""
 
     ids: Tensor
     start: int

@@ -189,7 +189,7 @@ class LearningRun:
         self._record(epoch, float(total) / self.steps)
 
     def _step(self, chosen: Tensor) -> Tensor:
-        """One step of the optimizer, on the chosen pairs `[B]`, on the CPU, and its L_prompt; it waits for no device."""
+        """One step of the optimizer, on the chosen pairs `[B]`, and its L_prompt; `chosen` lies on the CPU."""
         self.optimizer.zero_grad()
         rows = chosen.to(self.backgrounds.device, non_blocking=True)
         foregrounds = None if self.foregrounds is None else self.foregrounds[rows]
