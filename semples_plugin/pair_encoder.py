@@ -72,7 +72,7 @@ class PairEncoder:
         self._input_std = check_triple("input_std", clip.image_std if input_std is None else input_std, positive=True)
         self._fill = _fill_colour(fill, clip)
         self._value_checks = CheckSchedule(check_every)
-        clip.overflow_checks.every = check_every
+        clip._checks.every = check_every
         self._cached_statistics: dict[Any, Statistics] = {}
         self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
 

@@ -66,9 +66,6 @@ class FrozenClip:
         tokenizer: maps a list of M strings to token ids `[M, context]`; nothing else is asked of it.
         name: what error messages and saved prompts call this model; made from its class where left out.
 
-    Attributes:
-        overflow_checks: when features of a model in fp16 are looked at for NaN; a regularizer sets its interval.
-
     Raises:
         TypeError: for a model without a text tower that takes token embeddings.
         ValueError: for a model made under `torch.inference_mode()`.
@@ -79,7 +76,7 @@ class FrozenClip:
         if self._text.token_embedding.weight.is_inference():
             raise ValueError("model: made under torch.inference_mode(), it lets no gradient through; make it outside")
         self.model = model
-        self.overflow_checks = CheckSchedule()
+        self._checks = CheckSchedule()
         self._freeze()
         self.tokenizer = tokenizer
         self.name = name or f"{type(model).__name__} built by the caller"
@@ -228,7 +225,7 @@ class FrozenClip:
         """Features of images, texts or prompts at unit length, in float32 or better."""
         # fp16 alone overflows, at 65,504: in other precisions a check isn't worth waiting for the device.
         may_overflow = features.dtype == torch.float16 and not torch.compiler.is_compiling()
-        if may_overflow and self.overflow_checks.is_due(features.device, what) and not bool(features.isfinite().all()):
+        if may_overflow and self._checks.is_due(features.device, what) and not bool(features.isfinite().all()):
             raise ValueError(
                 f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
                 '"bf16" or "fp32"'
