@@ -130,9 +130,9 @@ def _warn_of_change(module: nn.Module, what: str) -> None:
     kind = type(module).__name__
     warn_once(
         f"{kind} {what}",
-        f"CLIP has a {kind} {what}, unlike open_clip 3.1 to 3.3 (this is {open_clip.__version__}): its own forward pass "
-        "is used, which gives the same features, but takes more time and memory; was the model changed, or is this "
-        "open_clip newer than this semples-plugin?",
+        f"CLIP has a {kind} {what}, unlike that of open_clip 3.1 to 3.3 (this is {open_clip.__version__}): its own "
+        "forward pass is used, which gives the same features in more time and memory; was the model changed, or is "
+        "this open_clip newer than this semples-plugin?",
     )
 
 
