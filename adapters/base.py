@@ -85,7 +85,7 @@ class CamAdapter:
         Args:
             images: the host's batch `[N, 3, H, W]`, normalised by the host's mean and standard deviation.
             cams: of these images, on the graph; `[N, K, h, w]`, unless the adapter says otherwise.
-            labels: multi-hot `[N, K]`.
+            labels: multi-hot `[N, K]`; on the CPU where they come from there, since a device is waited for.
         """
         losses = self.regularizer(self.images(images), self.masks(cams, labels))
         self.losses = {name: self.scale * value.detach() for name, value in losses.items()}
@@ -124,6 +124,8 @@ class WrappedCams(CamAdapter):
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the model: its CAMs `[N, K, h, w]`, for the host's own loss, and the scalar to add to that loss."""
+        if isinstance(labels, Tensor):
+            labels = labels.cpu()  # a device is waited for here, before the model's work is queued on it
         cams = self.model(images)
         return cams, self.loss(images, cams, labels)
 

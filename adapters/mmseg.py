@@ -195,11 +195,12 @@ class CamSegmentor(BaseSegmentor):
             inputs: preprocessed images `[N, 3, H, W]`.
             data_samples: with image labels.
         """
-        labels = mmseg_data.labels_of(data_samples, self.num_classes).to(inputs.device)
+        labels = mmseg_data.labels_of(data_samples, self.num_classes)
         cams = self.extract_feat(inputs)
         losses: dict[str, Tensor] = {}
         if self.cls_weight:
-            losses["loss_cls"] = self.cls_weight * F.multilabel_soft_margin_loss(cams.mean((2, 3)), labels)
+            targets = labels.to(inputs.device, non_blocking=True)
+            losses["loss_cls"] = self.cls_weight * F.multilabel_soft_margin_loss(cams.mean((2, 3)), targets)
         if self.adapter is not None and self.active:
             if self.regularizer.clip.device != inputs.device:
                 self.regularizer.to(inputs.device)
@@ -214,7 +215,7 @@ class CamSegmentor(BaseSegmentor):
 
     def images_and_masks(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> tuple[Tensor, ClassMasks]:
         """A preprocessed batch for the objectives: images without padding, and masks of the present classes."""
-        labels = mmseg_data.labels_of(data_samples, self.num_classes).to(inputs.device)
+        labels = mmseg_data.labels_of(data_samples, self.num_classes)
         return self._images_and_masks(inputs, data_samples, self.extract_feat(inputs), labels)
 
     def _images_and_masks(

@@ -147,7 +147,10 @@ def label_of(sample: Any, num_classes: int) -> Tensor | None:
 
 
 def labels_of(data_samples: Sequence[Any], num_classes: int) -> Tensor:
-    """Image labels `[N, K]` of a batch; a `ValueError` where a sample has none."""
+    """Image labels `[N, K]` of a batch, on the CPU; a `ValueError` where a sample has none.
+
+    mmengine puts samples on the device, which is waited for here: call it before the model's work is queued there.
+    """
     labels = []
     for sample in data_samples:
         label = label_of(sample, num_classes)
@@ -157,7 +160,7 @@ def labels_of(data_samples: Sequence[Any], num_classes: int) -> Tensor:
                 'pipeline, and dict(type="PackCamInputs") in place of PackSegInputs'
             )
         labels.append(label)
-    return torch.stack(labels)
+    return torch.stack(labels).cpu()
 
 
 @DATASETS.register_module(force=True)

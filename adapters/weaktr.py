@@ -179,7 +179,7 @@ class Training:
             for images, labels in loader:
                 images = images.to(device)
                 self.model(images)
-                yield images, self.fine(), labels.to(device)
+                yield images, self.fine(), labels
 
         with self.fine, evaluating(self.model) as device:
             learning = {"origin": self.model, **host_options.learning_options(self.args)}

@@ -19,7 +19,7 @@ from torch import Tensor
 from semples_plugin.utils.checks import CheckSchedule, check_number, check_tensor, waits, warn_once
 
 _MASK_SLACK = 1e-3  # rounding of half-precision masks
-_span_checks = CheckSchedule()  # when the range of the CAMs is looked at
+_span_checks = CheckSchedule(every=0)  # when the range of the CAMs is looked at, to warn once
 _unit_checks = CheckSchedule()  # when masks that are hardened are
 
 
@@ -53,7 +53,8 @@ class ClassMasks:
 
         Args:
             cams: `[N, K, h, w]`, floating point, with or without gradients.
-            labels: multi-hot image labels `[N, K]` of any dtype, holding 0 and 1 alone.
+            labels: multi-hot image labels `[N, K]` of any dtype, holding 0 and 1 alone; on the CPU where they come
+                from there, since those on a device are waited for.
 
         Returns:
             P pairs, one for each 1 in `labels`, in row-major order: image by image, classes ascending.

@@ -72,7 +72,8 @@ class PairEncoder:
         self._input_std = check_triple("input_std", clip.image_std if input_std is None else input_std, positive=True)
         self._fill = _fill_colour(fill, clip)
         self._value_checks = CheckSchedule(check_every)
-        self._cached_statistics: tuple[Any, Statistics] | None = None
+        clip._checks.every = check_every
+        self._cached_statistics: dict[Any, Statistics] = {}
         self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
 
     @property
@@ -182,13 +183,16 @@ class PairEncoder:
 
     def _statistics(self, like: Tensor) -> Statistics:
         """On the device and in the type of `like`; kept, since a copy to a device waits for it."""
-        fill = id(self._fill), version_of(self._fill)
-        key = (like.dtype, like.device, self.clip.image_mean, self.clip.image_std, fill)
-        if self._cached_statistics is None or self._cached_statistics[0] != key:
+        key = self._statistics_key(like)
+        if key not in self._cached_statistics:
             rows = like.new_tensor([self.input_mean, self.input_std, self.clip.image_mean, self.clip.image_std])
             colours = torch.cat([rows, self._fill.to(like)[None]]).view(5, 3, 1, 1)
-            self._cached_statistics = key, Statistics(*colours.unbind())
-        return self._cached_statistics[1]
+            self._cached_statistics[key] = Statistics(*colours.unbind())
+        return self._cached_statistics[key]
+
+    def _statistics_key(self, like: Tensor) -> tuple[Any, ...]:
+        fill = id(self._fill), version_of(self._fill)
+        return like.dtype, like.device, self.clip.image_mean, self.clip.image_std, fill
 
     def _check(self, images: Tensor, masks: ClassMasks) -> bool:
         """Checks a batch; returns whether its values were looked at as well, which waits for the device."""

@@ -17,7 +17,7 @@ from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
 from semples_plugin.diagnostics import check_clip
 from semples_plugin.prompt_quality import ClassQuality, quality_from_similarities
 from semples_plugin.utils.atomic_files import replacing
-from semples_plugin.utils.checks import CheckSchedule, check_names, first_difference
+from semples_plugin.utils.checks import check_names, first_difference, waits
 from semples_plugin.utils.safe_pickle import read_saved
 from semples_plugin.utils.tensor_version import version_of
 from semples_plugin.utils.text import reason, shown
@@ -336,15 +336,15 @@ class EncodedPrompts:
         surroundings = prompts.template, prompts.suffix_ids
         return cls(features, vectors, version_of(vectors), vectors.detach().clone(), surroundings)
 
-    def is_current(self, prompts: BackgroundPrompts, checks: CheckSchedule) -> bool:
-        """Whether `prompts` are those that were encoded, and unchanged; `checks` says when to compare values."""
+    def is_current(self, prompts: BackgroundPrompts) -> bool:
+        """Whether `prompts` are those that were encoded, and unchanged, as far as that is seen without waiting."""
         vectors = prompts.vectors
         if self.source is not vectors or self.version != version_of(vectors):
             return False
         if self.surroundings != (prompts.template, prompts.suffix_ids) or self.vectors.device != vectors.device:
             return False
-        # Autograd doesn't count changes of `vectors.data`: values are compared, which waits for the device.
-        compares_values = torch.compiler.is_compiling() or checks.is_due(vectors.device, self.version)
+        # Autograd doesn't count changes of `vectors.data`: values are compared, too, where that waits for no device.
+        compares_values = torch.compiler.is_compiling() or not waits(vectors.device)
         return not (compares_values and not torch.equal(self.vectors, vectors.detach()))
 
 

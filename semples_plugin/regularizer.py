@@ -256,7 +256,8 @@ class SemPLeSRegularizer(PairEncoder):
 
         Args:
             backgrounds: v_b `[P, D]`.
-            class_index: `[P]`.
+            class_index: `[P]`, on the CPU where you have it there: on a device, finding the classes that are
+                present waits for it.
             foregrounds: v_f `[P, D]`, for `LossWeights.prompt_foreground` alone.
 
         Raises:
@@ -274,7 +275,10 @@ class SemPLeSRegularizer(PairEncoder):
         if len(class_index) == 0:
             return _zeros(prompts.vectors, weights)
         with torch.autocast(self.clip.device.type, enabled=False):
-            present, position = class_index.unique(return_inverse=True)
+            present, position = class_index.unique(return_inverse=True)  # which a device would be waited for
+            present, position, class_index = (
+                index.to(self.clip.device, non_blocking=True) for index in (present, position, class_index)
+            )
             u_b = prompts.encode(self.clip, present)[position]  # each class is encoded once
             u_f = self._label_features[class_index]
             prompt_background = functional.similarity(u_b, backgrounds)
@@ -293,11 +297,12 @@ class SemPLeSRegularizer(PairEncoder):
     def prompt_features(self) -> Tensor:
         """u_b `[K, D]`, without gradients; kept until the vectors change.
 
-        Every change is noticed on a CPU; elsewhere one by `prompts.vectors.data` at the next check, see
-        `check_every`.
+        Every change is noticed on a CPU. Elsewhere a change through `prompts.vectors.data` is not, as autograd doesn't
+        count it and comparing values would wait for the device: change `prompts.vectors` itself, under
+        `torch.no_grad()`.
         """
         prompts = self._need_prompts()
-        if self._encoded_prompts is None or not self._encoded_prompts.is_current(prompts, self._prompt_checks):
+        if self._encoded_prompts is None or not self._encoded_prompts.is_current(prompts):
             self._encoded_prompts = EncodedPrompts.of(prompts, self.clip)
         return self._encoded_prompts.features
 
@@ -410,6 +415,7 @@ class SemPLeSRegularizer(PairEncoder):
         # A backward pass that computes the parts again has the settings of this forward pass.
         snapshot = copy.copy(self)
         snapshot._fill = self._fill.clone()
+        snapshot._cached_statistics = {snapshot._statistics_key(images): self._statistics(images)}
 
         def share_of(maps: Tensor, rows: slice) -> Tensor:
             part = replace(masks[rows], maps=maps)

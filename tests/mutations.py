@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "refine_strength", "prompt_learning", "work_dir", "presets", "class_names",
+TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "refine_strength", "prompt_learning", "work_dir", "waits", "open_clip", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
          "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed")  # fmt: skip
 
@@ -29,6 +29,7 @@ OWN = {  # modules whose tests are called otherwise
     "prompt_learning/work_dir": "work_dir",
     "clip/frozen": "clip",
     "clip/loading": "clip_loading",
+    "clip/fast_towers": "open_clip",
     "utils/chunked": "regularizer",
     "prompt_quality": "prompt_learning",
     "utils/checks": "regularizer",
@@ -64,6 +65,22 @@ MUTATIONS = [
     ("prompts kept from their backgrounds", "regularizer", "functional.similarity(u_b, foregrounds)", "functional.similarity(u_b, backgrounds)"),
     ("foregrounds of other pairs in (b)", "prompt_learning/epochs", "self.foregrounds[chosen]", "self.foregrounds[: len(chosen)]"),
     ("hardened masks above 1", "masks", "(self._as_float32() / tau).clamp(max=1)", "self._as_float32() / tau"),
+    ("each pair's class looked for on the device", "prompt_learning/epochs", "self.classes = features.class_index.cpu()", "self.classes = features.class_index.to(device)"),
+    ("a prompt's tokens copied in every step", "clip/frozen", "        if key not in self._layouts:\n            layout", "        if True:\n            layout"),
+    ("statistics copied for every step in parts", "regularizer", "        snapshot._cached_statistics = {snapshot._statistics_key(images): self._statistics(images)}\n", ""),
+    ("prompts compared on the device", "prompts", "torch.compiler.is_compiling() or not waits(vectors.device)", "True"),
+    ("sums of parts begin on the CPU", "utils/chunked", "torch.zeros((), device=x.device)", "torch.zeros(())"),
+    ("kinds that take turns are checked in every step", "utils/checks", "        self._calls[kind] += 1\n", "        self._calls = Counter({kind: self._calls[kind] + 1})\n"),
+    ("texts count as looked-at images in fp16", "clip/frozen", "is_due(features.device, what)", "is_due(features.device)"),
+    ("CLIP is looked at when the caller said never", "pair_encoder", "        clip._checks.every = check_every\n", ""),
+    ("labels waited for behind the model", "adapters/base", "            labels = labels.cpu()  # a device", "            labels = labels  # a device"),
+    ("a path used where it doesn't pay", "clip/fast_towers", "in PATHS[path] and path not in _left_out", "in PATHS[path] or path not in _left_out"),
+    ("a path that can't be taken away", "clip/fast_towers", " and path not in _left_out", ""),
+    ("the last block computed for all tokens", "clip/fast_towers", "for block in blocks[:-1] if reads_one else blocks:", "reads_one = False\n    for block in blocks:"),
+    ("attention as torch does it", "clip/fast_towers", "if not is_plain or not uses", "if True or not uses"),
+    ("patches by a convolution", "clip/fast_towers", "if type(conv) is not nn.Conv2d or not", "if True or not"),
+    ("other settings pass for a change", "clip/fast_towers", "    if kinds != {\"ResidualAttentionBlock\"} or not transformer.batch_first:\n        return False", "    if kinds != {\"ResidualAttentionBlock\"} or not transformer.batch_first:\n        _warn_of_change(blocks[0], \"of another kind\")\n        return False"),
+    ("a changed tower isn't named", "clip/fast_towers", "    if missing:\n        _warn_of_change", "    if False:\n        _warn_of_change"),
     ("raw maps hardened", "masks", " and _unit_checks.is_due(self.maps.device, kind)", " and False"),
     ("lambda measured upside down", "diagnostics", "return refining.flatten(1).norm(dim=1) / matching.flatten(1).norm(dim=1)", "return matching.flatten(1).norm(dim=1) / refining.flatten(1).norm(dim=1)"),
     ("lambda measured by the weights of before", "regularizer", "{**match, \"loss_refine\": 1.0}, prompts)", "{**match, \"loss_refine\": 1.0}, prompts); terms[\"loss_refine\"] = self.weights.refine * terms[\"loss_refine\"]"),
@@ -114,7 +131,7 @@ MUTATIONS = [
     ("folded batch norms are not compared", "clip/fast_towers", "if pairs and torch.allclose(folded(image), visual.eval()(image), rtol=1e-4, atol=1e-5):", "if pairs:"),
     ("fused attention differentiated twice", "clip/fast_towers", "if ctx.fused and torch.is_grad_enabled():", "if False:"),
     ("clamped pairs not counted", "functional", "(similarities <= low) | ", ""),
-    ("values are looked at in every step", "utils/checks", "return not waits(device) or self._calls <= 3", "return True or self._calls <= 3"),
+    ("values are looked at in every step", "utils/checks", "return not waits(device) or calls <= 3", "return True or calls <= 3"),
     ("values are looked at no more", "utils/checks", "return not waits(device) or", "return"),
     ("two images share a name", "data/image_names", "        if first != path:", "        if False:"),
     ("an integer key loses COCO's zeros", "data/image_names", "else digits.zfill(12)", "else digits"),

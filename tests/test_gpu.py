@@ -9,6 +9,7 @@ from test_prompt_learning import OPTIONS, Batches
 from test_regularizer import LABELS, NAMES, WEIGHTS, cams, host_images
 
 from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts
+from semples_plugin.prompt_learning.epochs import LearningRun
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -72,15 +73,18 @@ def test_a_clip_left_on_the_cpu_is_named():
     regularizer.to("cuda")(host_images().cuda(), masks)
 
 
+@pytest.mark.parametrize("stage", ["a", "c"])
 @pytest.mark.parametrize("max_pairs", [None, 2])
-def test_a_step_of_c_waits_for_the_device_in_no_case_but_parts_once(max_pairs):
+def test_a_step_of_a_and_c_waits_for_the_device_in_no_case_but_parts_once(stage, max_pairs):
     regularizer = make("cuda", max_pairs=max_pairs)
     regularizer.prompts.learned = True
+    if stage == "a":
+        regularizer.prompts = None
     images = host_images().cuda()
     try:
         for number in range(8):
             maps = cams().detach().cuda().requires_grad_()
-            if number > 4:  # the first steps check their values
+            if number > 2:  # the first three steps check their values
                 torch.cuda.set_sync_debug_mode("error")
             losses = regularizer(images, ClassMasks.from_dense(maps, LABELS).normalized())
             if max_pairs is not None:  # its backward pass asks once whether the losses are weighed alike
@@ -89,3 +93,21 @@ def test_a_step_of_c_waits_for_the_device_in_no_case_but_parts_once(max_pairs):
             torch.cuda.set_sync_debug_mode("default")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_of_b_waits_for_the_device_in_its_first_three_alone(monkeypatch):
+    plain_step, done = LearningRun._step, []
+
+    def step(run, chosen):
+        torch.cuda.set_sync_debug_mode("error" if len(done) >= 3 else "default")
+        try:
+            done.append(plain_step(run, chosen))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return done[-1]
+
+    monkeypatch.setattr(LearningRun, "_step", step)
+    regularizer = make("cuda", input_mean=None, input_std=None)
+    batches = ((x.cuda(), ClassMasks.from_pairs(m.maps.cuda(), m.image_index, m.class_index)) for x, m in Batches())
+    learn_background_prompts(regularizer, batches, **OPTIONS)
+    assert len(done) > 3

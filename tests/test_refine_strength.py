@@ -5,11 +5,10 @@ import pytest
 import reference
 import torch
 from conftest import build_frozen
-from test_regularizer import LABELS, NAMES, WEIGHTS, Waiting, by_hand, cams, double_regularizer, host_images
+from test_regularizer import LABELS, NAMES, WEIGHTS, by_hand, cams, double_regularizer, host_images
 
 from semples_plugin import BackgroundPrompts, ClassMasks, LossWeights, SemPLeSRegularizer, learn_background_prompts
 from semples_plugin.refine_strength import MEASURED_CALLS, RefineStrength
-from semples_plugin.utils import checks
 
 SHARE = 0.3
 IMAGES = host_images(torch.float64)
@@ -167,21 +166,6 @@ def test_mistakes_are_named(clip):
         ValueError, match=r"refine_share is a share of L_match's gradient, but both weights .* are 0: set"
     ):
         regularizer(IMAGES, masks_of(0))
-
-
-def test_a_step_waits_for_the_device_no_more_once_lambda_is_fixed(monkeypatch):
-    monkeypatch.setattr(checks, "waits", lambda device: True)
-    clip = build_frozen()
-    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
-    prompts.learned = True
-    regularizer = SemPLeSRegularizer(clip, NAMES, prompts=prompts, check_every=0, refine_share=SHARE)
-    counts = []
-    for _ in range(MEASURED_CALLS + 2):
-        masks = ClassMasks.from_dense(cams(), LABELS).sigmoid()
-        with Waiting() as waiting:
-            sum(regularizer(host_images(), masks).values()).backward()
-        counts.append(len(waiting.seen))
-    assert counts[MEASURED_CALLS:] == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from conftest import build_frozen
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
@@ -608,42 +607,6 @@ def test_the_balance_of_refinement_and_matching_equals_a_loop():
     assert balance == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="gradient_balance: expected prompts"):
         SemPLeSRegularizer(build_frozen(), NAMES).gradient_balance(host_images(), masks)
-
-
-class Waiting(TorchDispatchMode):
-    """Counts what would wait for a device: values that become Python's, and sizes that depend on values."""
-
-    names = ("_local_scalar_dense", "nonzero", "equal", "item", "is_nonzero", "unique_dim", "_unique2")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket._qualified_op_name.split("::")[1]
-        if name in self.names:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("max_pairs", [None, 2])
-def test_a_step_waits_for_the_device_only_now_and_then(monkeypatch, max_pairs):
-    monkeypatch.setattr(checks, "waits", lambda device: True)
-    clip = build_frozen()
-    prompts = BackgroundPrompts(3, 4, clip.text_width, std=1.0)
-    prompts.learned = True
-    regularizer = SemPLeSRegularizer(clip, NAMES, prompts=prompts, check_every=10, max_pairs=max_pairs)
-    counts = []
-    for _ in range(12):
-        masks = ClassMasks.from_dense(cams(), LABELS)  # a host's labels come on the CPU, and are split into pairs there
-        with Waiting() as waiting:
-            sum(regularizer(host_images(), masks.normalized()).values()).backward()
-        counts.append(len(waiting.seen))
-    in_backward = 0 if max_pairs is None else 1  # are the parts weighed alike?
-    assert min(counts[:3]) > in_backward and counts[4:9] == [in_backward] * 5 and counts[9] > in_backward
-    with Waiting() as waiting:
-        ClassMasks.from_dense(cams(), LABELS)
-    assert waiting.seen.count("nonzero") == 1
 
 
 def test_values_are_checked_again_where_something_changed(monkeypatch, clip):

@@ -5,8 +5,8 @@ They were written from a count of those passes, encode all pairs in one batch, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -102,18 +102,9 @@ class PlainSteps:
         )
         return weights.image * image + weights.text * text
 
-    @contextmanager
-    def _towers(self) -> Iterator[None]:
+    def _towers(self) -> AbstractContextManager[None]:
         """The library's towers, with attention and patches of torch and open_clip where those are among the waste."""
-        own = fast_towers.attend, fast_towers.embed
-        if "attention" in self.waste:
-            fast_towers.attend = lambda attn, q, kv, mask: attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
-        if "patches" in self.waste:
-            fast_towers.embed = lambda visual, images: visual._embeds(images)
-        try:
-            yield
-        finally:
-            fast_towers.attend, fast_towers.embed = own
+        return fast_towers.without(*(self.waste & {"attention", "patches"}))
 
     def _thaw(self) -> None:
         self.model.requires_grad_("weight gradients" in self.waste)  # each time: the library freezes it again

@@ -11,19 +11,66 @@
 - QuickGELU, x sigmoid(1.702 x), keeps two tensors for its gradient; as silu(1.702 x) / 1.702 it keeps one,
   which saves a quarter of the memory.
 
-`semples bench` measures what each of them saves.
+`semples bench` measures what each of them saves, and `PATHS` says where each is used.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from semples_plugin.utils.checks import check_known, warn_once
+
+# CUDA, and with it every device that is no CPU: nothing is measured there, all are on.
+PATHS: dict[str, frozenset[str]] = {
+    "last block": frozenset({"cpu", "cuda"}),
+    "attention": frozenset({"cpu", "cuda"}),
+    "patches": frozenset({"cpu", "cuda"}),
+    "activations": frozenset({"cpu", "cuda"}),
+    "batch norms": frozenset({"cpu", "cuda"}),
+}
+"""Fast paths, and the kinds of devices on which each is used: those where it saves 3 % of a step's time or memory."""
+
+_VISION_PARTS = (
+    "_embeds", "conv1", "class_embedding", "positional_embedding", "patch_dropout", "ln_pre", "transformer", "ln_post",
+    "proj", "attn_pool", "pool_type", "output_tokens",
+)  # fmt: skip
+_BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
+
+_left_out: frozenset[str] = frozenset()
+
+
+@contextmanager
+def without(*paths: str) -> Iterator[None]:
+    """The plain computations in place of some `PATHS`, in the whole process: to see what each of them saves.
+
+    "batch norms" matters while a model is loaded, the others while it computes.
+
+    Raises:
+        ValueError: for a path that isn't known.
+    """
+    global _left_out
+    check_known("paths", paths, list(PATHS))
+    before = _left_out
+    _left_out = before | set(paths)
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
+def uses(path: str, device: torch.device) -> bool:
+    """Whether one of `PATHS` is used on a device."""
+    return ("cpu" if device.type == "cpu" else "cuda") in PATHS[path] and path not in _left_out
 
 
 def read_one_token(transformer: Any, x: Tensor, token: slice, attn_mask: Tensor | None = None) -> Tensor | None:
@@ -37,12 +84,15 @@ def read_one_token(transformer: Any, x: Tensor, token: slice, attn_mask: Tensor 
     """
     if not _is_supported(transformer):
         return None
+    reads_one = uses("last block", x.device)
     blocks: Any = transformer.resblocks
     mask = None if attn_mask is None else attn_mask.to(x.dtype)
-    for block in blocks[:-1]:
+    for block in blocks[:-1] if reads_one else blocks:
         normed = block.ln_1(x)
         x = x + block.ls_1(attend(block.attn, normed, normed, mask))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    if not reads_one:
+        return x[:, token]
     last: Any = blocks[-1]
     normed = last.ln_1(x)
     token_mask = None if mask is None else mask[token]
@@ -54,10 +104,36 @@ def read_one_token(transformer: Any, x: Tensor, token: slice, attn_mask: Tensor 
 
 def _is_supported(transformer: Any) -> bool:
     """Whether a transformer is open_clip's own, with batches first and self-attention in every block."""
-    blocks: Any = getattr(transformer, "resblocks", ())
-    if type(transformer).__name__ != "Transformer" or not len(blocks) or not transformer.batch_first:
+    if type(transformer).__name__ != "Transformer" or not _has_parts(transformer, ("resblocks", "batch_first")):
         return False
-    return all(type(block).__name__ == "ResidualAttentionBlock" and not hasattr(block, "ln_1_kv") for block in blocks)
+    blocks: Any = transformer.resblocks
+    kinds = {type(block).__name__ for block in blocks}
+    if kinds != {"ResidualAttentionBlock"} or not transformer.batch_first:
+        return False  # other settings of open_clip's
+    if any(hasattr(block, "ln_1_kv") for block in blocks) or not _has_parts(blocks[0], _BLOCK_PARTS):
+        return False
+    if not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
+        _warn_of_change(blocks[0], "whose attn is no torch.nn.MultiheadAttention")
+        return False
+    return True
+
+
+def _has_parts(module: Any, names: tuple[str, ...]) -> bool:
+    """Whether a module of open_clip's has what a fast path reads of it; a warning names what is gone."""
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        _warn_of_change(module, f"without {', '.join(missing)}")
+    return not missing
+
+
+def _warn_of_change(module: nn.Module, what: str) -> None:
+    kind = type(module).__name__
+    warn_once(
+        f"{kind} {what}",
+        f"CLIP has a {kind} {what}, unlike that of open_clip 3.1 to 3.3 (this is {open_clip.__version__}): its own "
+        "forward pass is used, which gives the same features in more time and memory; was the model changed, or is "
+        "this open_clip newer than this semples-plugin?",
+    )
 
 
 def encode_pixels(visual: Any, images: Tensor) -> Any:
@@ -73,14 +149,17 @@ def encode_pixels(visual: Any, images: Tensor) -> Any:
 
 def _reads_class_token(visual: Any) -> bool:
     """Whether an image tower is a vision transformer whose feature comes from its class token alone."""
-    if type(visual).__name__ != "VisionTransformer" or not hasattr(visual, "_embeds"):
+    if type(visual).__name__ != "VisionTransformer" or not _has_parts(visual, _VISION_PARTS):
         return False
-    return visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.output_tokens:
+        return False  # other settings of open_clip's
+    return _is_supported(visual.transformer)
 
 
 def attend(attn: Any, q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
     """`attn(q, kv, kv, attn_mask=mask)[0]`, batches first: q `[B, S, W]` and kv `[B, T, W]` to `[B, S, W]`."""
-    if type(attn) is not nn.MultiheadAttention or attn.in_proj_weight is None or attn.bias_k is not None:
+    is_plain = type(attn) is nn.MultiheadAttention and attn.in_proj_weight is not None and attn.bias_k is None
+    if not is_plain or not uses("attention", q.device):
         attended: Tensor = attn(q, kv, kv, need_weights=False, attn_mask=mask)[0]
         return attended
     weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
@@ -102,6 +181,8 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 def embed(visual: Any, images: Tensor) -> Any:
     """`visual._embeds(images)`: tokens `[B, 1 + T, W]`."""
     conv, dropout = visual.conv1, visual.patch_dropout
+    if type(conv) is not nn.Conv2d or not uses("patches", images.device):
+        return visual._embeds(images)
     disjoint = conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.bias is None
     drops_patches = dropout.training and not isinstance(dropout, nn.Identity)
     if not disjoint or drops_patches:
@@ -139,7 +220,7 @@ class LeanQuickGELU(nn.Module):
     """x sigmoid(1.702 x), keeping one tensor for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(1.702 * x) / 1.702
+        return F.silu(1.702 * x) / 1.702 if uses("activations", x.device) else x * torch.sigmoid(1.702 * x)
 
 
 def lean_activations(model: nn.Module) -> None:
@@ -159,6 +240,8 @@ def fold_batch_norms(model: Any) -> None:
     """
     visual = model.visual
     if type(visual).__name__ != "TimmModel" or any(p.dtype.itemsize < 4 for p in visual.parameters()):
+        return
+    if not uses("batch norms", next(visual.parameters()).device):
         return
     folded = copy.deepcopy(visual).eval()
     pairs = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _TEXT_TOWER = ("token_embedding", "positional_embedding", "transformer", "ln_fin
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Token ids of a prompt `[T]`; the context vectors replace those from `start` to `start + length`."""
+    """Token ids of a prompt `[T]`, on CLIP's device; context vectors replace those from `start` to `start + length`."""
 
     ids: Tensor
     start: int
@@ -87,7 +87,7 @@ class FrozenClip:
         self.image_std: tuple[float, ...] = tuple(getattr(visual, "image_std", None) or OPENAI_DATASET_STD)
         # Low-precision models keep their layer norms in float32; the first convolution says what images must be.
         self._image_dtype = next(p.dtype for p in visual.parameters() if p.ndim == 4)
-        self._layouts: dict[tuple[int, str, tuple[int, ...] | None], PromptLayout] = {}
+        self._layouts: dict[Any, PromptLayout] = {}
 
     @classmethod
     def load(
@@ -205,7 +205,7 @@ class FrozenClip:
         if prompts.shape[2] != self.text_width:
             raise ValueError(f"prompts: {self.name} takes vectors of width {self.text_width}, got {prompts.shape[2]}")
         layout = self.layout(prompts.shape[1], template, suffix_ids)
-        ids = layout.ids.to(self.device).expand(len(prompts), -1)
+        ids = layout.ids.expand(len(prompts), -1)
         embedded = self._text.token_embedding(ids).to(prompts.dtype)
         end = layout.start + layout.length  # of the vectors
         embedded = torch.cat([embedded[:, : layout.start], prompts, embedded[:, end:]], dim=1)
@@ -225,7 +225,7 @@ class FrozenClip:
         """Features of images, texts or prompts at unit length, in float32 or better."""
         # fp16 alone overflows, at 65,504: in other precisions a check isn't worth waiting for the device.
         may_overflow = features.dtype == torch.float16 and not torch.compiler.is_compiling()
-        if may_overflow and self._checks.is_due(features.device) and not bool(features.isfinite().all()):
+        if may_overflow and self._checks.is_due(features.device, what) and not bool(features.isfinite().all()):
             raise ValueError(
                 f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
                 '"bf16" or "fp32"'
@@ -266,9 +266,10 @@ class FrozenClip:
 
     def layout(self, length: int, template: str, suffix_ids: tuple[int, ...] | None) -> PromptLayout:
         """Where `length` vectors stand among the tokens of `template`; a ValueError where they don't fit."""
-        key = (length, template, suffix_ids)
+        key = (length, template, suffix_ids, self.device)  # a copy to a device waits for it
         if key not in self._layouts:
-            self._layouts[key] = self._build_layout(*key)
+            layout = self._build_layout(length, template, suffix_ids)
+            self._layouts[key] = replace(layout, ids=layout.ids.to(self.device))
         return self._layouts[key]
 
     def _build_layout(self, length: int, template: str, suffix_ids: tuple[int, ...] | None) -> PromptLayout:

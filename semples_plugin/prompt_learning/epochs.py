@@ -102,6 +102,7 @@ class LearningRun:
         self.folder = folder
         self.settings = settings
         self.progress = progress
+        self.classes = features.class_index.cpu()  # a step looks there for those that are present
         self.class_index = features.class_index.to(device)
         self.backgrounds = features.backgrounds.to(device)
         self.foregrounds = None if features.foregrounds is None else features.foregrounds.to(device)
@@ -177,7 +178,7 @@ class LearningRun:
     def _learn_epoch(self, epoch: int) -> None:
         """One pass over the pairs in an order of the epoch's own, and its figures for the history."""
         generator = _generator(self.options.seed, epoch)
-        order = torch.randperm(len(self.backgrounds), generator=generator).to(self.backgrounds.device)
+        order = torch.randperm(len(self.backgrounds), generator=generator)
         total = torch.zeros((), device=self.backgrounds.device)
         for chosen in order.split(self.options.batch_size):
             total += self._step(chosen)
@@ -188,11 +189,11 @@ class LearningRun:
         self._record(epoch, float(total) / self.steps)
 
     def _step(self, chosen: Tensor) -> Tensor:
-        """One step of the optimizer, on the chosen pairs `[B]`, and its L_prompt."""
+        """One step of the optimizer, on the chosen pairs `[B]`, and its L_prompt; `chosen` lies on the CPU."""
         self.optimizer.zero_grad()
-        foregrounds = None if self.foregrounds is None else self.foregrounds[chosen]
-        backgrounds, class_index = self.backgrounds[chosen], self.class_index[chosen]
-        loss = sum_of(self.regularizer.prompt_losses_of(backgrounds, class_index, foregrounds))
+        rows = chosen.to(self.backgrounds.device, non_blocking=True)
+        foregrounds = None if self.foregrounds is None else self.foregrounds[rows]
+        loss = sum_of(self.regularizer.prompt_losses_of(self.backgrounds[rows], self.classes[chosen], foregrounds))
         loss.backward()
         gradient = self.prompts.vectors.grad
         if self.options.shared and gradient is not None:  # of equal vectors, which so stay equal

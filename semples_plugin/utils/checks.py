@@ -170,7 +170,7 @@ def check_device(device: str | torch.device) -> torch.device:
 class CheckSchedule:
     """When to check values: always on a CPU; elsewhere, where reading a value waits for the device, now and then.
 
-    There it is the first three calls for the same kind of input, and every `every`-th call from then on.
+    There it is the first three calls for each kind of input, and every `every`-th call for it from then on.
 
     Args:
         every: number of calls; 0 for the first three alone.
@@ -182,15 +182,13 @@ class CheckSchedule:
                 f"check_every: expected a whole number of steps, 0 for the first three alone, got {every!r}"
             )
         self.every = every
-        self._kind: Any = None
-        self._calls = 0
+        self._calls: Counter[Any] = Counter()
 
     def is_due(self, device: torch.device, kind: Any = None) -> bool:
-        """Whether to check now; another `kind` of input, such as other shapes or types, restarts the count."""
-        if kind != self._kind:
-            self._kind, self._calls = kind, 0
-        self._calls += 1
-        return not waits(device) or self._calls <= 3 or (self.every > 0 and self._calls % self.every == 0)
+        """Whether to check now; each `kind` of input, such as other shapes or types, has a count of its own."""
+        self._calls[kind] += 1
+        calls = self._calls[kind]
+        return not waits(device) or calls <= 3 or (self.every > 0 and calls % self.every == 0)
 
 
 def waits(device: torch.device) -> bool:

@@ -39,7 +39,7 @@ class _SumInParts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, terms: Terms, size: int) -> Tensor:
         ctx.terms, ctx.size = terms, size
         needs_grad = ctx.needs_input_grad[0] and not torch.is_inference_mode_enabled()
-        total, gradients = torch.zeros(()), []
+        total, gradients = torch.zeros((), device=x.device), []
         for part in _parts(x, size):
             rows = _as_float32(x[part].detach()).requires_grad_(needs_grad)
             with torch.set_grad_enabled(needs_grad):
