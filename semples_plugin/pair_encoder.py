@@ -7,7 +7,7 @@ in `regularizer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -158,16 +158,15 @@ class PairEncoder:
         self, images: Tensor, masks: ClassMasks, *, foreground: bool, background: bool
     ) -> tuple[Tensor, Tensor]:
         """v_f and v_b of prepared images, `[P, D]` each, `[0, D]` where not wanted; in one batch for CLIP."""
-        count = len(masks)
-        start = 0 if foreground else count
-        end = 2 * count if background else count
-        features = self.clip.encode_images(self._views(images, masks)[start:end])
-        return features[: count - start], features[count - start :]
+        return encode_pair(self.clip.encode_images, self._views(images, masks), foreground, background)
 
     def _views(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """`views` of prepared images."""
-        masks = masks.resized(*self.clip.image_size, self.align_corners)
-        return masked_views(images, masks, self._statistics(images).fill)
+        return masked_views(images, self._resized(masks), self._statistics(images).fill)
+
+    def _resized(self, masks: ClassMasks) -> ClassMasks:
+        """The masks at CLIP's resolution."""
+        return masks.resized(*self.clip.image_size, self.align_corners)
 
     def _prepare(self, images: Tensor) -> Tensor:
         """The host's images, detached, at CLIP's resolution and in its normalised space; float32 or better."""
@@ -206,6 +205,17 @@ class PairEncoder:
         check_pairs(values, len(images), len(self.class_names))
         check_images_range(values, self.input_mean, self.input_std)
         return True
+
+
+def encode_pair(
+    encode: Callable[[Tensor], Tensor], views: Tensor, foreground: bool, background: bool
+) -> tuple[Tensor, Tensor]:
+    """v_f and v_b of the views `[2 P, 3, S, S]`, `[P, D]` each, `[0, D]` where not wanted; in one batch for CLIP."""
+    count = len(views) // 2
+    start = 0 if foreground else count
+    end = 2 * count if background else count
+    features = encode(views[start:end])
+    return features[: count - start], features[count - start :]
 
 
 def _check_max_pairs(max_pairs: int | None) -> None:
