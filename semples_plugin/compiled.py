@@ -61,7 +61,13 @@ class CompiledTerms:
         torch.compile(terms, **self._options)  # so that wrong options are refused here
 
     def __call__(
-        self, clip: FrozenClip, names: tuple[str, ...], images: Tensor, masks: ClassMasks, *shared: Any, most: int | None
+        self,
+        clip: FrozenClip,
+        names: tuple[str, ...],
+        images: Tensor,
+        masks: ClassMasks,
+        *shared: Any,
+        most: int | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What `terms` gives for P > 0 pairs.
 

@@ -17,6 +17,7 @@ from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor
 
 from semples_plugin.clip.frozen import FrozenClip
+from semples_plugin.clip.part_size import PartSize
 from semples_plugin.diagnostics import (
     BatchRange,
     check_batch,
@@ -52,7 +53,7 @@ class PairEncoder:
         input_mean: Sequence[float] | None,
         input_std: Sequence[float] | None,
         fill: str | Sequence[float],
-        max_pairs: int | None,
+        max_pairs: int | str | None,
         align_corners: bool,
         check_every: int,
     ) -> None:
@@ -72,6 +73,7 @@ class PairEncoder:
         self._input_std = check_triple("input_std", clip.image_std if input_std is None else input_std, positive=True)
         self._fill = _fill_colour(fill, clip)
         self._value_checks = CheckSchedule(check_every)
+        self._part_size = PartSize(check_every)
         self._cached_statistics: tuple[Any, Statistics] | None = None
         self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
 
@@ -143,7 +145,7 @@ class PairEncoder:
         self._check(images, masks)
         if len(masks) == 0:
             return self._label_features[:0], self._label_features[:0]
-        size = self.max_pairs or len(masks)
+        size = self._most_pairs(images, masks)
         foregrounds, backgrounds = [], []
         with torch.autocast(self.clip.device.type, enabled=False):
             prepared = self._prepare(images)
@@ -153,6 +155,14 @@ class PairEncoder:
                 foregrounds.append(v_f)
                 backgrounds.append(v_b)
             return torch.cat(foregrounds), torch.cat(backgrounds)
+
+    def _most_pairs(self, images: Tensor, masks: ClassMasks) -> int:
+        """How many of a batch's P > 0 pairs CLIP is to see at once: `max_pairs`, or what is measured for "auto"."""
+        if self.max_pairs is None:
+            return len(masks)
+        if isinstance(self.max_pairs, str):
+            return self._part_size(self.clip, (images.dtype, images.shape[1:]))
+        return self.max_pairs
 
     def _encode_views(
         self, images: Tensor, masks: ClassMasks, *, foreground: bool, background: bool
@@ -218,10 +228,10 @@ def encode_pair(
     return features[: count - start], features[count - start :]
 
 
-def _check_max_pairs(max_pairs: int | None) -> None:
+def _check_max_pairs(max_pairs: int | str | None) -> None:
     is_integer = isinstance(max_pairs, Integral) and not isinstance(max_pairs, bool)
-    if max_pairs is not None and not (is_integer and max_pairs > 0):
-        raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
+    if max_pairs is not None and max_pairs != "auto" and not (is_integer and int(max_pairs) > 0):
+        raise ValueError(f'max_pairs: expected a positive integer, "auto" or None, got {max_pairs!r}')
 
 
 def _fill_colour(fill: str | Sequence[float], clip: FrozenClip) -> Tensor:

@@ -60,7 +60,10 @@ class SemPLeSRegularizer(PairEncoder):
             process that resumes (c) it is measured anew. Ours, not the paper's. None: `weights.refine`.
         max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same
             losses and gradients, and memory does not grow with them. Losses that are added with factors of
-            their own, instead of by `weights`, make it encode the parts again in the backward pass.
+            their own, instead of by `weights`, make it encode the parts again in the backward pass. "auto": a number
+            that is quick on a CPU, from what one pair is measured to keep, or that fits into a GPU's free memory.
+            It isn't the default: those factors would cost a second pass, and a GPU's free memory differs from run
+            to run, and with it the rounding.
         align_corners: of the masks' resampling to CLIP's square; the release aligns them.
         check_every: steps between two checks of values, which wait for the device; the first three steps are
             checked as well, and those where shapes, types or statistics change. 0: never after these. On a
@@ -96,7 +99,7 @@ class SemPLeSRegularizer(PairEncoder):
         fill: str | Sequence[float] = "mean",
         text_term: str = "paper",
         refine_share: float | None = None,
-        max_pairs: int | None = None,
+        max_pairs: int | str | None = None,
         align_corners: bool = False,
         check_every: int = 100,
     ) -> None:
@@ -362,7 +365,7 @@ class SemPLeSRegularizer(PairEncoder):
         plain = copy.copy(self)
         plain._compiled = None  # a graph's gradient can be asked for once alone
         matching, refining = torch.zeros_like(maps), torch.zeros_like(maps)
-        size = self.max_pairs or max(len(masks), 1)
+        size = self._most_pairs(images, masks) if len(masks) else 1
         with torch.enable_grad(), torch.autocast(self.clip.device.type, enabled=False):
             prepared = self._prepare(images)
             for start in range(0, len(masks), size):
@@ -402,7 +405,8 @@ class SemPLeSRegularizer(PairEncoder):
         masks, fill = self._resized(masks), self._statistics(images).fill
         tables = fill, self._label_features, prompts
         if self._compiled is not None and not torch.compiler.is_compiling():
-            return self._compiled(self.clip, tuple(weights), images, masks, *tables, most=self.max_pairs)
+            most = None if isinstance(self.max_pairs, str) else self.max_pairs  # "auto" chooses what isn't padded
+            return self._compiled(self.clip, tuple(weights), images, masks, *tables, most=most)
         pairs = images[masks.image_index]
         return pair_terms(self.clip.encode_images, tuple(weights), pairs, masks.maps, masks.class_index, *tables)
 
@@ -410,9 +414,10 @@ class SemPLeSRegularizer(PairEncoder):
         """`_terms` of the host's images, weighted; in parts where there are more than `max_pairs` pairs."""
         prompts = self.prompt_features() if "loss_refine" in weights else None
         with torch.autocast(self.clip.device.type, enabled=False):
+            size = self._most_pairs(images, masks)
             images = self._prepare(images)
-            if self.max_pairs is not None and len(masks) > self.max_pairs:
-                return self._losses_in_parts(images, masks, weights, prompts, self.max_pairs)
+            if len(masks) > size:
+                return self._losses_in_parts(images, masks, weights, prompts, size)
             terms, similarities = self._terms(images, masks, weights, prompts)
             return {name: weight * terms[name] for name, weight in weights.items()}, similarities
 
