@@ -93,7 +93,8 @@ class CompiledTerms:
         losses, similarities = graph(clip.features_of, names, images[image_index], maps, class_index, *shared, counted)
         for values in similarities.values():
             clip.check_finite(values, "images")
-        return losses, {name: values[:count] for name, values in similarities.items()}
+        # With CUDA graphs the next call writes into the same memory.
+        return losses, {name: values[:count].clone() for name, values in similarities.items()}
 
     def _graph(self, size: int, names: tuple[str, ...]) -> Callable[..., Any]:
         """The compiled function for `size` pairs."""

@@ -6,7 +6,7 @@ from conftest import build_frozen
 from test_regularizer import NAMES, WEIGHTS, WithArea, cams, double_regularizer, host_images
 from torch._dynamo.backends.registry import lookup_backend
 
-from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer, functional
+from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.compiled import padded_count
 
 pytestmark = pytest.mark.filterwarnings("ignore:refinement with prompts", "ignore:the masks carry no gradient")
@@ -117,21 +117,6 @@ def test_torch_explains_one_graph_without_a_break():
     inputs = (names, pairs, masks.maps, masks.class_index, *tables, regularizer.prompt_features())
     explained = torch._dynamo.explain(pair_terms)(regularizer.clip.features_of, *inputs, torch.tensor([1, 1, 0]).bool())
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
-
-
-def test_padding_counts_in_no_mean_and_gets_no_gradient():
-    similarities = torch.tensor([0.3, 0.2, 0.7, 0.7], requires_grad=True)
-    counted = torch.tensor([True, True, False, False])
-    for term in (functional.attract, functional.repel, functional.refinement_loss):
-        expected = term(similarities[:2])
-        whole = term(similarities, counted)
-        torch.testing.assert_close(whole, expected)
-        gradient, right = (torch.autograd.grad(loss, similarities)[0] for loss in (whole, expected))
-        torch.testing.assert_close(gradient, right)
-        assert gradient[2:].tolist() == [0, 0]
-        with_nan = torch.tensor([0.3, 0.2, float("nan"), 0.7])
-        torch.testing.assert_close(term(with_nan, counted), expected)
-        assert term(similarities, torch.zeros(4).bool()).item() == 0
 
 
 def test_float64_tells_more_than_rounding():

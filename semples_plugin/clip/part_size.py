@@ -23,6 +23,11 @@ class Kept(NamedTuple):
     total: int
     largest: int
 
+    @property
+    def needed(self) -> int:
+        """Bytes at most at once: what is computed on the way holds a few more of the largest tensors for a moment."""
+        return self.total + 6 * self.largest
+
 
 class PartSize:
     """Pairs of a part, a power of two, from what one pair is measured to keep for its gradient.
@@ -54,8 +59,7 @@ class PartSize:
             self._measured = key, kept_by_a_pair(clip)
         kept = self._measured[1]
         if clip.device.type == "cuda":
-            # What is computed on the way holds a few more of the largest tensors for a moment.
-            fitting = GPU_SHARE * free_bytes(clip.device) / (kept.total + 4 * kept.largest)
+            fitting = GPU_SHARE * free_bytes(clip.device) / kept.needed
         else:
             fitting = CPU_BYTES * torch.get_num_threads() / kept.largest
         self._size = 1 << max(int(fitting).bit_length() - 1, 0)
