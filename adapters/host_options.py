@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
         "--semples-seed, Table 5's second row",
     )
     add("--semples-start", help="checkpoint that the stage starts from (default: the host's own)")
-    add("--semples-max-pairs", type=int, metavar="P", help="pairs that CLIP sees at once, to bound memory")
+    add(
+        "--semples-max-pairs",
+        type=_pairs,
+        metavar="P",
+        help="pairs that CLIP sees at once, to bound memory; auto: what is quick on a CPU, or fits into a GPU",
+    )
     add("--semples-seed", type=int, default=0, help="of the prompts")
     for name, meaning in _WEIGHTS.items():
         add(f"--semples-{name}-weight", type=float, metavar="W", help=f"{meaning} (default: the preset's)")
@@ -84,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str) -> Any:
         help="any other field of the preset, such as mask_eps=1e-3 prompt_batch_size=128; see help(Preset)",
     )
     return group
+
+
+def _pairs(text: str) -> int | str:
+    """A number of pairs, or `auto`."""
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a positive number of pairs or auto, got {text!r}")
+    return text if text == "auto" else int(text)
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:

@@ -52,22 +52,24 @@ def is_clamped(similarities: Tensor) -> Tensor:
     return (similarities <= low) | (similarities >= high)
 
 
-def attract(similarities: Tensor) -> Tensor:
+def attract(similarities: Tensor, counted: Tensor | None = None) -> Tensor:
     """E[-log sim], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none.
+
+    With `counted` (bool, `[P]`) it is that over the pairs that count; the others, padding, get a gradient of zero.
 
     >>> attract(torch.tensor([0.9, 0.9])), attract(torch.tensor([0.1]))
     (tensor(0.1054), tensor(2.3026))
     """
-    return _mean(-similarities.log())
+    return _mean(-similarities.log(), counted)
 
 
-def repel(similarities: Tensor) -> Tensor:
-    """E[-log(1 - sim)], the expectation over the pairs `[P]`; 0, with a gradient of zero, when there are none.
+def repel(similarities: Tensor, counted: Tensor | None = None) -> Tensor:
+    """E[-log(1 - sim)], the expectation over the pairs `[P]`, as in `attract`.
 
     >>> repel(torch.tensor([0.9, 0.9])), repel(torch.tensor([0.1]))
     (tensor(2.3026), tensor(0.1054))
     """
-    return _mean(-torch.log1p(-similarities))
+    return _mean(-torch.log1p(-similarities), counted)
 
 
 def matching_loss(foreground_label: Tensor, background_label: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,11 +116,12 @@ def prompt_loss(prompt_background: Tensor, prompt_label: Tensor, text_term: str 
     raise ValueError(f'text_term: expected "paper" or "release", got {text_term!r}')
 
 
-def refinement_loss(foreground_prompt: Tensor) -> Tensor:
+def refinement_loss(foreground_prompt: Tensor, counted: Tensor | None = None) -> Tensor:
     """Equation (3), L_refine, unweighted: E[-log(1 - sim(v_f, u_b))].
 
     Args:
         foreground_prompt: sim(v_f, u_b), `[P]`: the foreground view and the background prompt of its class.
+        counted: see `attract`.
 
     Returns:
         The scalar; the paper weighs it by lambda.
@@ -126,9 +129,11 @@ def refinement_loss(foreground_prompt: Tensor) -> Tensor:
     >>> refinement_loss(torch.tensor([0.3, 0.2]))
     tensor(0.2899)
     """
-    return repel(foreground_prompt)
+    return repel(foreground_prompt, counted)
 
 
-def _mean(values: Tensor) -> Tensor:
+def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    if counted is not None:
+        return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
     # The mean of nothing is NaN; a sum over nothing is a zero that hangs on the graph, as DDP needs it.
     return values.sum() / max(values.numel(), 1)

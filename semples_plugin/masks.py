@@ -342,8 +342,12 @@ def masked_views(images: Tensor, masks: ClassMasks, fill: Tensor) -> Tensor:
     tensor([[[1., 0.]],
             [[0., 1.]]])
     """
-    pairs = images[masks.image_index]
+    return pair_views(images[masks.image_index], masks.maps, fill)
+
+
+def pair_views(pairs: Tensor, maps: Tensor, fill: Tensor) -> Tensor:
+    """`masked_views` of P images `[P, 3, H, W]`, one for each of the maps `[P, H, W]`."""
     fill = fill.to(pairs).view(1, 3, 1, 1)
-    mask = masks.maps[:, None].to(pairs.dtype)
+    mask = maps[:, None].to(pairs.dtype)
     difference = mask * (pairs - fill)
     return torch.cat([fill + difference, pairs - difference])

@@ -7,7 +7,7 @@ in `regularizer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor
 
 from semples_plugin.clip.frozen import FrozenClip
+from semples_plugin.clip.part_size import PartSize
 from semples_plugin.diagnostics import (
     BatchRange,
     check_batch,
@@ -52,7 +53,7 @@ class PairEncoder:
         input_mean: Sequence[float] | None,
         input_std: Sequence[float] | None,
         fill: str | Sequence[float],
-        max_pairs: int | None,
+        max_pairs: int | str | None,
         align_corners: bool,
         check_every: int,
     ) -> None:
@@ -74,6 +75,7 @@ class PairEncoder:
         self._value_checks = CheckSchedule(check_every)
         clip._checks.every = check_every
         self._cached_statistics: dict[Any, Statistics] = {}
+        self._part_size = PartSize(check_every)
         self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
 
     @property
@@ -144,7 +146,7 @@ class PairEncoder:
         self._check(images, masks)
         if len(masks) == 0:
             return self._label_features[:0], self._label_features[:0]
-        size = self.max_pairs or len(masks)
+        size = self._most_pairs(images, masks)
         foregrounds, backgrounds = [], []
         with torch.autocast(self.clip.device.type, enabled=False):
             prepared = self._prepare(images)
@@ -155,20 +157,27 @@ class PairEncoder:
                 backgrounds.append(v_b)
             return torch.cat(foregrounds), torch.cat(backgrounds)
 
+    def _most_pairs(self, images: Tensor, masks: ClassMasks) -> int:
+        """How many of a batch's P > 0 pairs CLIP is to see at once: `max_pairs`, or what is measured for "auto"."""
+        if self.max_pairs is None:
+            return len(masks)
+        if isinstance(self.max_pairs, str):
+            return self._part_size(self.clip, (images.dtype, images.shape[1:]))
+        return self.max_pairs
+
     def _encode_views(
         self, images: Tensor, masks: ClassMasks, *, foreground: bool, background: bool
     ) -> tuple[Tensor, Tensor]:
         """v_f and v_b of prepared images, `[P, D]` each, `[0, D]` where not wanted; in one batch for CLIP."""
-        count = len(masks)
-        start = 0 if foreground else count
-        end = 2 * count if background else count
-        features = self.clip.encode_images(self._views(images, masks)[start:end])
-        return features[: count - start], features[count - start :]
+        return encode_pair(self.clip.encode_images, self._views(images, masks), foreground, background)
 
     def _views(self, images: Tensor, masks: ClassMasks) -> Tensor:
         """`views` of prepared images."""
-        masks = masks.resized(*self.clip.image_size, self.align_corners)
-        return masked_views(images, masks, self._statistics(images).fill)
+        return masked_views(images, self._resized(masks), self._statistics(images).fill)
+
+    def _resized(self, masks: ClassMasks) -> ClassMasks:
+        """The masks at CLIP's resolution."""
+        return masks.resized(*self.clip.image_size, self.align_corners)
 
     def _prepare(self, images: Tensor) -> Tensor:
         """The host's images, detached, at CLIP's resolution and in its normalised space; float32 or better."""
@@ -212,10 +221,21 @@ class PairEncoder:
         return True
 
 
-def _check_max_pairs(max_pairs: int | None) -> None:
+def encode_pair(
+    encode: Callable[[Tensor], Tensor], views: Tensor, foreground: bool, background: bool
+) -> tuple[Tensor, Tensor]:
+    """v_f and v_b of the views `[2 P, 3, S, S]`, `[P, D]` each, `[0, D]` where not wanted; in one batch for CLIP."""
+    count = len(views) // 2
+    start = 0 if foreground else count
+    end = 2 * count if background else count
+    features = encode(views[start:end])
+    return features[: count - start], features[count - start :]
+
+
+def _check_max_pairs(max_pairs: int | str | None) -> None:
     is_integer = isinstance(max_pairs, Integral) and not isinstance(max_pairs, bool)
-    if max_pairs is not None and not (is_integer and max_pairs > 0):
-        raise ValueError(f"max_pairs: expected a positive integer or None, got {max_pairs!r}")
+    if max_pairs is not None and max_pairs != "auto" and not (is_integer and int(max_pairs) > 0):
+        raise ValueError(f'max_pairs: expected a positive integer, "auto" or None, got {max_pairs!r}')
 
 
 def _fill_colour(fill: str | Sequence[float], clip: FrozenClip) -> Tensor:

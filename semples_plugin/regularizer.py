@@ -2,15 +2,15 @@
 
 `functional` holds the equations, `pair_encoder` the features that they compare, `diagnostics` checks and
 warnings. For a loss of your own on the masks, add its weight to `LossWeights` and `_term_weights`, and its
-formula to `_terms`.
+formula to `pair_terms`, or to `_terms` in a class of your own.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from semples_plugin import diagnostics, functional
 from semples_plugin.clip.frozen import FrozenClip
+from semples_plugin.compiled import CompiledTerms
 from semples_plugin.loss_weights import LossWeights
-from semples_plugin.masks import ClassMasks
-from semples_plugin.pair_encoder import PairEncoder
+from semples_plugin.masks import ClassMasks, pair_views
+from semples_plugin.pair_encoder import PairEncoder, encode_pair
 from semples_plugin.prompts import BackgroundPrompts, EncodedPrompts
 from semples_plugin.refine_strength import RefineStrength
 from semples_plugin.utils.checks import CheckSchedule
@@ -59,7 +60,10 @@ class SemPLeSRegularizer(PairEncoder):
             process that resumes (c) it is measured anew. Ours, not the paper's. None: `weights.refine`.
         max_pairs: pairs that CLIP sees at once; with more of them a step goes part by part, with the same
             losses and gradients, and memory does not grow with them. Losses that are added with factors of
-            their own, instead of by `weights`, make it encode the parts again in the backward pass.
+            their own, instead of by `weights`, make it encode the parts again in the backward pass. "auto": a number
+            that is quick on a CPU, from what one pair is measured to keep, or that fits into a GPU's free memory.
+            It isn't the default: those factors would cost a second pass, and a GPU's free memory differs from run
+            to run, and with it the rounding.
         align_corners: of the masks' resampling to CLIP's square; the release aligns them.
         check_every: steps between two checks of values, which wait for the device; the first three steps are
             checked as well, and those where shapes, types or statistics change. 0: never after these. On a
@@ -95,7 +99,7 @@ class SemPLeSRegularizer(PairEncoder):
         fill: str | Sequence[float] = "mean",
         text_term: str = "paper",
         refine_share: float | None = None,
-        max_pairs: int | None = None,
+        max_pairs: int | str | None = None,
         align_corners: bool = False,
         check_every: int = 100,
     ) -> None:
@@ -120,6 +124,7 @@ class SemPLeSRegularizer(PairEncoder):
         self.text_term = text_term
         self.preset: Preset | None = None
         self.figures: Named = {}
+        self._compiled: CompiledTerms | None = None
         self._strength = None if refine_share is None else RefineStrength(refine_share)
         self._prompt_checks = CheckSchedule(check_every)
         self._encoded_prompts: EncodedPrompts | None = None
@@ -167,6 +172,28 @@ class SemPLeSRegularizer(PairEncoder):
         self._encoded_prompts = None
         if self._prompts is not None:
             self._prompts.to(device)
+        return self
+
+    def compile(self, **options: Any) -> SemPLeSRegularizer:
+        """From now on calls, stages (a) and (c), run CLIP and the losses as one graph of `torch.compile`, in place.
+
+        Pairs are padded to a few numbers (1 to 6, 8, 10, 12, 16, 20, 24, 32, ...), each with a graph of its own that
+        is made when it is first needed; padding changes neither losses nor gradients, to rounding. Stage (b) and
+        what isn't trained with, `gradient_balance` for one, stay as they are, as do terms of your own.
+
+        Args:
+            options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
+
+        Returns:
+            self.
+
+        Raises:
+            TypeError: for `fullgraph` and `dynamic`, which are set: one graph without a break, for fixed sizes.
+            RuntimeError: for other options that `torch.compile` doesn't know.
+
+        >>> regularizer = SemPLeSRegularizer(FrozenClip.load("demo"), ["train", "boat"]).compile(backend="aot_eager")
+        """
+        self._compiled = CompiledTerms(pair_terms, options)
         return self
 
     def __call__(self, images: Tensor, masks: ClassMasks) -> Named:
@@ -340,14 +367,16 @@ class SemPLeSRegularizer(PairEncoder):
         """
         match, prompts = self.weights.of_matching(), self.prompt_features()
         maps = masks.maps.detach().float()
+        plain = copy.copy(self)
+        plain._compiled = None  # a graph's gradient can be asked for once alone
         matching, refining = torch.zeros_like(maps), torch.zeros_like(maps)
-        size = self.max_pairs or max(len(masks), 1)
+        size = self._most_pairs(images, masks) if len(masks) else 1
         with torch.enable_grad(), torch.autocast(self.clip.device.type, enabled=False):
             prepared = self._prepare(images)
             for start in range(0, len(masks), size):
                 rows = slice(start, start + size)
                 part = replace(masks[rows], maps=maps[rows].requires_grad_())
-                terms, _ = self._terms(prepared, part, {**match, "loss_refine": 1.0}, prompts)
+                terms, _ = plain._terms(prepared, part, {**match, "loss_refine": 1.0}, prompts)
                 matched = sum_of({name: weight * terms[name] for name, weight in match.items()})
                 (matching[rows],) = torch.autograd.grad(matched, part.maps, retain_graph=True)
                 (refining[rows],) = torch.autograd.grad(terms["loss_refine"], part.maps)
@@ -378,32 +407,22 @@ class SemPLeSRegularizer(PairEncoder):
             weights: of `_term_weights`; what isn't among them is not computed.
             prompts: u_b of all classes, `[K, D]`, for refinement.
         """
-        matches = "loss_match_foreground" in weights
-        repels = "loss_match_background" in weights
-        refines = "loss_refine" in weights
-        v_f, v_b = self._encode_views(images, masks, foreground=matches or refines, background=repels)
-        u_f = self._label_features[masks.class_index]
-        losses: Named = {}
-        similarities: Named = {}
-        if matches:
-            similarities["foreground"] = functional.similarity(v_f, u_f)
-            losses["loss_match_foreground"] = functional.attract(similarities["foreground"])
-        if repels:
-            similarities["background"] = functional.similarity(v_b, u_f)
-            losses["loss_match_background"] = functional.repel(similarities["background"])
-        if refines and prompts is not None:
-            u_b = prompts[masks.class_index]
-            similarities["prompt"] = functional.similarity(v_f, u_b)
-            losses["loss_refine"] = functional.refinement_loss(similarities["prompt"])
-        return losses, similarities
+        masks, fill = self._resized(masks), self._statistics(images).fill
+        tables = fill, self._label_features, prompts
+        if self._compiled is not None and not torch.compiler.is_compiling():
+            most = None if isinstance(self.max_pairs, str) else self.max_pairs  # "auto" chooses what isn't padded
+            return self._compiled(self.clip, tuple(weights), images, masks, *tables, most=most)
+        pairs = images[masks.image_index]
+        return pair_terms(self.clip.encode_images, tuple(weights), pairs, masks.maps, masks.class_index, *tables)
 
     def _losses(self, images: Tensor, masks: ClassMasks, weights: dict[str, float]) -> tuple[Named, Named]:
         """`_terms` of the host's images, weighted; in parts where there are more than `max_pairs` pairs."""
         prompts = self.prompt_features() if "loss_refine" in weights else None
         with torch.autocast(self.clip.device.type, enabled=False):
+            size = self._most_pairs(images, masks)
             images = self._prepare(images)
-            if self.max_pairs is not None and len(masks) > self.max_pairs:
-                return self._losses_in_parts(images, masks, weights, prompts, self.max_pairs)
+            if len(masks) > size:
+                return self._losses_in_parts(images, masks, weights, prompts, size)
             terms, similarities = self._terms(images, masks, weights, prompts)
             return {name: weight * terms[name] for name, weight in weights.items()}, similarities
 
@@ -425,6 +444,7 @@ class SemPLeSRegularizer(PairEncoder):
             return losses * (len(part) / len(masks))
 
         losses: Tensor = sum_in_parts(share_of, masks.maps, size)
+        snapshot._compiled = None  # a graph can't be differentiated twice, for which parts are computed again
         joined = {name: torch.cat([part[name] for part in similarities]) for name in similarities[0]}
         return dict(zip(weights, losses, strict=True)), joined
 
@@ -435,6 +455,52 @@ class SemPLeSRegularizer(PairEncoder):
                 "them, or BackgroundPrompts.load(path)"
             )
         return self._prompts
+
+
+def pair_terms(
+    encode: Callable[[Tensor], Tensor],
+    names: tuple[str, ...],
+    pairs: Tensor,
+    maps: Tensor,
+    class_index: Tensor,
+    fill: Tensor,
+    label_features: Tensor,
+    prompts: Tensor | None,
+    counted: Tensor | None = None,
+) -> tuple[Named, Named]:
+    """The terms of (1) and (3) as a function of tensors alone.
+
+    Args:
+        encode: CLIP's image encoder.
+        names: of the terms that are wanted.
+        pairs: the image of each pair, `[P, 3, S, S]`, CLIP-normalised.
+        maps: its mask, `[P, S, S]`.
+        class_index: its class, `[P]`.
+        fill: colour of what is masked out.
+        label_features: u_f of all classes, `[K, D]`.
+        prompts: u_b of all classes, `[K, D]`, for refinement.
+        counted: which of the pairs are no padding, `[P]`; None for all.
+
+    Returns:
+        Terms, unweighted, by the names of their losses, and the similarities `[P]` that they are made of.
+    """
+    matches = "loss_match_foreground" in names
+    repels = "loss_match_background" in names
+    refines = "loss_refine" in names
+    v_f, v_b = encode_pair(encode, pair_views(pairs, maps, fill), foreground=matches or refines, background=repels)
+    u_f = label_features[class_index]
+    losses: Named = {}
+    similarities: Named = {}
+    if matches:
+        similarities["foreground"] = functional.similarity(v_f, u_f)
+        losses["loss_match_foreground"] = functional.attract(similarities["foreground"], counted)
+    if repels:
+        similarities["background"] = functional.similarity(v_b, u_f)
+        losses["loss_match_background"] = functional.repel(similarities["background"], counted)
+    if refines and prompts is not None:
+        similarities["prompt"] = functional.similarity(v_f, prompts[class_index])
+        losses["loss_refine"] = functional.refinement_loss(similarities["prompt"], counted)
+    return losses, similarities
 
 
 def sum_of(losses: Named) -> Tensor:

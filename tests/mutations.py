@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "refine_strength", "prompt_learning", "work_dir", "waits", "open_clip", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
-         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed")  # fmt: skip
+         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed", "compiled", "part_size")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
     "compat/needs/check": "doctor",
@@ -30,6 +30,7 @@ OWN = {  # modules whose tests are called otherwise
     "clip/frozen": "clip",
     "clip/loading": "clip_loading",
     "clip/fast_towers": "open_clip",
+    "clip/part_size": "part_size",
     "utils/chunked": "regularizer",
     "prompt_quality": "prompt_learning",
     "utils/checks": "regularizer",
@@ -127,6 +128,21 @@ MUTATIONS = [
     ("separation upside down", "prompt_quality", "near > far", "near < far"),
     ("the second order is lost in parts", "utils/chunked", "differentiable = torch.is_grad_enabled()", "differentiable = False"),
     ("parts scaled in half precision", "utils/chunked", "(factors[0] * gradient).to(x.dtype)", "factors[0].to(x.dtype) * gradient.to(x.dtype)"),
+    ("padding counted in the sum", "functional", "torch.where(counted, values, 0.0).sum()", "values.sum()"),
+    ("padding counted in the number", "functional", "counted.sum().clamp(min=1)", "len(counted)"),
+    ("padding taken for pairs", "compiled", "torch.arange(size, device=maps.device) < count", "torch.arange(size, device=maps.device) < size"),
+    ("a third of a graph is padding", "compiled", "_STEPS = (4, 5, 6)", "_STEPS = (4, 6)"),
+    ("images of other pairs compiled", "compiled", "images[image_index]", "images[image_index.roll(1)]"),
+    ("graphs of all sizes share torch's limit", "compiled", "torch.compile(copied,", "torch.compile(terms,"),
+    ("graphs break", "compiled", '{"fullgraph": True, "dynamic": False,', '{"dynamic": False,'),
+    ("a compiled CLIP thawed", "compiled", "        clip.freeze()\n", ""),
+    ("overflow compiled away", "compiled", "            clip.check_finite(values, \"images\")\n", "            pass\n"),
+    ("graphs differentiated twice", "regularizer", "        snapshot._compiled = None", "        snapshot._compiled"),
+    ("parts padded beyond max_pairs", "compiled", "return padded if most is None or count > most else min(padded, most)", "return padded"),
+    ("weights counted as kept by a pair", "clip/part_size", " if place not in weights", ""),
+    ("auto fills a GPU to the brim", "clip/part_size", "GPU_SHARE * free_bytes(clip.device)", "free_bytes(clip.device)"),
+    ("auto looks at a GPU's memory once", "clip/part_size", "if not self._looks.is_due(clip.device, (clip.device, kind)):", "if self._measured is not None:"),
+    ("auto isn't for (b)", "pair_encoder", "size = self._most_pairs(images, masks)\n        foregrounds", "size = len(masks)\n        foregrounds"),
     ("parts see later prompts", "regularizer", "snapshot._terms(images, part, weights, prompts)", "snapshot._terms(images, part, weights, self.prompt_features() if prompts is not None else None)"),
     ("folded batch norms are not compared", "clip/fast_towers", "if pairs and torch.allclose(folded(image), visual.eval()(image), rtol=1e-4, atol=1e-5):", "if pairs:"),
     ("fused attention differentiated twice", "clip/fast_towers", "if ctx.fused and torch.is_grad_enabled():", "if False:"),

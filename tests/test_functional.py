@@ -93,3 +93,18 @@ def test_wrong_shapes_are_named():
         functional.similarity(torch.zeros(2, 3), torch.zeros(3, 3))
     with pytest.raises(ValueError, match="text_term"):
         functional.prompt_loss(torch.ones(1), torch.ones(1), "other")
+
+
+def test_padding_counts_in_no_mean_and_gets_no_gradient():
+    similarities = torch.tensor([0.3, 0.2, 0.7, 0.7], requires_grad=True)
+    counted = torch.tensor([True, True, False, False])
+    for term in (functional.attract, functional.repel, functional.refinement_loss):
+        expected = term(similarities[:2])
+        whole = term(similarities, counted)
+        torch.testing.assert_close(whole, expected)
+        gradient, right = (torch.autograd.grad(loss, similarities)[0] for loss in (whole, expected))
+        torch.testing.assert_close(gradient, right)
+        assert gradient[2:].tolist() == [0, 0]
+        with_nan = torch.tensor([0.3, 0.2, float("nan"), 0.7])
+        torch.testing.assert_close(term(with_nan, counted), expected)
+        assert term(similarities, torch.zeros(4).bool()).item() == 0

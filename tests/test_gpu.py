@@ -10,6 +10,7 @@ from test_regularizer import LABELS, NAMES, WEIGHTS, cams, host_images
 
 from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts
 from semples_plugin.prompt_learning.epochs import LearningRun
+from semples_plugin.clip.part_size import GPU_SHARE, kept_by_a_pair
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -111,3 +112,53 @@ def test_a_step_of_b_waits_for_the_device_in_its_first_three_alone(monkeypatch):
     batches = ((x.cuda(), ClassMasks.from_pairs(m.maps.cuda(), m.image_index, m.class_index)) for x, m in Batches())
     learn_background_prompts(regularizer, batches, **OPTIONS)
     assert len(done) > 3
+
+
+@pytest.mark.parametrize("options", [{}, {"max_pairs": 8}, {"max_pairs": "auto"}])
+def test_compiled_with_cuda_graphs_it_is_the_same(options):
+    torch.compiler.reset()
+    plain, compiled = make("cuda"), make("cuda", **options).compile(mode="reduce-overhead")
+    images, before = host_images().cuda(), []
+    for pairs in (7, 8, 18, 7, 8, 18, 7, 8, 18):  # warm-up, recording, replay of each
+        generator = torch.Generator().manual_seed(pairs)
+        found = []
+        for regularizer in (plain, compiled):
+            maps = torch.rand(pairs, 32, 32, generator=generator.manual_seed(pairs)).cuda().requires_grad_()
+            index = torch.arange(pairs) % 3
+            losses = regularizer(images, ClassMasks.from_pairs(maps, index, index))
+            sum(losses.values()).backward()
+            found.append((losses, regularizer.figures, maps.grad))
+        torch.testing.assert_close(found[1][:2], found[0][:2], atol=1e-6, rtol=1e-5)
+        assert float((found[1][2] - found[0][2]).norm() / found[0][2].norm()) < 1e-5
+        before.append((found[1], copy.deepcopy([x.detach() for x in found[1][0].values()])))
+    for (losses, _, gradient), then in before:  # what a host kept isn't overwritten by later replays
+        torch.testing.assert_close([x.detach() for x in losses.values()], then, atol=0, rtol=0)
+        assert gradient.isfinite().all()
+
+
+def test_what_a_pair_is_measured_to_need_is_what_it_takes():
+    regularizer, images = make("cuda"), host_images().cuda()
+    needed, peaks = kept_by_a_pair(regularizer.clip).needed, []
+    for pairs in (64, 64, 256):  # the first step allocates what libraries keep
+        maps, index = torch.rand(pairs, 8, 8, device="cuda").requires_grad_(), torch.arange(pairs) % 3
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        sum(regularizer(images, ClassMasks.from_pairs(maps, index, index)).values()).backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    a_pair = (peaks[2] - peaks[1]) / (256 - 64)
+    assert needed / 2 < a_pair < needed / GPU_SHARE
+
+
+def test_auto_takes_small_batches_as_a_whole_and_parts_where_memory_is_short(monkeypatch):
+    regularizer, images = make("cuda", max_pairs="auto"), host_images().cuda()
+    maps, index = torch.rand(48, 8, 8, device="cuda").requires_grad_(), torch.arange(48) % 3
+    masks, seen, encode = ClassMasks.from_pairs(maps, index, index), [], regularizer.clip.encode_images
+    monkeypatch.setattr(regularizer.clip, "encode_images", lambda views: (seen.append(len(views)), encode(views))[1])
+    whole = regularizer(images, masks)
+    assert seen[-1] == 96
+    needed = kept_by_a_pair(regularizer.clip).needed
+    monkeypatch.setattr("semples_plugin.clip.part_size.free_bytes", lambda device: 17 * needed / GPU_SHARE)
+    seen.clear()
+    parts = regularizer(images, masks)
+    assert seen == [32, 32, 32]
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)

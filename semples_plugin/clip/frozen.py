@@ -77,7 +77,7 @@ class FrozenClip:
             raise ValueError("model: made under torch.inference_mode(), it lets no gradient through; make it outside")
         self.model = model
         self._checks = CheckSchedule()
-        self._freeze()
+        self.freeze()
         self.tokenizer = tokenizer
         self.name = name or f"{type(model).__name__} built by the caller"
         visual: Any = model.visual
@@ -168,7 +168,11 @@ class FrozenClip:
             height, width = self.image_size
             raise ValueError(f"images: {self.name} takes [B, 3, {height}, {width}], got {list(images.shape)}")
         with self._frozen():
-            return self._unit(encode_pixels(self.model.visual, images.to(self._image_dtype)), "images")
+            return self.features_of(images)
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """`encode_images` without its checks, and of a model that is frozen already: for graphs of `torch.compile`."""
+        return self._unit(encode_pixels(self.model.visual, images.to(self._image_dtype)), "images")
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -223,23 +227,30 @@ class FrozenClip:
 
     def _unit(self, features: Tensor, what: str) -> Tensor:
         """Features of images, texts or prompts at unit length, in float32 or better."""
-        # fp16 alone overflows, at 65,504: in other precisions a check isn't worth waiting for the device.
-        may_overflow = features.dtype == torch.float16 and not torch.compiler.is_compiling()
-        if may_overflow and self._checks.is_due(features.device, what) and not bool(features.isfinite().all()):
-            raise ValueError(
-                f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
-                '"bf16" or "fp32"'
-            )
+        if features.dtype == torch.float16:
+            self.check_finite(features, what)
         if features.requires_grad and not torch.compiler.is_compiling():
             features = OnceDifferentiable.apply(features)
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
-    def _freeze(self) -> None:
+    def check_finite(self, values: Tensor, what: str) -> None:
+        """Raises a `ValueError` where a model in fp16 overflowed: `values` come from its features of `what`."""
+        # fp16 alone overflows, at 65,504: in other precisions a check isn't worth waiting for the device.
+        if self._image_dtype != torch.float16 or torch.compiler.is_compiling():
+            return
+        if self._checks.is_due(values.device, what) and not bool(values.isfinite().all()):
+            raise ValueError(
+                f"{self.name} overflows in fp16, its features of {what} are NaN or infinite: load it with precision "
+                '"bf16" or "fp32"'
+            )
+
+    def freeze(self) -> None:
+        """Eval mode, and no gradient for any parameter, as its owner may have trained the model meanwhile."""
         self.model.eval().requires_grad_(False)
 
     def _frozen(self) -> torch.autocast:
-        """A context without autocast; the model is frozen again, as its owner may have trained it meanwhile."""
-        self._freeze()
+        """A context without autocast; the model is frozen again."""
+        self.freeze()
         return torch.autocast(self.device.type, enabled=False)
 
     def _encode_embedded(self, embedded: Tensor, ids: Tensor) -> Tensor:
