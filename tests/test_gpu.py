@@ -9,8 +9,8 @@ from test_prompt_learning import OPTIONS, Batches
 from test_regularizer import LABELS, NAMES, WEIGHTS, cams, host_images
 
 from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts
-from semples_plugin.prompt_learning.epochs import LearningRun
 from semples_plugin.clip.part_size import GPU_SHARE, kept_by_a_pair
+from semples_plugin.prompt_learning.epochs import LearningRun
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
