@@ -136,6 +136,8 @@ class SemPLeSRegularizer(PairEncoder):
         if self._prompts is not None:
             learned = "learned" if self._prompts.learned else "not learned"
             prompts = f"prompts of length {self._prompts.vectors.shape[1]}, {learned}"
+            if self._prompts.words is not None:
+                prompts = f"{len(self._prompts.words)} words as prompts"
         weights = str(self.weights)
         if self._strength is not None:
             weights += f"; refine_share {self._strength.share:g}"
@@ -291,6 +293,7 @@ class SemPLeSRegularizer(PairEncoder):
             ValueError: without prompts, or without foregrounds where that weight is above 0.
         """
         prompts = self._need_prompts()
+        prompts.check_of_classes()
         weights = self.weights.of_prompts()
         if not weights:
             raise ValueError("every term of (2) has the weight 0; there is nothing to learn the prompts with")
@@ -408,7 +411,7 @@ class SemPLeSRegularizer(PairEncoder):
             prompts: u_b of all classes, `[K, D]`, for refinement.
         """
         masks, fill = self._resized(masks), self._statistics(images).fill
-        tables = fill, self._label_features, prompts
+        tables = fill, self._label_features, prompts, self._prompts is not None and self._prompts.words is not None
         if self._compiled is not None and not torch.compiler.is_compiling():
             most = None if isinstance(self.max_pairs, str) else self.max_pairs  # "auto" chooses what isn't padded
             return self._compiled(self.clip, tuple(weights), images, masks, *tables, most=most)
@@ -466,6 +469,7 @@ def pair_terms(
     fill: Tensor,
     label_features: Tensor,
     prompts: Tensor | None,
+    nearest: bool = False,
     counted: Tensor | None = None,
 ) -> tuple[Named, Named]:
     """The terms of (1) and (3) as a function of tensors alone.
@@ -479,6 +483,7 @@ def pair_terms(
         fill: colour of what is masked out.
         label_features: u_f of all classes, `[K, D]`.
         prompts: u_b of all classes, `[K, D]`, for refinement.
+        nearest: whether prompts belong to no class, and each pair takes the one nearest to its background.
         counted: which of the pairs are no padding, `[P]`; None for all.
 
     Returns:
@@ -487,7 +492,9 @@ def pair_terms(
     matches = "loss_match_foreground" in names
     repels = "loss_match_background" in names
     refines = "loss_refine" in names
-    v_f, v_b = encode_pair(encode, pair_views(pairs, maps, fill), foreground=matches or refines, background=repels)
+    needs_background = repels or (refines and nearest)
+    views = pair_views(pairs, maps, fill)
+    v_f, v_b = encode_pair(encode, views, foreground=matches or refines, background=needs_background)
     u_f = label_features[class_index]
     losses: Named = {}
     similarities: Named = {}
@@ -498,7 +505,8 @@ def pair_terms(
         similarities["background"] = functional.similarity(v_b, u_f)
         losses["loss_match_background"] = functional.repel(similarities["background"], counted)
     if refines and prompts is not None:
-        similarities["prompt"] = functional.similarity(v_f, prompts[class_index])
+        chosen = (v_b.detach() @ prompts.T).argmax(dim=1) if nearest else class_index
+        similarities["prompt"] = functional.similarity(v_f, prompts[chosen])
         losses["loss_refine"] = functional.refinement_loss(similarities["prompt"], counted)
     return losses, similarities
 

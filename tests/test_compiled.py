@@ -115,7 +115,8 @@ def test_torch_explains_one_graph_without_a_break():
     pairs, tables = torch.randn(3, 3, 32, 32), (torch.zeros(3), regularizer.label_features)
     names = ("loss_match_foreground", "loss_match_background", "loss_refine")
     inputs = (names, pairs, masks.maps, masks.class_index, *tables, regularizer.prompt_features())
-    explained = torch._dynamo.explain(pair_terms)(regularizer.clip.features_of, *inputs, torch.tensor([1, 1, 0]).bool())
+    counted = torch.tensor([True, True, False])
+    explained = torch._dynamo.explain(pair_terms)(regularizer.clip.features_of, *inputs, False, counted)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
@@ -144,6 +145,15 @@ def test_parts_are_compiled_and_heed_factors_of_ones_own_and_the_second_order():
         assert float((got - right).norm()) <= 1e-6 * float(right.norm())
     (first,) = torch.autograd.grad(sum(losses.values()), maps, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), maps)[0].norm() > 0
+
+
+def test_words_are_chosen_within_the_graph():
+    graphs, clip = Counting("aot_eager"), build_frozen()
+    words = BackgroundPrompts.from_words(clip, NAMES, ["grass", "room", "sea", "road", "sky"])
+    regularizers = [build(clip), build(clip).compile(backend=graphs)]
+    expected, got = [(setattr(each, "prompts", words), step(each, 7))[1] for each in regularizers]
+    assert_same(got, expected)
+    assert graphs.graphs == 1 and not torch.allclose(expected[1], step(build(clip), 7)[1])
 
 
 def test_calls_without_gradients_and_without_pairs():

@@ -9,8 +9,9 @@ import torch
 from conftest import build_frozen
 from safetensors.torch import save_file
 
-from semples_plugin import BackgroundPrompts
+from semples_plugin import BackgroundPrompts, load_preset
 from semples_plugin.prompt_quality import ClassQuality, Nearness
+from semples_plugin.prompts import BACKGROUND_WORDS
 from semples_plugin.utils import atomic_files
 
 NAMES = ("train", "boat", "tv monitor")
@@ -281,3 +282,45 @@ def test_prompts_for_a_clip_belong_to_it(clip):
         BackgroundPrompts.for_clip(clip.model, NAMES)
     with pytest.raises(TypeError, match="clip: expected a FrozenClip, got tuple"):
         BackgroundPrompts.for_clip(NAMES, clip)
+
+
+WORDS = ["grass", "room", "sea", "road"]
+
+
+def test_prompts_of_words_are_the_texts_of_these_words(tmp_path, clip):
+    prompts = BackgroundPrompts.from_words(clip, NAMES, WORDS)
+    texts = clip.encode_texts([f"a photo of {word}." for word in WORDS])
+    torch.testing.assert_close(prompts.encode(clip), texts, atol=1e-6, rtol=1e-5)
+    assert prompts.learned and prompts.words == tuple(WORDS) and prompts.class_names == NAMES
+    assert repr(prompts) == "BackgroundPrompts(4 words for 3 classes, for CLIP 0)"
+    prompts.save(tmp_path / "words.safetensors")
+    for again in (
+        BackgroundPrompts.load(tmp_path / "words.safetensors"),
+        BackgroundPrompts.from_state(prompts.state_dict()),
+    ):
+        assert same(again, prompts) and again.words == tuple(WORDS)
+        again.check_belongs_to(clip, NAMES)
+        with pytest.raises(ValueError, match="class 1 is 'boat' in the prompts and 'ship' in the class list"):
+            again.check_belongs_to(clip, ["train", "ship", "tv monitor"])
+    with pytest.raises(
+        ValueError, match="these prompts are words \\(grass, room, sea, road\\): each belongs to no class"
+    ):
+        prompts.check_of_classes()
+
+
+def test_words_that_are_none_are_refused(clip):
+    for words, error, message in (
+        (["grass", "TV Monitor"], ValueError, "'TV Monitor' is a class, and refinement would suppress it"),
+        (["grass", "living room"], ValueError, "expected words of one token of CLIP 0's, got 'living room'"),
+        (["grass", "Grass"], ValueError, "words: expected different names, got 'grass' twice"),
+        ([], ValueError, "words: expected different names, got none"),
+        ("grass", TypeError, "words: expected a list of strings"),
+    ):
+        with pytest.raises(error, match=message):
+            BackgroundPrompts.from_words(clip, NAMES, words)
+
+
+def test_the_words_at_hand_are_no_class_of_a_preset_and_one_token_each(clip):
+    for preset in ("voc", "coco", "release-coco"):
+        names = load_preset(preset).class_names
+        assert BackgroundPrompts.from_words(clip, names).words == BACKGROUND_WORDS
