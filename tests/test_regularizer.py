@@ -105,7 +105,7 @@ def test_of_words_each_pair_takes_the_one_nearest_to_its_background(monkeypatch)
         (gradient,) = torch.autograd.grad(losses["loss_refine"], maps)
         torch.testing.assert_close(
             gradient, expected_gradient, atol=1e-8, rtol=1e-6
-        )  # by_hand has statistics in float32
+        )
     assert "4 words as prompts" in repr(regularizer)
 
 
