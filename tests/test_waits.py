@@ -91,9 +91,11 @@ def steps(stage: str, device: torch.device = DEVICE, number: int = 12, labels_on
 )
 def test_a_step_of_a_and_c_waits_for_its_checks_alone(stage, options, once):
     waits, losses, gradient = steps(stage, check_every=10, **options)
-    assert all(len(waited) > len(once) for waited in waits[:3])  # checks, and tensors that are put there once
     assert waits[3:9] == [once] * 6 and waits[10:] == [once] * 2
-    assert len(waits[9]) == len(once) + (2 if stage == "a" else 3)  # all ranges in one copy, each clamped share
+    checks = len(once) + (2 if stage == "a" else 3)  # all ranges in one copy, each clamped share
+    assert len(waits[9]) == checks
+    # The CAMs' span; in the first step two copies of colours, too.
+    assert [len(waited) for waited in waits[:3]] == [checks + 3, checks + 1, checks + 1]
     _, expected, expected_gradient = steps(stage, CPU, number=1, **{**options, "labels_on": CPU})
     assert losses == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(gradient, expected_gradient)
