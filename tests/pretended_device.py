@@ -47,7 +47,8 @@ class OnDevice(torch.Tensor):
 class PretendedDevice(TorchDispatchMode):
     """`with PretendedDevice() as device: model.to(DEVICE); ...; device.waits` names what made the host wait.
 
-    Beside `WAITING` that is a copy from the device, one to it that isn't `non_blocking`, and an index of booleans.
+    Beside `WAITING` that is a copy from the device, one to it that isn't `non_blocking` (CUDA stages such small ones
+    at once), and an index of booleans.
     Operations on tensors of both sides fail, as on any device.
     """
 
@@ -89,8 +90,9 @@ class PretendedDevice(TorchDispatchMode):
             if is_from_device != is_on_device and not (is_on_device and kwargs.get("non_blocking")):
                 self.waits.append("copy to the device" if is_on_device else "copy from the device")
         elif name == "copy_":
-            if on_host and not (isinstance(args[0], OnDevice) and (kwargs.get("non_blocking") or len(args) > 2)):
-                self.waits.append("copy to the device" if isinstance(args[0], OnDevice) else "copy from the device")
+            to_device, non_blocking = isinstance(args[0], OnDevice), kwargs.get("non_blocking", args[2:] == (True,))
+            if on_host and not (to_device and non_blocking):
+                self.waits.append("copy to the device" if to_device else "copy from the device")
         elif name in INDEXING:
             indices = [index for index in args[1] if index is not None]
             if any(index.dtype in (torch.bool, torch.uint8) for index in indices):

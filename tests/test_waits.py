@@ -20,6 +20,40 @@ def _fresh_schedule(monkeypatch):
     monkeypatch.setattr("semples_plugin.masks._span_checks", checks.CheckSchedule(every=0))
 
 
+@pytest.mark.parametrize(
+    ("look", "waits"),
+    [
+        (lambda x: x.sum().item(), ["_local_scalar_dense"]),
+        (lambda x: float(x.sum()), ["_local_scalar_dense"]),
+        (lambda x: "positive" if x.sum() > 0 else "negative", ["_local_scalar_dense"]),
+        (lambda x: x.tolist(), ["copy from the device"]),
+        (lambda x: x.cpu(), ["copy from the device"]),
+        (lambda x: torch.zeros(3).copy_(x), ["copy from the device"]),
+        (lambda x: x.copy_(torch.zeros(3)), ["copy to the device"]),
+        (lambda x: x.copy_(torch.zeros(3), non_blocking=True), []),
+        (lambda x: torch.zeros(3).to(DEVICE), ["copy to the device"]),
+        (lambda x: torch.zeros(3).to(DEVICE, non_blocking=True), []),
+        (lambda x: x.new_tensor([1.0, 2.0]), ["copy to the device"]),
+        (lambda x: torch.zeros(3, device=DEVICE) + x, []),
+        (lambda x: x[x > 0], ["index by booleans"]),
+        (lambda x: x[torch.tensor([0, 1])], ["index by an index on the CPU"]),
+        (lambda x: x[torch.arange(2, device=DEVICE)], []),
+        (lambda x: x.nonzero(), ["nonzero"]),
+        (lambda x: x.unique(), ["_unique2"]),
+        (lambda x: torch.equal(x, x), ["equal"]),
+        (lambda x: torch.where(x > 0, x, 0.0).mean(), []),
+    ],
+)
+def test_the_pretended_device_counts(look, waits):
+    with PretendedDevice() as pretended:
+        x = torch.tensor([1.0, -2.0, 3.0]).to(DEVICE)
+        pretended.waits.clear()
+        look(x)
+        assert pretended.waits == waits
+        with pytest.raises(RuntimeError, match="expected all tensors to be on one device"):
+            x + torch.zeros(3)
+
+
 def make(stage: str, device: torch.device, **options) -> SemPLeSRegularizer:
     clip = build_frozen().to(device)
     prompts = None
@@ -57,9 +91,11 @@ def steps(stage: str, device: torch.device = DEVICE, number: int = 12, labels_on
 )
 def test_a_step_of_a_and_c_waits_for_its_checks_alone(stage, options, once):
     waits, losses, gradient = steps(stage, check_every=10, **options)
-    assert all(len(waited) > len(once) for waited in waits[:3])  # checks, and tensors that are put there once
     assert waits[3:9] == [once] * 6 and waits[10:] == [once] * 2
-    assert len(waits[9]) == len(once) + (2 if stage == "a" else 3)  # all ranges in one copy, each clamped share
+    checks = len(once) + (2 if stage == "a" else 3)  # all ranges in one copy, each clamped share
+    assert len(waits[9]) == checks
+    # The CAMs' span; in the first step two copies of colours, too.
+    assert [len(waited) for waited in waits[:3]] == [checks + 3, checks + 1, checks + 1]
     _, expected, expected_gradient = steps(stage, CPU, number=1, **{**options, "labels_on": CPU})
     assert losses == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(gradient, expected_gradient)
