@@ -104,7 +104,7 @@ def test_more_sizes_than_torch_allows_a_function_are_compiled():
     compiled.weights, compiled.prompts = LossWeights(1, 0, 0), None
     for pairs in (*range(1, 7), 7, 9, 11, 13):
         step(compiled, pairs)
-    assert graphs.graphs == 10 > torch._dynamo.config.recompile_limit
+    assert graphs.graphs == 10  # torch's limit is 8, after which fullgraph raises
 
 
 def test_torch_explains_one_graph_without_a_break():
