@@ -160,6 +160,7 @@ def test_calls_without_gradients_and_without_pairs():
 
 def test_clip_is_frozen_again_and_half_precision_stays():
     compiled, plain = build().compile(backend="eager"), build()
+    compiled.prompts = plain.prompts = None  # encoding them would freeze CLIP as well
     compiled.clip.model.train().requires_grad_(True)
     assert_same(step(compiled, 3), step(plain, 3))
     assert not any(p.requires_grad or p.grad is not None for p in compiled.clip.model.parameters())
