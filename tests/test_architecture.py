@@ -113,6 +113,7 @@ def test_the_root_is_the_paper():
         "pair_encoder",  # v_f, v_b and u_f
         "loss_weights",  # the lambdas
         "refine_strength",  # lambda of (3), where it is measured: ours, and off by default
+        "compiled",  # the regularizer's terms as graphs, for any number of pairs
         "regularizer",  # the objectives: where a loss of one's own goes
         "diagnostics",  # what would only clutter the regularizer: checks of batches, figures, warnings
         "prompts",  # p and u_b

@@ -104,7 +104,7 @@ def test_more_sizes_than_torch_allows_a_function_are_compiled():
     compiled.weights, compiled.prompts = LossWeights(1, 0, 0), None
     for pairs in (*range(1, 7), 7, 9, 11, 13):
         step(compiled, pairs)
-    assert graphs.graphs == 10 > torch._dynamo.config.recompile_limit
+    assert graphs.graphs == 10  # torch's limit is 8, after which fullgraph raises
 
 
 def test_torch_explains_one_graph_without_a_break():
@@ -170,6 +170,7 @@ def test_calls_without_gradients_and_without_pairs():
 
 def test_clip_is_frozen_again_and_half_precision_stays():
     compiled, plain = build().compile(backend="eager"), build()
+    compiled.prompts = plain.prompts = None  # encoding them would freeze CLIP as well
     compiled.clip.model.train().requires_grad_(True)
     assert_same(step(compiled, 3), step(plain, 3))
     assert not any(p.requires_grad or p.grad is not None for p in compiled.clip.model.parameters())

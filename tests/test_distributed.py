@@ -91,7 +91,9 @@ def _train(rank, out) -> None:
         regularizer = build()
         loss = step(model, regularizer, images[part], labels[part])
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
-        regularizer.max_pairs = 2  # which ranks reach or don't
+        regularizer.max_pairs = 2 - rank  # ranks may choose for themselves, and reach it or don't
+        if split == 1:
+            regularizer.compile(backend="eager")
         gathered = _accumulate(model, regularizer, images[part], labels[part], model.no_sync)
         torch.save((loss, gradients, gathered), f"{out}/{name} {rank}.pt")
         if rank == 0:  # one rank alone may look at its losses

@@ -51,6 +51,9 @@ def test_a_gpus_parts_fit_into_what_is_free_and_follow_it(monkeypatch):
     # Looked at in calls 1, 2, 3 and 10; 40 + 6 * 10 bytes a pair, of four fifths.
     assert found == [1, 1, 16, 16, 16, 16, 16, 16, 16, 1 << 22, 1 << 22] and len(measured) == 1
     assert size(clip, "another kind") == 8 and len(measured) == 1
+    clip.device = torch.device("mps")
+    with pytest.raises(ValueError, match=r'"auto" knows CPUs and CUDA devices, CLIP is on mps; give a number'):
+        size(clip, "kind")
 
 
 def test_free_memory_counts_what_the_allocator_holds_without_need(monkeypatch):

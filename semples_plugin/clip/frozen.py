@@ -171,7 +171,7 @@ class FrozenClip:
             return self.features_of(images)
 
     def features_of(self, images: Tensor) -> Tensor:
-        """`encode_images` without its checks, and of a model that is frozen already: for graphs of `torch.compile`."""
+        """`encode_images` without its checks, for graphs of `torch.compile`: of a model that is frozen already."""
         return self._unit(encode_pixels(self.model.visual, images.to(self._image_dtype)), "images")
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.utils.checks import CheckSchedule
 
-CPU_BYTES = 8e6
+CPU_BYTES = 10e6
 """Of the largest tensor that a part keeps for its gradient, for each thread: see docs/cost.md."""
 
 GPU_SHARE = 0.8
@@ -51,13 +51,19 @@ class PartSize:
 
     @torch.compiler.disable
     def __call__(self, clip: FrozenClip, kind: Any = None) -> int:
-        """The number of pairs for this call; another `kind` of input restarts the interval."""
+        """The number of pairs for this call; another `kind` of input restarts the interval.
+
+        Raises:
+            ValueError: for a device that is neither a CPU nor CUDA's.
+        """
         if not self._looks.is_due(clip.device, (clip.device, kind)):
             return self._size
         key = id(clip.model), clip.device
         if self._measured is None or self._measured[0] != key:
             self._measured = key, kept_by_a_pair(clip)
         kept = self._measured[1]
+        if clip.device.type not in ("cpu", "cuda"):
+            raise ValueError(f'max_pairs: "auto" knows CPUs and CUDA devices, CLIP is on {clip.device}; give a number')
         if clip.device.type == "cuda":
             fitting = GPU_SHARE * free_bytes(clip.device) / kept.needed
         else:
