@@ -182,7 +182,8 @@ def test_ranks_learn_the_prompts_of_one_process_from_each_image_once(tmp_path):
     (first, history), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert torch.equal(first, second) and history["pairs"] == [2, 3, 2]
     alone = build()
-    learn_background_prompts(alone, _walk(range(5)), epochs=3, lr=0.02, batch_size=4, progress=False)
+    options = {"epochs": 3, "lr": 0.02, "batch_size": 4, "progress": False, "work_dir": tmp_path / "alone"}
+    learn_background_prompts(alone, _walk(range(5)), **options)
     torch.testing.assert_close(first, alone.prompts.vectors.detach(), atol=1e-5, rtol=0)
     assert torch.equal(BackgroundPrompts.load(tmp_path / "prompts.safetensors").vectors, first)
     assert not (tmp_path / "work").exists()
