@@ -2,11 +2,9 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_frozen
+from test_atomic_files import full_disk
 from test_prompt_learning import OPTIONS, Batches, make
 from test_prompt_learning import learned as learned_in_memory
 
 from semples_plugin import BackgroundPrompts, FrozenClip, LossWeights, learn_background_prompts
-from semples_plugin.prompt_learning import parts
+from semples_plugin.prompt_learning import epochs, feature_store, parts
 from semples_plugin.prompt_learning import work_dir as files
 from semples_plugin.prompts import same_clip
 from semples_plugin.utils import atomic_files
@@ -306,17 +305,23 @@ def test_a_flipped_bit_in_a_part_is_damage(tmp_path, suffix, place, walked):
     assert torch.equal(again.prompts.vectors, learned()) and not tmp_path.exists()
 
 
-def test_what_a_power_cut_takes_from_the_end_is_encoded_again(tmp_path):
-    for cut, lost in ((1, 1), (6 * 2 * 32 * 2 + 1, 2)):  # a byte, and a batch of 6 pairs and a byte
+def test_what_a_kill_or_a_power_cut_takes_from_the_end_is_encoded_again(tmp_path):
+    batch = 6 * 2 * 32 * 2  # bytes
+    for suffix, cut, lost in ((".bin", 1, 1), (".bin", batch + 1, 2), (".bin", 4 * batch, 4), (".jsonl", 5, 1)):
         interrupt(make(), tmp_path)
-        path = part_of(tmp_path, ".bin")
+        path = part_of(tmp_path, suffix)
         path.write_bytes(path.read_bytes()[:-cut])
         again = make()
         calls = encoded_batches(again)
-        words = f"{4 - lost} batches of an interrupted walk, and {lost} that were cut short: {4 - lost} came again"
+        words = f"held {4 - lost} batches of an interrupted walk, and {lost} that were cut short: {4 - lost} came again"
         with pytest.warns(UserWarning, match=words):
             learn_background_prompts(again, Batches(), work_dir=tmp_path, **OPTIONS)
         assert len(calls) == lost and torch.equal(again.prompts.vectors, learned())
+    interrupt(make(), tmp_path)
+    part_of(tmp_path, ".jsonl").write_text('{"digest": "0123')  # killed before the first batch
+    again, calls = make(), []
+    learn_background_prompts(again, Batches(), work_dir=tmp_path, **OPTIONS)
+    assert torch.equal(again.prompts.vectors, learned()) and not tmp_path.exists()
 
 
 def test_features_that_are_no_numbers_are_damage_and_so_is_a_folder(tmp_path):
@@ -332,14 +337,17 @@ def test_features_that_are_no_numbers_are_damage_and_so_is_a_folder(tmp_path):
     kept = [(header, b""), *((block, rows[i : i + 6].tobytes()) for i, block in zip(starts, blocks, strict=True))]
     written = [json.dumps({"digest": parts._digest_of(*line), "content": line[0]}) for line in kept]
     journal.write_text("".join(f"{line}\n" for line in written))
-    for _ in range(2):
-        with pytest.raises(ValueError, match=f"{journal.name} is damaged.*delete it"):
-            learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
-        journal.unlink()
-        journal.mkdir()
+    with pytest.raises(ValueError, match=f"{journal.name} is damaged.*delete it"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+    journal.unlink()
+    journal.mkdir()
+    with pytest.raises(ValueError, match=f"{journal.name} is damaged.*delete it"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["features.pt", "state.pt", "features.part-0-1.bin", "features.part-0-1.jsonl", "", ".."])
+@pytest.mark.parametrize(
+    "name", ["features.pt", "state.pt", "features.part-0-1.bin", "features.part-0-1.jsonl", "", ".."]
+)
 def test_prompts_are_not_written_where_they_would_be_removed(tmp_path, name):
     batches, work_dir = Batches(), tmp_path / "new" / "work"
     with pytest.raises((ValueError, IsADirectoryError), match=r"save_to: .*work_dir"):
@@ -481,3 +489,110 @@ def test_a_place_that_takes_no_file_is_refused_before_the_walk(tmp_path, place):
     with pytest.raises(OSError, match=r"save_to: nothing can be written into .*give another path"):
         learn_background_prompts(make(), batches, save_to=tmp_path / place, **OPTIONS)
     assert batches.walks == 0
+
+
+def test_half_precision_learns_the_prompts_of_full_precision(tmp_path):
+    options = {**OPTIONS, "epochs": 40}
+    for weights in (LossWeights(), LossWeights(prompt_foreground=0.5)):
+        full, half = make(weights=weights), make(weights=weights)
+        expected = learn_background_prompts(full, Batches(), **options)
+        found = learn_background_prompts(half, Batches(), work_dir=tmp_path / "work", **options)
+        cosines = torch.cosine_similarity(full.prompt_features(), half.prompt_features())
+        assert not torch.equal(full.prompts.vectors, half.prompts.vectors) and cosines.min() > 1 - 1e-3
+        for one, other in zip(expected.quality, found.quality, strict=True):
+            assert one.after.background == pytest.approx(other.after.background, abs=1e-3)
+            assert one.after.foreground == pytest.approx(other.after.foreground, abs=1e-3)
+
+
+@pytest.mark.parametrize("features", ["both", "backgrounds", "mixed"])
+def test_features_that_the_host_kept_are_stored_as_well(tmp_path, features):
+    def batches(regularizer):
+        for number, (images, masks) in enumerate(Batches()):
+            v_f, v_b = (1e5 * tensor for tensor in regularizer.pair_features(images, masks))  # no length matters
+            both = features == "both" or (features == "mixed" and number % 2)
+            yield (v_f, v_b, masks.class_index) if both else (v_b, masks.class_index)
+
+    memory, disk, again = make(), make(), make()
+    expected = learn_background_prompts(memory, batches(memory), **OPTIONS)
+    interrupt(disk, tmp_path / "work", batches(disk))
+    found = learn_background_prompts(again, batches(again), work_dir=tmp_path / "work", **OPTIONS)
+    assert torch.cosine_similarity(memory.prompt_features(), again.prompt_features()).min() > 1 - 1e-3
+    for one, other in zip(expected.quality, found.quality, strict=True):
+        assert one.after.separation == other.after.separation and (features == "both") == (
+            one.after.separation is not None
+        )
+
+
+def test_no_features_stay_in_memory_with_a_folder(tmp_path):
+    regularizer, kept = make(), []
+    inner, steps = regularizer.pair_features, regularizer.prompt_losses_of
+
+    def watched(*batch):
+        features = inner(*batch)
+        kept.extend(weakref.ref(tensor.untyped_storage()) for tensor in features)
+        return features
+
+    def step(backgrounds, class_index, foregrounds):
+        assert backgrounds.untyped_storage().nbytes() <= 8 * 2 * 32 * 4 and foregrounds is None
+        assert len(kept) == 8 and all(reference() is None for reference in kept)
+        return steps(backgrounds, class_index, foregrounds)
+
+    regularizer.pair_features, regularizer.prompt_losses_of = watched, step
+    learn_background_prompts(regularizer, Batches(), work_dir=tmp_path / "work", **OPTIONS)
+
+
+@pytest.mark.parametrize("work_dir", [None, "work"])
+def test_quality_is_measured_in_chunks(tmp_path, monkeypatch, work_dir):
+    options = {**OPTIONS, "work_dir": work_dir and tmp_path / work_dir}
+    whole = learn_background_prompts(make(), Batches(), **options)
+    monkeypatch.setattr(feature_store, "CHUNK", 5)
+    sizes, measure = [], epochs.measure
+
+    def watched(names, prompts, labels, pairs):
+        pairs = list(pairs)
+        sizes.append([len(chunk.class_index) for chunk in pairs])
+        return measure(names, prompts, labels, pairs)
+
+    monkeypatch.setattr(epochs, "measure", watched)
+    parts = learn_background_prompts(make(), Batches(), **options)
+    assert sizes == [[5, 5, 5, 5, 4]] * 8 and parts.loss == whole.loss
+    for one, other in zip(whole.quality, parts.quality, strict=True):
+        assert one.after.separation == other.after.separation
+        assert one.after.background == pytest.approx(other.after.background, abs=1e-6)
+        assert one.after.foreground == pytest.approx(other.after.foreground, abs=1e-6)
+
+
+def test_a_disk_that_fills_up_in_the_walk_costs_the_batch(tmp_path):
+    work = tmp_path / "work"
+
+    class Filling(Batches):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number < 2:
+                    yield batch
+                else:
+                    with full_disk():
+                        yield batch
+
+    with pytest.raises(OSError, match=r"features.part-0-\d+.bin"):
+        learn_background_prompts(make(), Filling(), work_dir=work, **OPTIONS)
+    again = make()
+    calls = encoded_batches(again)
+    learn_background_prompts(again, Batches(), work_dir=work, **OPTIONS)
+    assert len(calls) == 2 and torch.equal(again.prompts.vectors, learned())
+
+
+def test_parts_of_which_nothing_came_again_are_removed(tmp_path):
+    def stopping():
+        yield next(iter(Batches()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_background_prompts(make(), stopping(), work_dir=tmp_path, **OPTIONS)
+    old = {path.name for path in tmp_path.iterdir()}
+    interrupt(make(), tmp_path, Batches(seed=6))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(old) == 2 and not old & names and len(names) == 4  # with features.pt and state.pt
+    (tmp_path / "mine.bin").write_text("")
+    learn_background_prompts(make(), Batches(seed=6), work_dir=tmp_path, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.bin"]

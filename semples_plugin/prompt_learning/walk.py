@@ -160,7 +160,7 @@ def _walk_batch(walked: _Walked, batch: Any, regularizer: SemPLeSRegularizer, ma
     if folder.parts is None and features is not None:
         v_f, v_b = features
         walked.features.append((None if v_f is None else v_f.cpu(), v_b.cpu()))
-    elif folder.parts is not None and len(class_index):
+    elif folder.parts is not None:
         if first is None and features is not None:
             first = folder.parts.add(key, *features)
         walked.rows.extend(range(first or 0, (first or 0) + len(class_index)))
