@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semples_plugin.prompt_learning.parts import PART_STRIDE, Rows, map_part
 
-CHUNK = 8192
+CHUNK = 2048
 """Pairs that are read at once where all are looked at, one after the other."""
 
 
