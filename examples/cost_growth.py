@@ -14,6 +14,7 @@ before; pages of mapped files are the system's cache, which gives way to whoever
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -61,6 +62,7 @@ class Memory:
 
     def __enter__(self) -> Memory:
         gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that was freed before is not the block's
         self.start = self.peak = self._now()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

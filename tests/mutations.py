@@ -105,6 +105,8 @@ MUTATIONS = [
     ("files of older CAMs are kept", "utils/atomic_files", "return 0 <= source_time - target_time < resolution", "return source_time <= target_time"),
     ("a verdict on few images", "viz/tables", "comparison.images < MIN_IMAGES_FOR_BOOTSTRAP", "comparison.images < 1"),
     ("an old run's epochs go on with other features", "prompt_learning/learn", 'settings["features"] = features.digest', 'settings["features"] = ""'),
+    ("prompts of all classes encoded at once", "prompts", "device=vectors.device).split(TEXTS_AT_ONCE)", "device=vectors.device).split(2**40)"),
+    ("texts of all classes encoded at once", "clip/frozen", "ids.split(TEXTS_AT_ONCE)", "ids.split(2**40)"),
     ("flipped bits in features are read", "prompt_learning/parts", 'is_whole = written["digest"] == _digest_of(content, data) and', "is_whole ="),
     ("damage in the middle passes for a kill", "prompt_learning/parts", "        if lost:\n", "        if False:\n"),
     ("batches that a kill cut short pass for whole", "prompt_learning/parts", "            lost += 1\n            continue", "            block = json.loads(line)['content']"),
