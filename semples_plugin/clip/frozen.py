@@ -27,7 +27,7 @@ PROMPT_TEMPLATE = "a photo of {}."
 """Text of a background prompt; the context vectors take the place of "{}"."""
 
 TEXTS_AT_ONCE = 128
-"""Texts and prompts that are encoded at once where no gradients are wanted, so that memory doesn't grow with classes."""
+"""Texts and prompts that are encoded at once without gradients, so that memory doesn't grow with the classes."""
 
 _PLACEHOLDERS = (("photo", "of"), ("x", "o"))  # words that a tokenizer is likely to keep as single tokens
 

@@ -110,13 +110,13 @@ def _unique_pairs(class_index: NDArray[np.int64], names: list[Any]) -> Tensor:
 
     They are sorted by name and class, so that their order doesn't depend on the number of ranks.
     """
-    distinct, are_ordered = list(dict.fromkeys(names)), True
+    are_ordered = True
     try:
-        distinct.sort()
+        _, numbers = np.unique(np.fromiter(names, object, len(names)), return_inverse=True)
     except TypeError:  # names that can't be compared keep the order in which they came
-        distinct, are_ordered = list(dict.fromkeys(names)), False
-    number = {name: i for i, name in enumerate(distinct)}
-    numbers = np.fromiter((number[name] for name in names), np.int64, len(names))
+        are_ordered = False
+        first_with: dict[Any, int] = {}
+        numbers = np.array([first_with.setdefault(name, i) for i, name in enumerate(names)])
     _, first = np.unique(numbers * (class_index.max() + 1) + class_index, return_index=True)
     return torch.from_numpy(first if are_ordered else np.sort(first))
 
