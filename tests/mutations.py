@@ -99,7 +99,7 @@ MUTATIONS = [
     ("another CLIP's prompts accepted", "prompts", ">= _SAME_CLIP", ">= -2"),
     ("parts all weighed alike", "utils/chunked", "if not differentiable and bool((factors == factors[0]).all()):", "if not differentiable:"),
     ("ranks averaged whatever their pairs", "utils/distributed", "return world_size() * count / total.clamp(min=1.0)", "return 1.0"),
-    ("a repeated image counted twice", "prompt_learning/walk", "first.setdefault(pair, i)", "first[i] = i"),
+    ("a repeated image counted twice", "prompt_learning/walk", "return torch.from_numpy(first if are_ordered else np.sort(first))", "return torch.arange(len(names))"),
     ("scores on a threshold counted above it", "evaluation/pixel_counts", "values > cv2.LUT", "values >= cv2.LUT"),
     ("the later of two equal CAMs wins", "evaluation/pixel_counts", "(plane > highest)", "(plane >= highest)"),
     ("files of older CAMs are kept", "utils/atomic_files", "return 0 <= source_time - target_time < resolution", "return source_time <= target_time"),

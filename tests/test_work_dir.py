@@ -377,15 +377,16 @@ def test_an_image_tower_is_known_in_another_precision():
 
 
 def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
-    def stopping():
+    def stopping(last=2):
         for number, batch in enumerate(Batches()):
-            if number == 2:
+            if number == last:
                 raise KeyboardInterrupt
             yield batch
 
-    for _ in range(2):  # the second time it gets no further, and loses nothing
+    for last in (1, 2, 2):  # the last time it gets no further, and loses nothing
         with pytest.raises(KeyboardInterrupt):
-            learn_background_prompts(make(), stopping(), work_dir=tmp_path / "work", **OPTIONS)
+            learn_background_prompts(make(), stopping(last), work_dir=tmp_path / "work", **OPTIONS)
+    assert len(list((tmp_path / "work").iterdir())) == 4  # two parts
     again = make()
     calls = encoded_batches(again)
     learn_background_prompts(again, Batches(), work_dir=tmp_path / "work", **OPTIONS)
@@ -528,8 +529,9 @@ def test_no_features_stay_in_memory_with_a_folder(tmp_path):
     inner, steps = regularizer.pair_features, regularizer.prompt_losses_of
 
     def watched(*batch):
+        assert all(reference() is None for reference in kept)  # of the batches before
         features = inner(*batch)
-        kept.extend(weakref.ref(tensor.untyped_storage()) for tensor in features)
+        kept.extend(map(weakref.ref, features))
         return features
 
     def step(backgrounds, class_index, foregrounds):
