@@ -509,7 +509,7 @@ def test_half_precision_learns_the_prompts_of_full_precision(tmp_path):
 def test_features_that_the_host_kept_are_stored_as_well(tmp_path, features):
     def batches(regularizer):
         for number, (images, masks) in enumerate(Batches()):
-            v_f, v_b = (1e5 * tensor for tensor in regularizer.pair_features(images, masks))  # no length matters
+            v_f, v_b = (1e7 * tensor for tensor in regularizer.pair_features(images, masks))  # no length matters
             both = features == "both" or (features == "mixed" and number % 2)
             yield (v_f, v_b, masks.class_index) if both else (v_b, masks.class_index)
 
