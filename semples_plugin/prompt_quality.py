@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -112,36 +112,42 @@ def measure(
     class_names: Sequence[str],
     prompts: Tensor,
     labels: Tensor,
-    class_index: Tensor,
-    backgrounds: Tensor,
-    foregrounds: Tensor | None,
+    pairs: Iterable[tuple[Tensor, Tensor | None, Tensor]],
 ) -> list[Nearness]:
     """What each of K prompts is near to.
 
     Args:
         class_names: K names.
         prompts, labels: u_b and u_f, `[K, D]`, unit length.
-        class_index: `[P]`, the class of each pair.
-        backgrounds, foregrounds: v_b and v_f of the pairs, `[P, D]`; the latter may be missing.
+        pairs: in chunks: their v_b `[P, D]`, v_f `[P, D]`, which may be missing from all of them, and classes `[P]`.
     """
-    prompts, counts = prompts.detach(), class_index.bincount(minlength=len(prompts))
+    prompts = prompts.detach()
+    counts, near_sums, far_sums, separated = prompts.new_zeros(4, len(prompts))
+    has_foregrounds = True
+    for backgrounds, foregrounds, classes in pairs:
+        class_index = classes.to(prompts.device)
 
-    def cosines(features: Tensor) -> Tensor:
-        """Of each pair's feature and its class's prompt, `[P]`."""
-        return (features @ prompts.to(features).T).gather(1, class_index[:, None])[:, 0] / features.norm(dim=1)
+        def cosines(features: Tensor, own: Tensor = prompts[class_index]) -> Tensor:
+            """Of each pair's feature and its class's prompt, `[P]`."""
+            return (features * own.to(features)).sum(dim=1) / features.norm(dim=1)
 
-    def class_means(values: Tensor) -> list[float | None]:
+        near = cosines(backgrounds).to(prompts)
+        counts.index_add_(0, class_index, near.new_ones(len(near)))
+        near_sums.index_add_(0, class_index, near)
+        if foregrounds is None:
+            has_foregrounds = False
+            continue
+        far = cosines(foregrounds).to(prompts)
+        far_sums.index_add_(0, class_index, far)
+        separated.index_add_(0, class_index, (near > far).to(near))
+
+    def class_means(sums: Tensor) -> list[float | None]:
         """Means over the pairs of each class; None for a class without a pair."""
-        sums = values.new_zeros(len(counts)).index_add_(0, class_index, values)
         return [mean if count else None for mean, count in zip((sums / counts).tolist(), counts.tolist(), strict=True)]
 
-    near = cosines(backgrounds)
-    background = class_means(near)
-    foreground: list[float | None] = [None] * len(prompts)
-    separation: list[float | None] = [None] * len(prompts)
-    if foregrounds is not None:
-        far = cosines(foregrounds)
-        foreground, separation = class_means(far), class_means((near > far).to(near))
+    unknown: list[float | None] = [None] * len(prompts)
+    background = class_means(near_sums)
+    foreground, separation = map(class_means, (far_sums, separated)) if has_foregrounds else (unknown, unknown)
     label_cosines = labels @ prompts.to(labels).T  # [labels, prompts]
     own_label = label_cosines.diagonal().tolist()
     nearest = [class_names[k] for k in label_cosines.argmax(dim=0).tolist()]

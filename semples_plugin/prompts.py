@@ -13,7 +13,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from semples_plugin.clip.frozen import PROMPT_TEMPLATE, FrozenClip
+from semples_plugin.clip.frozen import PROMPT_TEMPLATE, TEXTS_AT_ONCE, FrozenClip
 from semples_plugin.diagnostics import check_clip
 from semples_plugin.prompt_quality import ClassQuality, quality_from_similarities
 from semples_plugin.utils.atomic_files import replacing
@@ -390,7 +390,8 @@ class EncodedPrompts:
         """Encodes all classes."""
         vectors = prompts.vectors
         with torch.no_grad():
-            features = prompts.encode(clip)
+            parts = torch.arange(len(vectors), device=vectors.device).split(TEXTS_AT_ONCE)
+            features = torch.cat([prompts.encode(clip, part) for part in parts])
         surroundings = prompts.template, prompts.suffix_ids
         return cls(features, vectors, version_of(vectors), vectors.detach().clone(), surroundings)
 

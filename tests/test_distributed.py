@@ -1,5 +1,6 @@
 """Two gloo processes give the gradients and the prompts of one."""
 
+import copy
 import os
 import socket
 import time
@@ -16,6 +17,7 @@ from conftest import build_frozen
 from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer, learn_background_prompts, wrap
 from semples_plugin.adapters import clims
 from semples_plugin.regularizer import sum_of
+from semples_plugin.utils import distributed
 
 NAMES = ["train", "boat", "bird"]
 
@@ -184,10 +186,66 @@ def test_ranks_learn_the_prompts_of_one_process_from_each_image_once(tmp_path):
     (first, history), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert torch.equal(first, second) and history["pairs"] == [2, 3, 2]
     alone = build()
-    learn_background_prompts(alone, _walk(range(5)), epochs=3, lr=0.02, batch_size=4, progress=False)
+    options = {"epochs": 3, "lr": 0.02, "batch_size": 4, "progress": False, "work_dir": tmp_path / "alone"}
+    learn_background_prompts(alone, _walk(range(5)), **options)
     torch.testing.assert_close(first, alone.prompts.vectors.detach(), atol=1e-5, rtol=0)
     assert torch.equal(BackgroundPrompts.load(tmp_path / "prompts.safetensors").vectors, first)
     assert not (tmp_path / "work").exists()
+
+
+def _learn_apart(rank, parts, out) -> None:
+    """As on two machines, each with a folder of its own."""
+    distributed._CHUNK_BYTES = 100  # several chunks of each file
+    options = {"epochs": 3, "lr": 0.02, "batch_size": 4, "progress": False, "work_dir": f"{out}/work{rank}"}
+    regularizer = build()
+    start = copy.deepcopy(regularizer.prompts.state_dict())
+    inner = regularizer.prompt_losses_of
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    regularizer.prompt_losses_of = interrupted
+    with pytest.raises(KeyboardInterrupt):  # after the walk
+        learn_background_prompts(regularizer, _walk(parts[rank]), **options)
+    regularizer.prompt_losses_of = inner
+    left = {path.name: path.read_bytes() for path in Path(out, f"work{rank}").iterdir()}
+    dist.barrier()
+    if rank == 1:  # one machine's copy is lost: it comes again from what the other has, and is not encoded again
+        next(Path(out, "work1").glob("features.part-0-*.bin")).unlink()
+    dist.barrier()
+    calls, inner = [], regularizer.pair_features
+    regularizer.pair_features = lambda *batch: (calls.append(1), inner(*batch))[1]
+    regularizer.prompts.load_state_dict(start)
+    history = learn_background_prompts(regularizer, _walk(parts[rank]), **options)
+    torch.save((regularizer.prompts.vectors.detach(), history.pairs, left, len(calls)), f"{out}/{rank}.pt")
+    memory = build()
+    learn_background_prompts(memory, _walk(parts[rank]), **{**options, "work_dir": None})
+    torch.save((memory.prompts.vectors.detach(), distributed.gather_rows(_rows(rank))), f"{out}/memory{rank}.pt")
+
+
+def _rows(rank) -> torch.Tensor:
+    """33 rows of float32, and 70 of float16."""
+    return torch.arange(231 + 259 * rank).view(-1, 7).to(torch.float16 if rank else torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:these prompts were learned already")
+def test_ranks_of_several_machines_send_each_other_their_features(tmp_path):
+    spawn(_learn_apart, ((0, 2, 4), (1, 3, 0)), str(tmp_path))
+    loaded = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = [{name: data for name, data in left.items() if ".part-" in name} for _, _, left, _ in loaded]
+    assert parts[0] == parts[1] and len(parts[0]) == 4
+    assert ["state.pt" in left for _, _, left, _ in loaded] == [False, False]
+    options = {"epochs": 3, "lr": 0.02, "batch_size": 4, "progress": False}
+    alone, memory = build(), build()
+    learn_background_prompts(alone, _walk(range(5)), work_dir=tmp_path / "alone", **options)
+    learn_background_prompts(memory, _walk(range(5)), **options)
+    for rank, (vectors, pairs, _, encoded) in enumerate(loaded):
+        assert pairs == [2, 3, 2] and encoded == 0
+        torch.testing.assert_close(vectors, alone.prompts.vectors.detach(), atol=1e-5, rtol=0)
+        assert not (tmp_path / f"work{rank}").exists()
+        vectors, rows = torch.load(tmp_path / f"memory{rank}.pt")
+        torch.testing.assert_close(vectors, memory.prompts.vectors.detach(), atol=1e-5, rtol=0)
+        assert torch.equal(rows, torch.cat([_rows(0), _rows(1).float()]))
 
 
 def _fail(rank, out) -> None:

@@ -66,6 +66,16 @@ def test_prompts_learn_on_the_device():
     assert history.loss[-1] < history.loss[0] and regularizer.prompts.vectors.is_cuda
 
 
+def test_features_on_disk_learn_the_prompts_of_features_on_the_device(tmp_path):
+    features = []
+    for work_dir in (None, tmp_path / "work"):
+        regularizer = make("cuda", input_mean=None, input_std=None)
+        batches = ((x.cuda(), ClassMasks.from_pairs(m.maps.cuda(), m.image_index, m.class_index)) for x, m in Batches())
+        learn_background_prompts(regularizer, batches, work_dir=work_dir, **OPTIONS)
+        features.append(regularizer.prompt_features())
+    assert torch.cosine_similarity(*features).min() > 1 - 1e-3
+
+
 def test_a_clip_left_on_the_cpu_is_named():
     regularizer = make("cpu")
     masks = ClassMasks.from_dense(cams().cuda(), LABELS).sigmoid()

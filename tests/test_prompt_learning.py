@@ -17,6 +17,7 @@ from semples_plugin import (
     SemPLeSRegularizer,
     learn_background_prompts,
 )
+from semples_plugin.prompt_learning import walk
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
 
 NAMES = ["train", "boat", "tv monitor"]
@@ -297,6 +298,25 @@ def test_a_name_counts_once_whatever_holds_it(name):
     names = [copy.deepcopy(name) for _ in images]
     history = learn_background_prompts(make(), [(images, masks, names)], **OPTIONS)
     assert history.pairs == [1, 1, 1]
+
+
+@pytest.mark.parametrize("incomparable", [False, True])
+def test_pairs_are_ordered_by_name_and_class_and_count_once(incomparable):
+    generator = np.random.default_rng(0)
+    classes = generator.integers(0, 4, 200)
+    names = [f"{number:02}" for number in generator.integers(0, 30, 200)]
+    names[50] = 7 if incomparable else "07"
+    first = {}
+    for i, pair in enumerate(zip(names, classes.tolist(), strict=True)):
+        first.setdefault(pair, i)
+    expected = list(first.values()) if incomparable else [first[pair] for pair in sorted(first)]
+    assert walk._unique_pairs(classes, names).tolist() == expected and len(expected) < 120
+
+
+def test_images_without_names_count_each_time():
+    batches = [(*batch, ["a"] * 6) if number % 2 else batch for number, batch in enumerate(Batches())]
+    assert learn_background_prompts(make(), batches, **OPTIONS).pairs == [5, 5, 5]
+    assert learn_background_prompts(make(), batches[1:], **OPTIONS).pairs == [3, 3, 3]
 
 
 @pytest.mark.parametrize("name", [["a"], torch.ones(2), np.ones(2)])

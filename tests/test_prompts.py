@@ -10,6 +10,8 @@ from conftest import build_frozen
 from safetensors.torch import save_file
 
 from semples_plugin import BackgroundPrompts, load_preset
+from semples_plugin import prompts as prompts_module
+from semples_plugin.clip import frozen
 from semples_plugin.prompt_quality import ClassQuality, Nearness
 from semples_plugin.prompts import BACKGROUND_WORDS
 from semples_plugin.utils import atomic_files
@@ -282,6 +284,22 @@ def test_prompts_for_a_clip_belong_to_it(clip):
         BackgroundPrompts.for_clip(clip.model, NAMES)
     with pytest.raises(TypeError, match="clip: expected a FrozenClip, got tuple"):
         BackgroundPrompts.for_clip(NAMES, clip)
+
+
+def test_many_classes_are_encoded_in_parts_where_nothing_learns(monkeypatch, clip):
+    prompts = make()
+    texts, features = clip.encode_texts(NAMES), prompts_module.EncodedPrompts.of(prompts, clip).features
+    sizes: list[int] = []
+    for module in (frozen, prompts_module):
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
+    for name in ("transformer", "ln_final"):
+        tower = getattr(clip._text, name)
+        monkeypatch.setattr(
+            tower, "forward", lambda x, *a, inner=tower.forward, **k: (sizes.append(len(x)), inner(x, *a, **k))[1]
+        )
+    torch.testing.assert_close(clip.encode_texts(NAMES), texts, atol=1e-6, rtol=0)
+    torch.testing.assert_close(prompts_module.EncodedPrompts.of(prompts, clip).features, features, atol=1e-6, rtol=0)
+    assert sizes and max(sizes) == 2
 
 
 WORDS = ["grass", "room", "sea", "road"]

@@ -103,9 +103,7 @@ def test_of_words_each_pair_takes_the_one_nearest_to_its_background(monkeypatch)
         losses = regularizer(images, ClassMasks.from_dense(maps, LABELS).sigmoid())
         assert losses["loss_refine"].item() == pytest.approx(expected, abs=1e-6)
         (gradient,) = torch.autograd.grad(losses["loss_refine"], maps)
-        torch.testing.assert_close(
-            gradient, expected_gradient, atol=1e-8, rtol=1e-6
-        )
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-8, rtol=1e-6)
     assert "4 words as prompts" in repr(regularizer)
 
 

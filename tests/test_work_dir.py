@@ -1,22 +1,34 @@
 """Interrupted runs of stage (b): what is continued, what is refused, and what a full disk costs."""
 
 import copy
+import json
 import shutil
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_frozen
-from test_prompt_learning import OPTIONS, Batches, learned, make
+from test_atomic_files import full_disk
+from test_prompt_learning import OPTIONS, Batches, make
+from test_prompt_learning import learned as learned_in_memory
 
 from semples_plugin import BackgroundPrompts, FrozenClip, LossWeights, learn_background_prompts
+from semples_plugin.prompt_learning import epochs, feature_store, parts
 from semples_plugin.prompt_learning import work_dir as files
 from semples_plugin.prompts import same_clip
 from semples_plugin.utils import atomic_files
+
+
+def learned(batches=None, change=None, **options) -> torch.Tensor:
+    """The prompts of a run of its own, which nothing interrupts, from features in half precision as well."""
+    with TemporaryDirectory() as folder:
+        return learned_in_memory(batches, change, work_dir=f"{folder}/work", **options)
 
 
 class Interrupt:
@@ -34,9 +46,9 @@ class Interrupt:
 
 @pytest.mark.parametrize("after", [0, 7, 17])
 def test_an_interrupted_run_resumes_to_the_same_prompts_without_another_walk(tmp_path, monkeypatch, after):
-    tmp_path = tmp_path / "work"
     whole, broken = make(), make()
-    expected = learn_background_prompts(whole, Batches(), **OPTIONS)
+    expected = learn_background_prompts(whole, Batches(), work_dir=tmp_path / "whole", **OPTIONS)
+    tmp_path = tmp_path / "work"
     batches = Batches()
     with monkeypatch.context() as patch:
         patch.setattr(broken, "prompt_losses_of", Interrupt(broken, after))
@@ -139,7 +151,7 @@ def test_a_model_is_told_by_its_weights(tmp_path):
 def test_deleting_damaged_features_is_safe(tmp_path, seed):
     interrupt(make(), tmp_path)
     (tmp_path / "features.pt").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"features.pt is damaged.*delete it.*encoded again"):
+    with pytest.raises(ValueError, match=r"features.pt is damaged.*delete it.*walked again"):
         learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
     (tmp_path / "features.pt").unlink()
     again = make()
@@ -165,8 +177,19 @@ def test_a_damaged_state_is_named_and_deleting_it_is_safe(tmp_path):
 
 
 def test_the_folder_of_an_older_version_is_refused(tmp_path):
-    torch.save({"settings": {}, "signature": None, "features": torch.zeros(1, 32)}, tmp_path / "features.pt")
-    with pytest.raises(ValueError, match=r"another version of semples-plugin left unfinished.*delete the folder"):
+    oldest = {"settings": {}, "signature": None, "features": torch.zeros(1, 32)}
+    older = {"format": 3, "made_with": {}, "signatures": [], "batches": {}}  # with parts that were pickled
+    for name, content in (("features.pt", oldest), ("features.pt", older), ("features.part-0-1.pt", older)):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ValueError, match=r"another version of semples-plugin left unfinished.*delete the folder"):
+            learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+        (tmp_path / name).unlink()
+    interrupt(make(), tmp_path)
+    (tmp_path / "features.pt").unlink()
+    journal = part_of(tmp_path, ".jsonl")
+    content = json.loads(journal.read_text().splitlines()[0])["content"] | {"format": 5}
+    journal.write_text(json.dumps({"digest": parts._digest_of(content, b""), "content": content}) + "\n")
+    with pytest.raises(ValueError, match=r"another version of semples-plugin left unfinished"):
         learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
 
 
@@ -193,9 +216,7 @@ class Killed(Batches):
 
 def test_a_killed_walk_encodes_what_was_not_saved_alone(tmp_path, monkeypatch):
     work, left = tmp_path / "work", tmp_path / "left"
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "SAVE_EVERY", 0)
-        learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
+    learn_background_prompts(make(), Killed(work, left), work_dir=work, **OPTIONS)
     cut = left / ".new-0123abcd.pt"
     cut.write_bytes(b"cut")  # by a kill while a file was written
     monkeypatch.setattr(atomic_files, "_LEFT_AFTER", -1)
@@ -235,43 +256,98 @@ def test_a_folder_named_like_a_part_does_not_end_a_run_that_is_done(tmp_path):
     assert again.prompts.learned and [path.name for path in tmp_path.iterdir()] == ["features.part-0-1.pt"]
 
 
-@pytest.mark.parametrize("name", ["features.pt", "state.pt", "features.part-0-1.pt"])
+def flip(path, at):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    return whole
+
+
+@pytest.mark.parametrize("name", ["features.pt", "state.pt"])
 def test_a_flipped_bit_is_damage(tmp_path, name):
     interrupt(make(), tmp_path)
-    features = torch.load(tmp_path / "features.pt", weights_only=True)
-    content = {"batches": {"a": (features["foregrounds"], features["backgrounds"])}}
-    if name.startswith("features.part"):
-        (tmp_path / "features.pt").rename(tmp_path / name)
-        about = {key: features[key] for key in ("format", "made_with", "signatures")}
-        content = {**about, **content}
-        torch.save({**content, "digest": files.digest(content)}, tmp_path / name)
-    whole = (tmp_path / name).read_bytes()
-    tensor = features["backgrounds"].numpy().tobytes()
-    if name == "state.pt":
-        tensor = torch.load(tmp_path / name, weights_only=True)["vectors"].numpy().tobytes()
-    for at in (whole.index(tensor) + 401, whole.index(b"text_term") if name == "state.pt" else whole.index(b"boat")):
-        (tmp_path / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    path = tmp_path / name
+    content = torch.load(path, weights_only=True)
+    tensor = content["vectors" if name == "state.pt" else "rows"].numpy().tobytes()
+    word = b"text_term" if name == "state.pt" else b"boat"
+    for at in (path.read_bytes().index(tensor) + 101, path.read_bytes().index(word)):
+        whole = flip(path, at)
         with pytest.raises(ValueError, match=f"{name} is damaged.*delete it"):
             learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+        path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["features.pt", "features.part-0-1.pt"])
-def test_features_that_are_no_numbers_are_damage_and_so_is_a_folder(tmp_path, name):
+def part_of(folder, suffix):
+    """The one part of a folder."""
+    (path,) = folder.glob(f"features.part-0-*{suffix}")
+    return path
+
+
+@pytest.mark.parametrize("walked", [True, False], ids=["after the walk", "in the walk"])
+@pytest.mark.parametrize(
+    ("suffix", "place"),
+    [(".bin", lambda content: 100), (".bin", lambda content: len(content) // 2)]
+    + [(".jsonl", lambda content, word=word: content.index(word)) for word in (b"boat", b'"batch"', b'"pairs": 6')],
+)
+def test_a_flipped_bit_in_a_part_is_damage(tmp_path, suffix, place, walked):
     interrupt(make(), tmp_path)
-    content = torch.load(tmp_path / "features.pt", weights_only=True)
+    if not walked:
+        (tmp_path / "features.pt").unlink()
+    path = part_of(tmp_path, suffix)
+    flip(path, place(path.read_bytes()) + (9 if suffix == ".jsonl" else 0))
+    batches = Batches()
+    with pytest.raises(ValueError, match=r"features.part-0-\d+.jsonl is damaged.*delete it.*batches are encoded again"):
+        learn_background_prompts(make(), batches, work_dir=tmp_path, **OPTIONS)
+    assert batches.walks == 0
+    part_of(tmp_path, ".jsonl").unlink()  # what the message says
+    again = make()
+    with pytest.warns(UserWarning, match="2 of 6 epochs"):  # the same features, encoded again
+        learn_background_prompts(again, batches, work_dir=tmp_path, **OPTIONS)
+    assert torch.equal(again.prompts.vectors, learned()) and not tmp_path.exists()
+
+
+def test_what_a_kill_or_a_power_cut_takes_from_the_end_is_encoded_again(tmp_path):
+    batch = 6 * 2 * 32 * 2  # bytes
+    for suffix, cut, lost in ((".bin", 1, 1), (".bin", batch + 1, 2), (".bin", 4 * batch, 4), (".jsonl", 5, 1)):
+        interrupt(make(), tmp_path)
+        path = part_of(tmp_path, suffix)
+        path.write_bytes(path.read_bytes()[:-cut])
+        again = make()
+        calls = encoded_batches(again)
+        words = f"held {4 - lost} batches of an interrupted walk, and {lost} that were cut short: {4 - lost} came again"
+        with pytest.warns(UserWarning, match=words):
+            learn_background_prompts(again, Batches(), work_dir=tmp_path, **OPTIONS)
+        assert len(calls) == lost and torch.equal(again.prompts.vectors, learned())
+    interrupt(make(), tmp_path)
+    part_of(tmp_path, ".jsonl").write_text('{"digest": "0123')  # killed before the first batch
+    again, calls = make(), []
+    learn_background_prompts(again, Batches(), work_dir=tmp_path, **OPTIONS)
+    assert torch.equal(again.prompts.vectors, learned()) and not tmp_path.exists()
+
+
+def test_features_that_are_no_numbers_are_damage_and_so_is_a_folder(tmp_path):
+    interrupt(make(), tmp_path)
     (tmp_path / "features.pt").unlink()
-    content.pop("digest")
-    content["backgrounds"][3, 7] = torch.nan
-    content["batches"] = {"a": (content["backgrounds"], content["backgrounds"])}
-    torch.save({**content, "digest": files.digest(content)}, tmp_path / name)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=f"{name} is damaged.*delete it"):
-            learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
-        (tmp_path / name).unlink(missing_ok=True) if (tmp_path / name).is_file() else (tmp_path / name).rmdir()
-        (tmp_path / name).mkdir()
+    data, journal = part_of(tmp_path, ".bin"), part_of(tmp_path, ".jsonl")
+    lines = [json.loads(line)["content"] for line in journal.read_text().splitlines()]
+    rows = np.fromfile(data, np.float16).reshape(-1, 2, 32)
+    rows[3, 1, 7] = np.nan
+    rows.tofile(data)
+    header, *blocks = lines
+    starts = [block["first"] for block in blocks]
+    kept = [(header, b""), *((block, rows[i : i + 6].tobytes()) for i, block in zip(starts, blocks, strict=True))]
+    written = [json.dumps({"digest": parts._digest_of(*line), "content": line[0]}) for line in kept]
+    journal.write_text("".join(f"{line}\n" for line in written))
+    with pytest.raises(ValueError, match=f"{journal.name} is damaged.*delete it"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
+    journal.unlink()
+    journal.mkdir()
+    with pytest.raises(ValueError, match=f"{journal.name} is damaged.*delete it"):
+        learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["features.pt", "state.pt", "features.part-0-1.pt", "", ".."])
+@pytest.mark.parametrize(
+    "name", ["features.pt", "state.pt", "features.part-0-1.bin", "features.part-0-1.jsonl", "", ".."]
+)
 def test_prompts_are_not_written_where_they_would_be_removed(tmp_path, name):
     batches, work_dir = Batches(), tmp_path / "new" / "work"
     with pytest.raises((ValueError, IsADirectoryError), match=r"save_to: .*work_dir"):
@@ -301,23 +377,24 @@ def test_an_image_tower_is_known_in_another_precision():
 
 
 def test_ctrl_c_in_the_walk_costs_no_batch(tmp_path):
-    def stopping():
+    def stopping(last=2):
         for number, batch in enumerate(Batches()):
-            if number == 2:
+            if number == last:
                 raise KeyboardInterrupt
             yield batch
 
-    for _ in range(2):  # the second time it gets no further, and loses nothing
+    for last in (1, 2, 2):  # the last time it gets no further, and loses nothing
         with pytest.raises(KeyboardInterrupt):
-            learn_background_prompts(make(), stopping(), work_dir=tmp_path / "work", **OPTIONS)
+            learn_background_prompts(make(), stopping(last), work_dir=tmp_path / "work", **OPTIONS)
+    assert len(list((tmp_path / "work").iterdir())) == 4  # two parts
     again = make()
     calls = encoded_batches(again)
     learn_background_prompts(again, Batches(), work_dir=tmp_path / "work", **OPTIONS)
     assert len(calls) == 2 and torch.equal(again.prompts.vectors, learned())
     with pytest.raises(KeyboardInterrupt):
         learn_background_prompts(make(), stopping(), work_dir=tmp_path / "work", **OPTIONS)
-    (part,) = (tmp_path / "work").iterdir()
-    part.write_bytes(part.read_bytes()[:99])
+    part = part_of(tmp_path / "work", ".jsonl")
+    part.write_text("PK\n")
     with pytest.raises(ValueError, match=r"damaged.*delete it.*batches are encoded again"):
         learn_background_prompts(make(), Batches(), work_dir=tmp_path / "work", **OPTIONS)
 
@@ -336,14 +413,13 @@ def test_a_batch_with_other_pixels_is_another_batch(place):
 
 @pytest.mark.parametrize("after", [1, 7])
 def test_the_same_object_starts_over_after_an_interrupt(tmp_path, monkeypatch, after):
-    whole, regularizer = make(), make()
-    learn_background_prompts(whole, Batches(), **OPTIONS)
+    regularizer = make()
     with monkeypatch.context() as patch:
         patch.setattr(regularizer, "prompt_losses_of", Interrupt(regularizer, after))
         with pytest.raises(KeyboardInterrupt):
             learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
     learn_background_prompts(regularizer, Batches(), work_dir=tmp_path, **OPTIONS)
-    assert torch.equal(regularizer.prompts.vectors, whole.prompts.vectors)
+    assert torch.equal(regularizer.prompts.vectors, learned())
 
 
 def test_numpys_numbers_are_settings_too(tmp_path, monkeypatch):
@@ -367,8 +443,7 @@ def test_a_work_dir_that_cannot_be_is_refused_before_the_walk(tmp_path):
 def test_a_disk_that_fills_up_at_the_end_costs_nothing(tmp_path, monkeypatch):
     folder, path = tmp_path / "work", tmp_path / "prompts.safetensors"
     options = {**OPTIONS, "work_dir": folder, "save_to": path}
-    whole, batches = make(), Batches()
-    learn_background_prompts(whole, Batches(), **OPTIONS)
+    batches = Batches()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -381,7 +456,7 @@ def test_a_disk_that_fills_up_at_the_end_costs_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="6 of 6 epochs"):
         learn_background_prompts(again, batches, **options)
     saved = BackgroundPrompts.load(path)
-    assert batches.walks == 1 and saved.learned and torch.equal(saved.vectors, whole.prompts.vectors)
+    assert batches.walks == 1 and saved.learned and torch.equal(saved.vectors, learned())
     assert not folder.exists()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         learn_background_prompts(make(), batches, **{**options, "save_to": tmp_path})
@@ -396,7 +471,8 @@ def test_prompts_that_could_not_be_saved_are_learned_in_memory(tmp_path, monkeyp
         patch.setattr(BackgroundPrompts, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         learn_background_prompts(regularizer, batches, **options)
     prompts = regularizer.prompts
-    assert torch.equal(prompts.vectors, learned()) and prompts.learned and prompts.vectors.grad is None
+    expected = learned() if work_dir else learned_in_memory()
+    assert torch.equal(prompts.vectors, expected) and prompts.learned and prompts.vectors.grad is None
     before = [one.before for one in prompts.quality]
     assert len(before) == 3 and None not in before
     if work_dir:  # the next call only has to save
@@ -414,3 +490,111 @@ def test_a_place_that_takes_no_file_is_refused_before_the_walk(tmp_path, place):
     with pytest.raises(OSError, match=r"save_to: nothing can be written into .*give another path"):
         learn_background_prompts(make(), batches, save_to=tmp_path / place, **OPTIONS)
     assert batches.walks == 0
+
+
+def test_half_precision_learns_the_prompts_of_full_precision(tmp_path):
+    options = {**OPTIONS, "epochs": 40}
+    for weights in (LossWeights(), LossWeights(prompt_foreground=0.5)):
+        full, half = make(weights=weights), make(weights=weights)
+        expected = learn_background_prompts(full, Batches(), **options)
+        found = learn_background_prompts(half, Batches(), work_dir=tmp_path / "work", **options)
+        cosines = torch.cosine_similarity(full.prompt_features(), half.prompt_features())
+        assert not torch.equal(full.prompts.vectors, half.prompts.vectors) and cosines.min() > 1 - 1e-3
+        for one, other in zip(expected.quality, found.quality, strict=True):
+            assert one.after.background == pytest.approx(other.after.background, abs=1e-3)
+            assert one.after.foreground == pytest.approx(other.after.foreground, abs=1e-3)
+
+
+@pytest.mark.parametrize("features", ["both", "backgrounds", "mixed"])
+def test_features_that_the_host_kept_are_stored_as_well(tmp_path, features):
+    def batches(regularizer):
+        for number, (images, masks) in enumerate(Batches()):
+            v_f, v_b = (1e7 * tensor for tensor in regularizer.pair_features(images, masks))  # no length matters
+            both = features == "both" or (features == "mixed" and number % 2)
+            yield (v_f, v_b, masks.class_index) if both else (v_b, masks.class_index)
+
+    memory, disk, again = make(), make(), make()
+    expected = learn_background_prompts(memory, batches(memory), **OPTIONS)
+    interrupt(disk, tmp_path / "work", batches(disk))
+    found = learn_background_prompts(again, batches(again), work_dir=tmp_path / "work", **OPTIONS)
+    assert torch.cosine_similarity(memory.prompt_features(), again.prompt_features()).min() > 1 - 1e-3
+    for one, other in zip(expected.quality, found.quality, strict=True):
+        assert one.after.separation == other.after.separation and (features == "both") == (
+            one.after.separation is not None
+        )
+
+
+def test_no_features_stay_in_memory_with_a_folder(tmp_path):
+    regularizer, kept = make(), []
+    inner, steps = regularizer.pair_features, regularizer.prompt_losses_of
+
+    def watched(*batch):
+        assert all(reference() is None for reference in kept)  # of the batches before
+        features = inner(*batch)
+        kept.extend(map(weakref.ref, features))
+        return features
+
+    def step(backgrounds, class_index, foregrounds):
+        assert backgrounds.untyped_storage().nbytes() <= 8 * 2 * 32 * 4 and foregrounds is None
+        assert len(kept) == 8 and all(reference() is None for reference in kept)
+        return steps(backgrounds, class_index, foregrounds)
+
+    regularizer.pair_features, regularizer.prompt_losses_of = watched, step
+    learn_background_prompts(regularizer, Batches(), work_dir=tmp_path / "work", **OPTIONS)
+
+
+@pytest.mark.parametrize("work_dir", [None, "work"])
+def test_quality_is_measured_in_chunks(tmp_path, monkeypatch, work_dir):
+    options = {**OPTIONS, "work_dir": work_dir and tmp_path / work_dir}
+    whole = learn_background_prompts(make(), Batches(), **options)
+    monkeypatch.setattr(feature_store, "CHUNK", 5)
+    sizes, measure = [], epochs.measure
+
+    def watched(names, prompts, labels, pairs):
+        pairs = list(pairs)
+        sizes.append([len(chunk.class_index) for chunk in pairs])
+        return measure(names, prompts, labels, pairs)
+
+    monkeypatch.setattr(epochs, "measure", watched)
+    parts = learn_background_prompts(make(), Batches(), **options)
+    assert sizes == [[5, 5, 5, 5, 4]] * 8 and parts.loss == whole.loss
+    for one, other in zip(whole.quality, parts.quality, strict=True):
+        assert one.after.separation == other.after.separation
+        assert one.after.background == pytest.approx(other.after.background, abs=1e-6)
+        assert one.after.foreground == pytest.approx(other.after.foreground, abs=1e-6)
+
+
+def test_a_disk_that_fills_up_in_the_walk_costs_the_batch(tmp_path):
+    work = tmp_path / "work"
+
+    class Filling(Batches):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number < 2:
+                    yield batch
+                else:
+                    with full_disk():
+                        yield batch
+
+    with pytest.raises(OSError, match=r"features.part-0-\d+.bin"):
+        learn_background_prompts(make(), Filling(), work_dir=work, **OPTIONS)
+    again = make()
+    calls = encoded_batches(again)
+    learn_background_prompts(again, Batches(), work_dir=work, **OPTIONS)
+    assert len(calls) == 2 and torch.equal(again.prompts.vectors, learned())
+
+
+def test_parts_of_which_nothing_came_again_are_removed(tmp_path):
+    def stopping():
+        yield next(iter(Batches()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_background_prompts(make(), stopping(), work_dir=tmp_path, **OPTIONS)
+    old = {path.name for path in tmp_path.iterdir()}
+    interrupt(make(), tmp_path, Batches(seed=6))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(old) == 2 and not old & names and len(names) == 4  # with features.pt and state.pt
+    (tmp_path / "mine.bin").write_text("")
+    learn_background_prompts(make(), Batches(seed=6), work_dir=tmp_path, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.bin"]

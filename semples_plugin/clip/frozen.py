@@ -26,6 +26,9 @@ Tokenizer = Callable[[list[str]], Tensor]
 PROMPT_TEMPLATE = "a photo of {}."
 """Text of a background prompt; the context vectors take the place of "{}"."""
 
+TEXTS_AT_ONCE = 128
+"""Texts and prompts that are encoded at once without gradients, so that memory doesn't grow with the classes."""
+
 _PLACEHOLDERS = (("photo", "of"), ("x", "o"))  # words that a tokenizer is likely to keep as single tokens
 
 _TEXT_TOWER = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection", "attn_mask")
@@ -181,7 +184,8 @@ class FrozenClip:
             raise TypeError(f"texts: expected a list of strings, got {texts!r:.80}")
         ids = self._token_ids(list(texts)).to(self.device)
         with self._frozen():
-            return self._unit(self.model.encode_text(ids), "texts")  # type: ignore[operator]
+            parts = [self.model.encode_text(part) for part in ids.split(TEXTS_AT_ONCE)]  # type: ignore[operator]
+            return self._unit(torch.cat(parts), "texts")
 
     def encode_prompts(
         self,

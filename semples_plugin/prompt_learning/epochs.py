@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from semples_plugin.prompt_learning.work_dir import STATE_FILE, PairFeatures, State, WorkDir
+from semples_plugin.prompt_learning.feature_store import PairFeatures
+from semples_plugin.prompt_learning.work_dir import STATE_FILE, State, WorkDir
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
@@ -102,12 +103,9 @@ class LearningRun:
         self.folder = folder
         self.settings = settings
         self.progress = progress
-        self.classes = features.class_index.cpu()  # a step looks there for those that are present
-        self.class_index = features.class_index.to(device)
-        self.backgrounds = features.backgrounds.to(device)
-        self.foregrounds = None if features.foregrounds is None else features.foregrounds.to(device)
-        self.pairs = torch.bincount(self.class_index, minlength=self.prompts.num_classes)
-        self.steps = math.ceil(len(self.class_index) / options.batch_size)  # of an epoch
+        self.features = features.to(device)
+        self.pairs = torch.bincount(features.class_index, minlength=self.prompts.num_classes).to(device)
+        self.steps = math.ceil(len(features) / options.batch_size)  # of an epoch
         self.history = history = PromptHistory(list(regularizer.class_names), self.pairs.tolist())
         counts = zip(history.class_names, history.pairs, strict=True)
         history.unseen = [name for name, count in counts if count == 0]
@@ -178,8 +176,8 @@ class LearningRun:
     def _learn_epoch(self, epoch: int) -> None:
         """One pass over the pairs in an order of the epoch's own, and its figures for the history."""
         generator = _generator(self.options.seed, epoch)
-        order = torch.randperm(len(self.backgrounds), generator=generator)
-        total = torch.zeros((), device=self.backgrounds.device)
+        order = torch.randperm(len(self.features), generator=generator)
+        total = torch.zeros((), device=self.pairs.device)
         for chosen in order.split(self.options.batch_size):
             total += self._step(chosen)
         # Weight decay moves the prompts of unseen classes, too: they are put back.
@@ -191,9 +189,8 @@ class LearningRun:
     def _step(self, chosen: Tensor) -> Tensor:
         """One step of the optimizer, on the chosen pairs `[B]`, and its L_prompt; `chosen` lies on the CPU."""
         self.optimizer.zero_grad()
-        rows = chosen.to(self.backgrounds.device, non_blocking=True)
-        foregrounds = None if self.foregrounds is None else self.foregrounds[rows]
-        loss = sum_of(self.regularizer.prompt_losses_of(self.backgrounds[rows], self.classes[chosen], foregrounds))
+        pairs = self.features.take(chosen, foregrounds=self.regularizer.weights.prompt_foreground > 0)
+        loss = sum_of(self.regularizer.prompt_losses_of(pairs.backgrounds, pairs.class_index, pairs.foregrounds))
         loss.backward()
         gradient = self.prompts.vectors.grad
         if self.options.shared and gradient is not None:  # of equal vectors, which so stay equal
@@ -220,9 +217,7 @@ class LearningRun:
             self.history.class_names,
             self.regularizer.prompt_features(),
             self.regularizer.label_features,
-            self.class_index,
-            self.backgrounds,
-            self.foregrounds,
+            self.features.chunks(),
         )
 
     def _quality(self, nearness: Sequence[Nearness]) -> list[ClassQuality]:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_learning.epochs import LearningOptions, LearningRun, PromptHistory, warn_caller
+from semples_plugin.prompt_learning.feature_store import PairFeatures
 from semples_plugin.prompt_learning.walk import walk
 from semples_plugin.prompt_learning.work_dir import (
-    PairFeatures,
     State,
     WorkDir,
     describe_interrupted,
@@ -31,7 +31,7 @@ from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.atomic_files import check_writable
 from semples_plugin.utils.checks import check_number
-from semples_plugin.utils.distributed import is_first, on_first
+from semples_plugin.utils.distributed import gather, is_first, on_first, together
 
 _START = "start of the prompts"  # a key of a run's settings
 
@@ -92,12 +92,16 @@ def learn_background_prompts(
             come to describe the object; ours, not the paper's.
         mask_tau: the masks M become min(M / mask_tau, 1) first, at CLIP's resolution, see `ClassMasks.hardened`; ours,
             not the paper's. 1: as they are, and for features that the host kept.
-        work_dir: a folder for features, every half minute of the walk, and the state, after every epoch. An
-            interrupted call is continued by a call with the same arguments, to the same prompts, with a
-            warning: batches that come again unchanged are not encoded again, and after the walk none is.
-            Where only the schedule, the weights or the start of the prompts differ, the features are used
-            again and the epochs begin anew. Removed at the end. After the walk the masks are not read any
-            more: delete it if the CAM network has changed.
+        work_dir: a folder for features, batch by batch, and the state, after every epoch. Features are kept
+            there in half precision, 4 D bytes a pair, and mapped, so that memory doesn't grow with them; the
+            prompts are those from memory but for rounding, 1e-3 in cosine. Without it features stay in memory,
+            8 D bytes a pair, in full precision. An interrupted call is continued by a call with the same
+            arguments, to the same prompts, with a warning: batches that come again unchanged are not encoded
+            again, and after the walk none is; a kill costs the batch in work. Where only the schedule, the
+            weights or the start of the prompts differ, the features are used again and the epochs begin anew.
+            Removed at the end. After the walk the masks are not read any more: delete it if the CAM network
+            has changed. Ranks may share it or have one per machine, on which a copy of all features is then
+            kept.
         save_to: file for the prompts. Its folder is made and tried before the walk. Where writing the file
             fails at the end, the learned prompts stay in memory, and `work_dir` on disk: save them, or call
             again.
@@ -134,7 +138,8 @@ def learn_background_prompts(
     if save_to is not None:
         on_first(partial(folder.check_outside, save_to))
         on_first(partial(check_writable, "save_to", save_to))
-    features, state, folder.encoded = on_first(folder.read)
+    state = on_first(folder.read_state)
+    features = _kept_features(folder)
     if state is not None and _have_learned(prompts, state, settings):  # the call before could not save them
         settings[_START] = state["run"][_START]
     elif prompts.learned:
@@ -145,15 +150,16 @@ def learn_background_prompts(
     walked = features is None
     if features is None:
         features = _walk_into(folder, regularizer, batches, mask_tau, progress)
-    settings["features"] = digest(*features)
+    settings["features"] = features.digest
     if state is not None or not walked:
-        warn_caller(describe_interrupted(work_dir, walked, len(features.class_index), state, settings))
+        warn_caller(describe_interrupted(work_dir, walked, len(features), state, settings))
     if state is not None and state["run"] != settings:
         state = None
     history = LearningRun(regularizer, features, options, folder, settings, progress).run(state)
     if save_to is not None:
         on_first(partial(prompts.save, save_to))
-    on_first(folder.remove)
+    together(features.close)  # nobody reads any more
+    together(folder.remove)
     if not went_well(history.quality):
         warn_caller(history.verdict)
     elif progress and is_first():
@@ -213,7 +219,7 @@ def _prepare_folder(
     }
     prompts = regularizer._need_prompts()
     signatures = [] if work_dir is None else [prompts.signature, image_signature(regularizer.clip)]
-    return WorkDir(work_dir, made_with, signatures)
+    return WorkDir(work_dir, made_with, signatures, regularizer.label_features.shape[1])
 
 
 def _settings_of(regularizer: SemPLeSRegularizer, options: LearningOptions) -> dict[str, Any]:
@@ -243,11 +249,17 @@ def _walk_into(
     except BaseException:
         folder.remove_if_empty()
         raise
-    if folder.encoded:
+    if folder.parts is not None and (folder.parts.encoded or folder.parts.lost):
+        cut = f", and {folder.parts.lost} that were cut short" if folder.parts.lost else ""
         warn_caller(
-            f"{folder.path} held {len(folder.encoded)} batches of an interrupted walk: {folder.reused} came again "
-            "unchanged and were not encoded again"
+            f"{folder.path} held {len(folder.parts.encoded)} batches of an interrupted walk{cut}: {folder.reused} came "
+            "again unchanged and were not encoded again"
         )
-    on_first(partial(folder.write_features, features))
-    folder.remove_batches()
     return features
+
+
+def _kept_features(folder: WorkDir) -> PairFeatures | None:
+    """The features of an interrupted run whose walk was over, if every rank has them; else None. Collective."""
+    features = together(folder.read_features)
+    digests = gather(None if features is None else features.digest)
+    return features if digests.count(digests[0]) == len(digests) else None

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable, Iterable
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from semples_plugin.masks import ClassMasks
-from semples_plugin.prompt_learning.work_dir import PairFeatures, WorkDir, digest_batch
+from semples_plugin.prompt_learning.feature_store import MemoryFeatures, PairFeatures
+from semples_plugin.prompt_learning.work_dir import WorkDir, digest, digest_batch
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.checks import check_tensor
-from semples_plugin.utils.distributed import gather, get_rank, is_first, world_size
+from semples_plugin.utils.distributed import gather, gather_rows, get_rank, is_first, world_size
+
+Features = tuple[Tensor | None, Tensor]
+"""v_f and v_b of a batch, each `[P, D]`; no v_f where the host kept backgrounds alone."""
 
 
-class BatchFeatures(NamedTuple):
-    """Features of one batch's P pairs, on the CPU.
+class _Walked:
+    """This rank's pairs so far, and their features, on the CPU or in the folder.
 
     Attributes:
-        foregrounds: v_f `[P, D]`; None where the host kept backgrounds alone.
-        backgrounds: v_b `[P, D]`.
-        class_index: `[P]`.
-        names: the image's name of each pair; None where images have no names.
+        class_index: of each pair.
+        names: the image's name of each pair; None while no image has had a name.
+        has_foregrounds: whether all of them have v_f.
+        features: of each batch, where there is no folder.
+        rows: of each pair in the folder, see `parts.PART_STRIDE`.
     """
 
-    foregrounds: Tensor | None
-    backgrounds: Tensor
-    class_index: Tensor
-    names: list[Any] | None
+    def __init__(self) -> None:
+        self.class_index = array("q")
+        self.names: list[Any] | None = None
+        self.has_foregrounds = True
+        self.features: list[Features] = []
+        self.rows = array("q")
+
+    def add(self, class_index: Tensor, names: list[Any] | None, has_foregrounds: bool) -> None:
+        """Adds a batch's pairs: their classes and the names of their images."""
+        if names is not None and self.names is None:
+            self.names = self.names_of_all()
+        self.class_index.extend(class_index.tolist())
+        self.has_foregrounds = self.has_foregrounds and has_foregrounds
+        if self.names is not None:
+            self.names += names or self._missing_names()
+
+    def names_of_all(self) -> list[Any]:
+        """The names; pairs without one, which are nobody's repetition, get one that no other pair has."""
+        return [*(self.names or ()), *self._missing_names()]
+
+    def _missing_names(self) -> list[Any]:
+        return [(get_rank(), i) for i in range(len(self.names or ()), len(self.class_index))]
 
 
 def walk(
@@ -41,10 +65,10 @@ def walk(
 
     Collective: an error on one rank is raised on all of them.
     """
-    own: list[BatchFeatures] = []
+    walked = _Walked()
     error: Exception | None = None
     try:
-        own = _walk_rank(regularizer, batches, mask_tau, folder, progress)
+        _walk_rank(walked, regularizer, batches, mask_tau, folder, progress)
     except Exception as raised:
         if world_size() == 1:
             raise
@@ -53,73 +77,101 @@ def walk(
     failed = [message for message in messages if message is not None]
     if failed:
         raise error or RuntimeError(f"another rank could not walk its data: {failed[0]}")
-    return _join([batch for rank_batches in gather(own) for batch in rank_batches])
+    return _join(walked, folder, regularizer.label_features[:0].cpu())
 
 
-def _join(batches: list[BatchFeatures]) -> PairFeatures:
-    """The batches of all ranks as one, without pairs that came twice."""
-    names = [name for batch in batches for name in batch.names or ()]
-    if not names:
+def _join(walked: _Walked, folder: WorkDir, empty: Tensor) -> PairFeatures:
+    """The pairs of all ranks as one, without those that came twice; `empty` `[0, D]` are the features of none."""
+    class_index = torch.from_numpy(np.concatenate(gather(np.array(walked.class_index, np.int64))))
+    if len(class_index) == 0:
         raise ValueError(
             "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
         )
-    class_index = torch.cat([batch.class_index for batch in batches])
-    backgrounds = torch.cat([batch.backgrounds for batch in batches])
-    foregrounds = [batch.foregrounds for batch in batches if batch.foregrounds is not None]
-    chosen = _unique_pairs(class_index, names)
-    return PairFeatures(
-        backgrounds=backgrounds[chosen],
-        foregrounds=torch.cat(foregrounds)[chosen] if len(foregrounds) == len(batches) else None,
+    are_named = any(gather(walked.names is not None))
+    names = [name for of_rank in gather(walked.names_of_all()) for name in of_rank] if are_named else None
+    chosen = torch.arange(len(class_index)) if names is None else _unique_pairs(class_index.numpy(), names)
+    has_foregrounds = all(gather(walked.has_foregrounds))
+    if folder.parts is not None:
+        return folder.share(folder.parts, walked.rows, class_index, has_foregrounds, chosen)
+
+    def joined(features: Iterable[Tensor | None]) -> Tensor:
+        rows = gather_rows(torch.cat([tensor for tensor in features if tensor is not None] or [empty]))
+        return rows if names is None else rows[chosen]
+
+    return MemoryFeatures(
+        backgrounds=joined(v_b for _, v_b in walked.features),
+        foregrounds=joined(v_f for v_f, _ in walked.features) if has_foregrounds else None,
         class_index=class_index[chosen],
     )
 
 
-def _unique_pairs(class_index: Tensor, names: list[Any]) -> Tensor:
+def _unique_pairs(class_index: NDArray[np.int64], names: list[Any]) -> Tensor:
     """The first position of each (image name, class).
 
     They are sorted by name and class, so that their order doesn't depend on the number of ranks.
     """
-    first: dict[Any, int] = {}
-    for i, pair in enumerate(zip(names, class_index.tolist(), strict=True)):
-        first.setdefault(pair, i)
-    with suppress(TypeError):  # names that can't be compared keep the order in which they came
-        first = dict(sorted(first.items()))
-    return torch.tensor(list(first.values()))
+    are_ordered = True
+    try:
+        _, numbers = np.unique(np.fromiter(names, object, len(names)), return_inverse=True)
+    except TypeError:  # names that can't be compared keep the order in which they came
+        are_ordered = False
+        first_with: dict[Any, int] = {}
+        numbers = np.array([first_with.setdefault(name, i) for i, name in enumerate(names)])
+    _, first = np.unique(numbers * (class_index.max() + 1) + class_index, return_index=True)
+    return torch.from_numpy(first if are_ordered else np.sort(first))
 
 
 def _walk_rank(
-    regularizer: SemPLeSRegularizer, batches: Iterable[Any], mask_tau: float, folder: WorkDir, progress: bool
-) -> list[BatchFeatures]:
-    """Features of this rank's batches."""
-    walked = []
+    walked: _Walked,
+    regularizer: SemPLeSRegularizer,
+    batches: Iterable[Any],
+    mask_tau: float,
+    folder: WorkDir,
+    progress: bool,
+) -> None:
+    """Adds this rank's batches to `walked`."""
     try:
         bar = tqdm(batches, "background features", disable=not (progress and is_first()))
         for number, batch in enumerate(bar):
             try:
-                features = _read_features(batch, regularizer, mask_tau) or _encode(batch, regularizer, mask_tau, folder)
+                _walk_batch(walked, batch, regularizer, mask_tau, folder)
             except ValueError as error:
                 raise ValueError(f"batches: batch {number} (from 0): {error}") from error
-            if features.names is None:  # then no pair is another one's repetition
-                names = [(get_rank(), number, i) for i in range(len(features.class_index))]
-                features = features._replace(names=names)
-            walked.append(features)
     finally:
-        folder.write_batches()  # after Ctrl-C, too
-    return walked
+        folder.end_walk()  # after Ctrl-C, too
 
 
-def _encode(batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float, folder: WorkDir) -> BatchFeatures:
-    """Features of a batch (images, masks) or (images, masks, names); those that an interrupted walk left are reused."""
-    images, masks, names = _unpack(batch)
-    digest = "" if folder.path is None else digest_batch(images, masks)
-    features = folder.find_batch(digest)
-    if features is None:
-        foregrounds, backgrounds = regularizer.pair_features(images, harden(masks, mask_tau, regularizer))
-        _check_finite(regularizer, masks.class_index, foregrounds, backgrounds)
-        features = foregrounds.cpu(), backgrounds.cpu()
-        folder.add_batch(digest, features)
-    pair_names = None if names is None else [names[i] for i in masks.image_index.tolist()]
-    return BatchFeatures(*features, masks.class_index.cpu(), pair_names)
+def _walk_batch(walked: _Walked, batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float, folder: WorkDir) -> None:
+    """Adds a batch (images, masks), (images, masks, names) or of features; what an interrupted walk left is reused."""
+    given = _read_features(batch, regularizer, mask_tau)
+    names, features = None, None
+    if given is not None:
+        features, class_index = given
+        key = "" if folder.parts is None else digest(*features, class_index)
+        first = folder.find_batch(key)
+    else:
+        images, masks, image_names = _unpack(batch)
+        class_index = masks.class_index
+        if image_names is not None:
+            names = [image_names[i] for i in masks.image_index.tolist()]
+        key = "" if folder.parts is None else digest_batch(images, masks)
+        first = folder.find_batch(key)
+        features = None if first is not None else _encode(regularizer, images, masks, mask_tau)
+    if folder.parts is None and features is not None:
+        v_f, v_b = features
+        walked.features.append((None if v_f is None else v_f.cpu(), v_b.cpu()))
+    elif folder.parts is not None:
+        if first is None and features is not None:
+            first = folder.parts.add(key, *features)
+        walked.rows.extend(range(first or 0, (first or 0) + len(class_index)))
+    walked.add(class_index, names, has_foregrounds=features is None or features[0] is not None)
+
+
+def _encode(regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks, mask_tau: float) -> Features:
+    """v_f and v_b of a batch's pairs."""
+    features = regularizer.pair_features(images, harden(masks, mask_tau, regularizer))
+    _check_finite(regularizer, masks.class_index, *features)
+    return features
 
 
 def harden(masks: ClassMasks, mask_tau: float, regularizer: SemPLeSRegularizer) -> ClassMasks:
@@ -129,8 +181,8 @@ def harden(masks: ClassMasks, mask_tau: float, regularizer: SemPLeSRegularizer) 
     return masks.resized(*regularizer.clip.image_size, regularizer.align_corners).hardened(mask_tau)
 
 
-def _read_features(batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float) -> BatchFeatures | None:
-    """A batch of features that the host kept, (v_f, v_b, classes) or (v_b, classes); None for any other batch."""
+def _read_features(batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float) -> tuple[Features, Tensor] | None:
+    """v_f, v_b and classes of a batch (v_f, v_b, classes) or (v_b, classes) that the host kept; None for any other."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         return None
     if not all(isinstance(tensor, Tensor) for tensor in batch):
@@ -157,7 +209,7 @@ def _read_features(batch: Any, regularizer: SemPLeSRegularizer, mask_tau: float)
         )
     _check_finite(regularizer, classes, *features)
     foregrounds = features[0] if len(features) == 2 else None
-    return BatchFeatures(foregrounds, features[-1], classes.long(), names=None)
+    return (foregrounds, features[-1]), classes.long()
 
 
 def _check_finite(regularizer: SemPLeSRegularizer, class_index: Tensor, *features: Tensor) -> None:

@@ -1,21 +1,22 @@
 """Interrupted runs of stage (b): what a run leaves in its folder, and what tells one run from another.
 
-- `features.part-RANK-TIME.pt`: batches by their digests, while the walk goes on
-- `features.pt`: the features of all pairs, after the walk
+- `features.part-RANK-TIME.bin` and `.jsonl`: features in half precision, written batch by batch, see `feature_store`
+- `features.pt`: after the walk, which of their rows are the pairs of all ranks
 - `state.pt`: where the epochs stand, and the settings of their run
 
-Each file holds a digest of its content, since torch reads a flipped bit as another number.
+All of them hold digests of their content, since nobody else would notice a flipped bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
+from array import array
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,123 +24,129 @@ from torch import Tensor, nn
 
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.masks import ClassMasks
+from semples_plugin.prompt_learning.feature_store import StoredFeatures
+from semples_plugin.prompt_learning.parts import DATA, JOURNAL, PART_PREFIX, DamagedPartError, PartFolder
 from semples_plugin.prompts import same_clip
 from semples_plugin.utils.atomic_files import remove_leftovers, replacing
-from semples_plugin.utils.distributed import from_first, get_rank
+from semples_plugin.utils.distributed import from_first, together
 
-SAVE_EVERY = 30.0
-"""Seconds between two files of a walk: what a kill may cost."""
-
-FEATURES_FILE, STATE_FILE, PART_PREFIX = "features.pt", "state.pt", "features.part-"
-_FORMAT = 3  # version of these files' format
+FEATURES_FILE, STATE_FILE = "features.pt", "state.pt"
+_FORMAT = 4  # version of these files' format
 _STATE_KEYS = ("run", "done", "vectors", "optimizer", "schedule", "history")
+_INDEX_KEYS = ("parts", "width", "rows", "class_index", "has_foregrounds", "features")
 _COST_OF_DELETING = {
-    FEATURES_FILE: "its pairs are encoded again then",
+    FEATURES_FILE: "the data are walked again then, but batches that come again unchanged not encoded again",
     STATE_FILE: "the epochs begin anew then, on the features that are kept",
     PART_PREFIX: "its batches are encoded again then",
 }
-
-
-class PairFeatures(NamedTuple):
-    """Features of all pairs of all ranks, on the CPU. `features.pt` has these names as its keys.
-
-    Attributes:
-        backgrounds: v_b `[P, D]`.
-        foregrounds: v_f `[P, D]`; None where the host kept backgrounds alone.
-        class_index: `[P]`.
-    """
-
-    backgrounds: Tensor
-    foregrounds: Tensor | None
-    class_index: Tensor
-
-
-EncodedBatches = dict[str, tuple[Tensor, Tensor]]
-"""v_f and v_b of batches, by the digest of their images and masks."""
 
 State = dict[str, Any]
 """What `state.pt` holds, see `_STATE_KEYS`: the run's settings ("run") and how many epochs are done, among others."""
 
 
 class WorkDir:
-    """Reads and writes the files of an interrupted run; without a path every method does nothing.
+    """Reads and writes the files of an interrupted run; without a path there is nothing to read, and none is written.
 
     Args:
         path: of the folder.
-        made_with: settings that features depend on, by name.
+        made_with: settings that features depend on, by name; lists, strings and numbers alone.
         signatures: of CLIP's texts, None where it isn't known, and of its images.
+        width: D, of the features.
 
     Attributes:
-        encoded: the batches that an interrupted walk left.
-        reused: how many of them came again in this walk.
+        parts: what walks have written into the folder; None without a path.
+        reused: how many batches of an earlier walk came again in this one.
     """
 
-    def __init__(self, path: str | Path | None, made_with: dict[str, Any], signatures: list[Tensor | None]) -> None:
+    def __init__(
+        self, path: str | Path | None, made_with: dict[str, Any], signatures: list[Tensor | None], width: int = 0
+    ) -> None:
         self.path = None if path is None else Path(path)
-        self.encoded: EncodedBatches = {}
+        self.parts: PartFolder | None = None
         self.reused = 0
         self._made_with = made_with
         self._signatures = signatures
-        self._unwritten: EncodedBatches = {}
-        self._written_at = time.monotonic()
+        self._width = width
+        if self.path is not None:
+            listed = [None if one is None else one.tolist() for one in signatures or ()]
+            self.parts = PartFolder(self.path, {**self._header(), "signatures": listed}, width)
 
-    def read(self) -> tuple[PairFeatures | None, State | None, EncodedBatches]:
-        """Features, state and the batches of an unfinished walk, as far as there are any; makes the folder.
+    def read_state(self) -> State | None:
+        """The state of an interrupted run, None without one; makes the folder.
 
         Raises:
             OSError: where the folder can't be made.
             ValueError: for a damaged file, or one of another run or version.
         """
         if self.path is None:
-            return None, None, {}
+            return None
         self.path.mkdir(parents=True, exist_ok=True)  # where that fails, it is known before the walk
         remove_leftovers(self.path)
-        content = self._read_file(FEATURES_FILE, PairFeatures._fields)
-        state = self._read_file(STATE_FILE, _STATE_KEYS)
-        if content is None:
-            return None, state, self._read_batches()
-        features = PairFeatures(**content)
-        if not _are_finite(features):
-            raise self.damage_error(FEATURES_FILE)
-        return features, state, {}
+        return self._read_file(STATE_FILE, _STATE_KEYS)
 
-    def find_batch(self, digest: str) -> tuple[Tensor, Tensor] | None:
-        """v_f and v_b of a batch that was encoded before the interruption; None for any other batch."""
-        features = self.encoded.get(digest)
-        if features is not None:
+    def read_features(self) -> StoredFeatures | None:
+        """The features of a walk that was finished; else None, and `parts` has what is left of one that was not.
+
+        Raises:
+            OSError, ValueError: as `read_state` does.
+        """
+        if self.path is None or self.parts is None:
+            return None
+        self.path.mkdir(parents=True, exist_ok=True)  # not every machine has that of the first rank
+        if any(path.is_file() for path in self.path.glob(f"{PART_PREFIX}*.pt")):
+            raise self._version_error()
+        index = self._read_file(FEATURES_FILE, _INDEX_KEYS)
+        try:
+            whole = self.parts.read(self._check_header)
+        except DamagedPartError as error:
+            raise self.damage_error(str(error)) from error
+        if index is None or any(whole.get(name, 0) < rows for name, rows in index["parts"]):
+            return None
+        return StoredFeatures(self.path, *(index[key] for key in _INDEX_KEYS))
+
+    def find_batch(self, digest: str) -> int | None:
+        """The first row of a batch that was encoded before the interruption; None for any other batch."""
+        first = None if self.parts is None else self.parts.encoded.get(digest)
+        if first is not None:
             self.reused += 1
+        return first
+
+    def end_walk(self) -> None:
+        """Closes the part that this rank wrote."""
+        if self.parts is not None:
+            self.parts.close()
+
+    def share(
+        self, parts: PartFolder, rows: array[int], class_index: Tensor, has_foregrounds: bool, chosen: Tensor
+    ) -> StoredFeatures:
+        """The features of all ranks' pairs, of which `features.pt` keeps where they are. Collective.
+
+        Args:
+            parts: of this folder.
+            rows: of this rank's pairs.
+            class_index: `[P]`, of all ranks' pairs, in the order of the ranks.
+            has_foregrounds: whether all of them have v_f.
+            chosen: positions of those pairs that count.
+        """
+        counts, numbered = parts.share(rows)
+        taken = torch.from_numpy(numbered)[chosen]
+        features = StoredFeatures(
+            parts.path, [*counts.items()], self._width, taken, class_index[chosen], has_foregrounds
+        )
+        together(partial(self._write_features, parts, features))
         return features
 
-    def add_batch(self, digest: str, features: tuple[Tensor, Tensor]) -> None:
-        """Keeps v_f and v_b of a batch, on disk after `SAVE_EVERY` seconds at most."""
-        if self.path is None:
+    def _write_features(self, parts: PartFolder, features: StoredFeatures) -> None:
+        """Writes `features.pt`, and removes parts that have no pair in it."""
+        if not parts.leads:
             return
-        self._unwritten[digest] = features
-        if time.monotonic() - self._written_at >= SAVE_EVERY:
-            self.write_batches()
-
-    def write_batches(self) -> None:
-        """Writes the batches that are in memory alone, on every rank its own."""
-        if self._unwritten:
-            self._write_file(f"{PART_PREFIX}{get_rank()}-{time.time_ns()}.pt", {"batches": self._unwritten})
-        self._unwritten = {}
-        self._written_at = time.monotonic()
-
-    def write_features(self, features: PairFeatures) -> None:
-        """Writes the features of all pairs, after the walk."""
-        self._write_file(FEATURES_FILE, features._asdict())
+        index = {key: getattr(features, "digest" if key == "features" else key) for key in _INDEX_KEYS}
+        self._write_file(FEATURES_FILE, index)
+        parts.remove(keep={name for name, _ in features.parts})
 
     def write_state(self, state: State) -> None:
         """Writes where the epochs stand."""
         self._write_file(STATE_FILE, state)
-
-    def remove_batches(self) -> None:
-        """Removes the files of the walk, and the folder where nothing else is in it."""
-        for path in self._part_paths():
-            if not path.is_dir():
-                path.unlink(missing_ok=True)  # another rank may have removed it meanwhile
-        self.encoded = {}
-        self.remove_if_empty()
 
     def remove(self) -> None:
         """Removes all files of a run that is done, and the folder where nothing else is in it."""
@@ -147,7 +154,9 @@ class WorkDir:
             for name in (FEATURES_FILE, STATE_FILE):
                 (self.path / name).unlink(missing_ok=True)
             remove_leftovers(self.path)
-            self.remove_batches()
+            if self.parts is not None:
+                self.parts.remove(keep=set())
+            self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
         """Removes the folder where nothing is in it."""
@@ -160,7 +169,7 @@ class WorkDir:
         if self.path is None:
             return
         file, folder = Path(save_to).resolve(), self.path.resolve()
-        is_part = file.name.startswith(PART_PREFIX) and file.suffix == ".pt"
+        is_part = file.name.startswith(PART_PREFIX) and file.suffix in (DATA, JOURNAL)
         if file.parent == folder and (file.name in (FEATURES_FILE, STATE_FILE) or is_part):
             raise ValueError(f"save_to: {file} is a file of work_dir, which is removed at the end; give another path")
         if file in (folder, *folder.parents):
@@ -176,19 +185,6 @@ class WorkDir:
             f"call again; {cost}"
         )
 
-    def _part_paths(self) -> list[Path]:
-        return [] if self.path is None else sorted(self.path.glob(f"{PART_PREFIX}*.pt"))
-
-    def _read_batches(self) -> EncodedBatches:
-        encoded: EncodedBatches = {}
-        for path in self._part_paths():
-            content = self._read_file(path.name, ("batches",))
-            batches: EncodedBatches = {} if content is None else content["batches"]
-            if not all(map(_are_finite, batches.values())):
-                raise self.damage_error(path.name)
-            encoded.update(batches)
-        return encoded
-
     def _read_file(self, name: str, keys: Iterable[str]) -> dict[str, Any] | None:
         """The values of `keys` in a file; None where there is no file."""
         if self.path is None or not (self.path / name).exists():
@@ -199,15 +195,19 @@ class WorkDir:
             raise self.damage_error(name) from error
         numbered = "format" in content or "settings" in content  # version 0.1.0 had settings and no number
         if numbered and content.get("format") != _FORMAT:
-            raise ValueError(
-                f"{self.path} holds a run that another version of semples-plugin left unfinished: finish it with that "
-                "one, or delete the folder to begin again"
-            )
+            raise self._version_error()
         written_digest = content.pop("digest", None)
         if written_digest != digest(content) or not {"made_with", "signatures", *keys} <= content.keys():
             raise self.damage_error(name)
         self._check_same_features(content["made_with"], content["signatures"])
         return {key: content[key] for key in keys}
+
+    def _check_header(self, header: dict[str, Any]) -> None:
+        """Raises a `ValueError` where a part's features were made otherwise than this run's."""
+        if header.get("format") != _FORMAT:
+            raise self._version_error()
+        signatures = [None if values is None else torch.tensor(values) for values in header["signatures"]]
+        self._check_same_features(header["made_with"], signatures)
 
     def _check_same_features(self, made_with: dict[str, Any], signatures: list[Tensor | None]) -> None:
         """Raises a `ValueError` where a file's features were made otherwise than this run's."""
@@ -222,11 +222,19 @@ class WorkDir:
                 "another work_dir"
             )
 
+    def _version_error(self) -> ValueError:
+        return ValueError(
+            f"{self.path} holds a run that another version of semples-plugin left unfinished: finish it with that "
+            "one, or delete the folder to begin again"
+        )
+
+    def _header(self) -> dict[str, Any]:
+        return {"format": _FORMAT, "made_with": self._made_with, "signatures": self._signatures}
+
     def _write_file(self, name: str, content: dict[str, Any]) -> None:
         if self.path is None:
             return
-        header = {"format": _FORMAT, "made_with": self._made_with, "signatures": self._signatures}
-        content = {**header, **content}
+        content = {**self._header(), **content}
         with replacing(self.path / name) as temporary:
             torch.save({**content, "digest": digest(content)}, temporary)
 
@@ -319,7 +327,3 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
             key = f"{key}[{i}]"
         differences.append(f"{key} = {their_value!s:.60}, this one has {our_value!s:.60}")
     return "; ".join(differences[:3])
-
-
-def _are_finite(features: Iterable[Tensor | None]) -> bool:
-    return all(tensor is None or bool(tensor.isfinite().all()) for tensor in features)
