@@ -171,10 +171,9 @@ class _Clims(_Host):
 
     def __init__(self, spec: dict[str, Any], device: torch.device, own_clip: Callable[[str], FrozenClip]) -> None:
         super().__init__(ResNetCams(spec["classes"]), device, _sgd)
-        clip = own_clip("fp16" if device.type == "cuda" else "fp32")
-        self.clip: Any = clip.model
-        self.clip.requires_grad_()
-        self.dtype = next(self.clip.visual.parameters()).dtype
+        clip: Any = own_clip("fp16" if device.type == "cuda" else "fp32")
+        self.clip = clip.model.requires_grad_()
+        self.dtype = self.clip.visual.conv1.weight.dtype
         self.side = clip.image_size
         texts = [f"a photo of class {k}." for k in range(spec["classes"])]
         backgrounds = [f"a photo of background {i}." for i in range(10)]  # as many as CLIMS knows for VOC

@@ -14,6 +14,7 @@ from semples_plugin.bench.hosts import host_step
 from semples_plugin.bench.plain import PlainSteps
 from semples_plugin.clip.fast_towers import lean_activations
 from semples_plugin.regularizer import sum_of
+from semples_plugin.utils.checks import CheckSchedule
 
 Step = Callable[[], Tensor | None]
 """Returns the loss to be differentiated, or None where there is none."""
@@ -51,7 +52,8 @@ def prepare(spec: dict[str, Any], clips: Clips | None = None) -> tuple[Step, lis
     Args:
         spec: `step` ("refinement", "prompts", "walk" or "host"), `waste` (names, or None for the library's own
             step), `pairs`, `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`,
-            `device`, `precision`; for a host what `hosts.host_step` reads.
+            `device`, `precision`, and where given `checks` (whether values are, always or never); for a host
+            what `hosts.host_step` reads.
         clips: CLIPs that were built already; a new one is added.
     """
     clips = {} if clips is None else clips
@@ -105,7 +107,7 @@ def _kept_backgrounds(regularizer: SemPLeSRegularizer, images: Tensor, masks: Cl
 def _our_step(spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks) -> Step:
     """A step of the library's."""
     if spec["step"] == "refinement":
-        return lambda: sum_of(regularizer(images, masks))
+        return _checking(spec.get("checks"), lambda: sum_of(regularizer(images, masks)))
     if spec["step"] == "prompts":
         features = _kept_backgrounds(regularizer, images, masks)
         return lambda: sum_of(regularizer.prompt_losses_of(features, masks.class_index))
@@ -117,6 +119,22 @@ def _our_step(spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Ten
         regularizer.pair_features(images, masks)
 
     return walk
+
+
+def _checking(checks: bool | None, step: Step) -> Step:
+    """The step with its values checked always or never; None for the library's own schedule."""
+    if checks is None:
+        return step
+
+    def with_checks() -> Tensor | None:
+        own = CheckSchedule.is_due
+        CheckSchedule.is_due = lambda *_: checks  # type: ignore[method-assign]
+        try:
+            return step()
+        finally:
+            CheckSchedule.is_due = own  # type: ignore[method-assign]
+
+    return with_checks
 
 
 def _plain_step(spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks) -> Step:

@@ -30,7 +30,8 @@ LADDERS: dict[str, tuple[Mapping[str, str], int]] = {
 """Steps whose waste is removed piece by piece: names and descriptions of the waste, and the number of pairs."""
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "as it is": ("as it is", {}),
-    "unchecked": ("values never checked", {"check_every": 0}),
+    "checked": ("values checked in every step, as on a CPU", {"checks": True}),
+    "unchecked": ("values never checked", {"checks": False}),
 }
 """Ways to call the library's own step: what a table calls them, and what they add to a spec. The first is the usual."""
 
