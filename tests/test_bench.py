@@ -9,9 +9,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from semples_plugin import BackgroundPrompts, ClassMasks, SemPLeSRegularizer
 from semples_plugin.adapters.weaktr import FineCam
-from semples_plugin.bench import host_networks, hosts, run, steps, tasks, whole, worker
+from semples_plugin.bench import host_networks, hosts, run, steps, tables, tasks, whole, worker
 from semples_plugin.bench.plain import PROMPT_WASTE, REFINEMENT_WASTE, PlainSteps
 from semples_plugin.cli import app as cli_app
+from semples_plugin.clip import fast_towers
 from semples_plugin.regularizer import sum_of
 from semples_plugin.utils.checks import CheckSchedule
 
@@ -89,6 +90,8 @@ def fake_rows(groups):
             rows[name] = {"seconds": seconds, "memory": 1e9 * seconds, "flops": 1e11}
             if task["step"] == "matmul":
                 rows[name] = {"peak": 1e12}
+            if task.get("without") == "batch norms":
+                rows[name] = {"absent": True}
             if task.get("pairs") == 96 and task["waste"]:
                 assert task["part"] == 24
                 rows[name] = {}  # out of memory
@@ -108,7 +111,8 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
     assert f"| {REFINEMENT_WASTE['weight gradients']} | 9 | 10 % | 9 | 10 % |" in text
     assert "| minutes | 120 | 944 | 7.9 |" in text  # 118 walked steps and 60 x 118 of 1 s, beside 60 x 118 of 8 s
     assert f"| {tasks.FAST_PATHS['attention']} | 2 | 50 % | 2 | 50 % |  |" in text
-    assert f"| {tasks.FAST_PATHS['patches']} | 1 | 0 % | 1 | 0 % | not used here |" in text
+    assert f"| {tasks.FAST_PATHS['patches']} | 1 | 0 % | 1 | 0 % | below 3 %: not to be used here |" in text
+    assert tasks.FAST_PATHS["batch norms"] not in text  # as this CLIP has none
     assert "| values never checked | 1 | 1 | 1 | 1 |" in text
     assert "host" not in text
 
@@ -159,12 +163,6 @@ def test_a_gpus_groups_share_a_process_that_may_die(monkeypatch):
     assert len(list(run._measure(groups, "cpu"))) == 3 and seen == [1, 1, 1]
 
 
-def test_a_process_of_the_worker():
-    good = {**SPEC, "step": "matmul"}
-    (rows,) = run._in_a_process([{"matmul": good}])
-    assert rows["matmul"]["peak"] > 1e8
-
-
 def test_steps_of_a_group_take_turns_and_share_a_clip(monkeypatch):
     built, order = [], []
     monkeypatch.setattr(steps, "build", lambda *key: built.append(key) or build_frozen())
@@ -188,9 +186,37 @@ def test_a_mode_decides_whether_values_are_checked(monkeypatch, checks, refused)
         step()
 
 
+@pytest.mark.parametrize("path", ["last block", "attention", "patches"])
+def test_a_step_without_a_fast_path_is_the_same_step(monkeypatch, path):
+    monkeypatch.setattr(steps, "build", lambda *_: build_frozen())
+    spec = {**SPEC, "step": "refinement", "pairs": 3, "waste": None}
+    (fast, (maps, *_)), (slow, (slow_maps, *_)) = (steps.prepare(s) for s in (spec, {**spec, "without": path}))
+    seen = []
+    own = fast_towers.uses
+    monkeypatch.setattr(fast_towers, "uses", lambda *asked: seen.append((asked[0], own(*asked))) or own(*asked))
+    slow().backward()
+    assert dict(seen) == {**dict.fromkeys(("last block", "attention", "patches"), True), path: False}
+    fast().backward()
+    assert (path, True) in seen
+    torch.testing.assert_close(slow_maps.grad, maps.grad, atol=1e-7, rtol=1e-4)
+
+
+def test_only_what_a_clip_has_can_be_taken_away(monkeypatch):
+    monkeypatch.setattr(steps, "build", lambda *_: build_frozen())
+    common = {**SPEC, "step": "refinement", "pairs": 1, "waste": None}
+    group = {path: {**common, "without": path} for path in tasks.FAST_PATHS}
+    rows = worker.measure_in_turns(group)
+    absent = {path for path, row in rows.items() if row == {"absent": True}}
+    assert absent == {"activations", "batch norms"}  # the small CLIP has GELU and a vision transformer
+    assert set(tasks.FAST_PATHS) == set(fast_towers.PATHS)
+    monkeypatch.setitem(fast_towers.PATHS, "patches", frozenset({"cuda"}))
+    assert worker.measure_in_turns({"": group["patches"]}) == {"": {"absent": True}}
+    assert tables.verdict("patches", {}, {}, "cpu") == "not used here"
+
+
 def _bad_batch():
     images = torch.full((1, 3, 32, 32), torch.nan)
-    return images, ClassMasks.from_pairs(torch.rand(1, 4, 4), torch.tensor([0]), torch.tensor([1]))
+    return images, ClassMasks.from_pairs(torch.rand(1, 4, 4, requires_grad=True), torch.tensor([0]), torch.tensor([1]))
 
 
 def test_a_mode_without_checks_leaves_the_schedule_alone(monkeypatch):
@@ -206,6 +232,7 @@ def small_resnet50(weights):
     return ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:semples_plugin")  # random networks make flat masks
 @pytest.mark.parametrize("host", hosts.HOSTS)
 def test_a_hosts_step_with_semples_pulls_at_the_host_alone(monkeypatch, host):
     monkeypatch.setattr(torchvision.models, "resnet50", small_resnet50)
@@ -271,7 +298,7 @@ def test_the_command_offers_all_parts_and_hosts():
     assert options["pairs_per_image"].default == hosts.PAIRS_PER_IMAGE
 
 
-@pytest.mark.filterwarnings("ignore:no image shows")
+@pytest.mark.filterwarnings("ignore::UserWarning:semples_plugin")  # of a training that isn't one
 def test_all_of_b_and_a_profile(monkeypatch, tmp_path):
     monkeypatch.setattr(whole, "build", lambda *_: build_frozen())
     monkeypatch.setattr(steps, "build", lambda *_: build_frozen())
@@ -310,9 +337,12 @@ def test_what_can_not_be_measured_is_refused_before_any_work(monkeypatch, tmp_pa
         run.run_bench(**{"out": tmp_path / "bench.json", "progress": False, **wrong})
 
 
-def test_an_unknown_clip_is_named():
+def test_a_process_gives_rows_until_it_names_an_unknown_clip():
+    unknown = {**SPEC, "clip": "ViT-Z", "step": "refinement", "pairs": 1, "waste": None}
+    rows = run._in_a_process([{"matmul": {**SPEC, "step": "matmul"}}, {"": unknown}])
+    assert next(rows)["matmul"]["peak"] > 1e8
     with pytest.raises(ValueError, match=r"ViT-Z can't be measured: .*ViT-Z"):
-        list(run._in_a_process([{"": {**SPEC, "clip": "ViT-Z", "step": "refinement", "pairs": 1, "waste": None}}]))
+        next(rows)
 
 
 def test_a_plain_step_in_parts_is_the_whole(monkeypatch):

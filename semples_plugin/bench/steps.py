@@ -12,12 +12,16 @@ from torch import Tensor
 from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.bench.hosts import host_step
 from semples_plugin.bench.plain import PlainSteps
-from semples_plugin.clip.fast_towers import lean_activations
+from semples_plugin.clip import fast_towers
 from semples_plugin.regularizer import sum_of
 from semples_plugin.utils.checks import CheckSchedule
 
 Step = Callable[[], Tensor | None]
 """Returns the loss to be differentiated, or None where there is none."""
+
+
+class AbsentPathError(Exception):
+    """A fast path that can't be taken away, as a CLIP doesn't take it on its device."""
 
 
 def seconds_of(step: Step, device: torch.device) -> float:
@@ -31,18 +35,26 @@ def seconds_of(step: Step, device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def build(name: str, device: str, precision: str, lean: bool) -> FrozenClip:
-    """A CLIP of open_clip's with random weights: what a step costs doesn't depend on them."""
+def build(name: str, device: str, precision: str, lean: bool = True, folded: bool = True) -> FrozenClip:
+    """A CLIP of open_clip's with random weights: what a step costs doesn't depend on them.
+
+    Args:
+        name: open_clip's.
+        device, precision: where, and in what it computes.
+        lean, folded: with QuickGELU and batch norms as `FrozenClip.load` makes them.
+    """
     import open_clip
 
     torch.manual_seed(0)
     model = open_clip.create_model(name, pretrained=None, precision=precision)
     if lean:
-        lean_activations(model)  # as FrozenClip.load does
+        fast_towers.lean_activations(model)
+    if folded:
+        fast_towers.fold_batch_norms(model)
     return FrozenClip(model, open_clip.get_tokenizer(name), name).to(device)
 
 
-Clips = dict[tuple[str, str, str, bool], FrozenClip]
+Clips = dict[tuple[str, str, str, bool, bool], FrozenClip]
 """CLIPs by the arguments of `build`: steps of one process share them."""
 
 
@@ -52,14 +64,14 @@ def prepare(spec: dict[str, Any], clips: Clips | None = None) -> tuple[Step, lis
     Args:
         spec: `step` ("refinement", "prompts", "walk" or "host"), `waste` (names, or None for the library's own
             step), `pairs`, `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`,
-            `device`, `precision`, and where given `checks` (whether values are, always or never); for a host
-            what `hosts.host_step` reads.
+            `device`, `precision`, and where given `checks` (whether values are, always or never) and `without`
+            (a fast path); for a host what `hosts.host_step` reads.
         clips: CLIPs that were built already; a new one is added.
     """
     clips = {} if clips is None else clips
 
     def clip_of(precision: str, lean: bool = True) -> FrozenClip:
-        key = spec["clip"], spec["device"], precision, lean
+        key = spec["clip"], spec["device"], precision, lean, spec.get("without") != "batch norms"
         if key not in clips:
             clips[key] = build(*key)
         return clips[key]
@@ -73,6 +85,8 @@ def prepare(spec: dict[str, Any], clips: Clips | None = None) -> tuple[Step, lis
     images, masks = make_batch(clip, spec)
     make_step = _our_step if waste is None else _plain_step
     step = make_step(spec, regularizer, images, masks)
+    if "without" in spec:
+        step = _without(spec["without"], step, clip)
     prompts = regularizer._need_prompts()
     return step, [masks.maps, prompts.vectors, *clip.model.parameters()]
 
@@ -135,6 +149,25 @@ def _checking(checks: bool | None, step: Step) -> Step:
             CheckSchedule.is_due = own  # type: ignore[method-assign]
 
     return with_checks
+
+
+def _without(path: str, step: Step, clip: FrozenClip) -> Step:
+    """The step without one of `fast_towers.PATHS`; an `AbsentPathError` where this CLIP doesn't take it anyway."""
+    visual: Any = clip.model.visual
+    if path == "activations":
+        is_taken = any(isinstance(module, fast_towers.LeanQuickGELU) for module in visual.modules())
+    elif path == "batch norms":
+        is_taken = type(visual).__name__ == "TimmModel"
+    else:
+        is_taken = fast_towers._reads_class_token(visual)
+    if not is_taken or not fast_towers.uses(path, clip.device):
+        raise AbsentPathError(path)
+
+    def slower() -> Tensor | None:
+        with fast_towers.without(path):
+            return step()
+
+    return slower
 
 
 def _plain_step(spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks) -> Step:

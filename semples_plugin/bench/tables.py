@@ -19,6 +19,7 @@ from semples_plugin.bench.tasks import (
     PROMPT_PAIRS,
     SIDE_BY_SIDE_PAIRS,
 )
+from semples_plugin.clip import fast_towers
 
 Row = dict[str, Any]
 """Median "seconds", peak "memory" in bytes and "flops" of a step; empty where it doesn't fit into the memory."""
@@ -47,7 +48,7 @@ def format_tables(results: dict[str, Any]) -> str:
         blocks += [_savings_table(measured, step) for step in LADDERS]
     for count in SIDE_BY_SIDE_PAIRS.get(kind, SIDE_BY_SIDE_PAIRS["cpu"]):
         if "ablation" in parts:
-            blocks.append(_ablation_table(measured, count))
+            blocks.append(_ablation_table(measured, count, kind))
         if "modes" in parts:
             blocks.append(_modes_table(measured, count))
     if "prompts" in parts:
@@ -121,23 +122,32 @@ def _savings_table(measured: _Measured, step: str) -> list[str]:
     return lines
 
 
-def _ablation_table(measured: _Measured, count: int) -> list[str]:
+def _ablation_table(measured: _Measured, count: int, kind: str) -> list[str]:
     """The library's step with each fast path taken away: what the path saves."""
     usual = measured[f"ablation {count} nothing"]
-    lines = [f"| (c), {count} pairs: without | [s] | time it saves | memory [GB] | it saves | |", _rule(6)]
-    lines.append(_line(["nothing", _number(usual.get("seconds")), "", _number(usual.get("memory"), 1e9), "", ""]))
+    lines = [f"| (c), {count} pairs: with | [s] | the path saves | memory [GB] | it saves | |", _rule(6)]
+    lines.append(_line(["all paths", _number(usual.get("seconds")), "", _number(usual.get("memory"), 1e9), "", ""]))
     for path, description in FAST_PATHS.items():
         row = measured[f"ablation {count} {path}"]
+        if row.get("absent") and fast_towers.uses(path, torch.device(kind)):  # this CLIP has no such thing
+            continue
         cells = [
             description,
             _number(row.get("seconds")),
             _saving(row, usual, "seconds"),
             _number(row.get("memory"), 1e9),
             _saving(row, usual, "memory"),
-            "" if is_worth_it(row, usual) else "not used here",
+            verdict(path, row, usual, kind),
         ]
         lines.append(_line(cells))
     return lines
+
+
+def verdict(path: str, without: Row, usual: Row, kind: str) -> str:
+    """What is to be said of a fast path on a kind of device, nothing where it is used and worth it."""
+    if not fast_towers.uses(path, torch.device(kind)):
+        return "not used here"
+    return "" if is_worth_it(without, usual) else f"below {100 * LEAST_SAVING:.0f} %: not to be used here"
 
 
 def is_worth_it(without: Row, usual: Row) -> bool:

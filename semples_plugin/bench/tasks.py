@@ -36,12 +36,13 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
 """Ways to call the library's own step: what a table calls them, and what they add to a spec. The first is the usual."""
 
 FAST_PATHS = {
-    "one token": "CLIP's last block for the one token that is read",
-    "attention": "attention's projections on the batch as it is",
-    "patches": "patches embedded by a matrix product",
-    "activations": "QuickGELU keeping one tensor",
-    "batch norms": "batch norms of a timm tower merged into its convolutions",
+    "last block": REFINEMENT_WASTE["last block"],
+    "attention": REFINEMENT_WASTE["attention"],
+    "patches": REFINEMENT_WASTE["patches"],
+    "activations": REFINEMENT_WASTE["activations"],
+    "batch norms": "batch norms of a timm tower beside its convolutions",
 }
+"""What is computed without each of `fast_towers.PATHS`."""
 
 Group = dict[str, dict[str, Any]]
 """Specs of steps that take turns in one process, by the names of their rows, as `steps.prepare` reads them."""

@@ -29,7 +29,7 @@ def learn(spec: dict[str, Any]) -> dict[str, Any]:
     Returns:
         "seconds" of the whole, and "walk" of these, until the last batch was encoded.
     """
-    clip = build(spec["clip"], spec["device"], spec["precision"], True)
+    clip = build(spec["clip"], spec["device"], spec["precision"])
     regularizer = make_regularizer(clip, spec)
     regularizer._need_prompts().learned = False
     images, masks = make_batch(clip, {**spec, "pairs": min(spec["batch"], spec["pairs"])})

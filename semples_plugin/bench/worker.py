@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semples_plugin.bench.steps import Clips, prepare, seconds_of
+from semples_plugin.bench.steps import AbsentPathError, Clips, prepare, seconds_of
 from semples_plugin.bench.tables import Row
 from semples_plugin.bench.whole import learn, profile
 
@@ -68,13 +68,19 @@ def measure_in_turns(specs: Mapping[str, dict[str, Any]], clips: Clips | None = 
         clips: as for `prepare`.
     """
     clips = {} if clips is None else clips
-    steps = {name: _Repeated(spec, clips) for name, spec in specs.items()}
-    first, rows = {}, {}
+    steps: dict[str, _Repeated] = {}
+    first: dict[str, float] = {}
+    rows: dict[str, Row] = {}
+    for name, spec in specs.items():
+        try:
+            steps[name] = _Repeated(spec, clips)
+        except AbsentPathError:
+            rows[name] = {"absent": True}
     for name, step in steps.items():
         first[name], rows[name] = step.memory_and_flops()
     # As many repeats as half a minute allows: a plain step with many pairs takes minutes on a CPU.
     allowed = sum(spec["seconds"] for spec in specs.values())
-    for _ in range(min(20, int(allowed / sum(first.values())))):
+    for _ in range(min(20, int(allowed / sum(first.values()))) if steps else 0):
         for step in steps.values():
             step.seconds.append(step.run())
     for name, step in steps.items():
