@@ -50,6 +50,11 @@ OWN = {  # modules whose tests are called otherwise
     "data/dense_crf": "pseudo_masks",
     "adapters/mmseg_segments": "mmseg_configs",
     "adapters/mmseg_testing": "mmseg_configs",
+    "bench/hosts": "bench",
+    "bench/run": "bench",
+    "bench/steps": "bench",
+    "bench/whole": "bench",
+    "bench/worker": "bench",
 }
 
 MUTATIONS = [
@@ -196,6 +201,13 @@ MUTATIONS = [
     ("one statistic without the other", "pair_encoder", "(input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD)", "(input_mean is None) != (input_std is None)"),
     ("parts have later settings", "regularizer", "snapshot = copy.copy(self)", "snapshot = self"),
     ("another model's features", "prompt_learning/work_dir", "return from_first(f\"weights {digest(*weights)}\")", "return \"weights\""),
+    ("bench: CLIMS's own CLIP frozen", "bench/hosts", "clip.model.requires_grad_()", "clip.model.requires_grad_(False)"),
+    ("bench: a host's step without SemPLeS's loss", "bench/hosts", "return loss + adapter.loss(images, fine(), labels)", "return loss + 0 * fine().sum()"),
+    ("bench: a fast path that stays", "bench/steps", "with fast_towers.without(path):", "with fast_towers.without():"),
+    ("bench: values checked all the same", "bench/steps", "CheckSchedule.is_due = lambda *_: checks", "CheckSchedule.is_due = lambda *_: True"),
+    ("bench: a profile of the forward pass alone", "bench/whole", "{**spec, \"step\": \"refinement\"}", "{**spec, \"step\": \"walk\"}"),
+    ("bench: steps one after the other", "bench/worker", "        for step in steps.values():\n            step.seconds", "        for step in [*steps.values()][:1]:\n            step.seconds"),
+    ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
 ]  # fmt: skip
 
 

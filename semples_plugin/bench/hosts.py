@@ -38,9 +38,9 @@ class HostSize(NamedTuple):
 
 
 HOSTS = {
-    "clims": HostSize(16, 4, 512),  # run_sample.py: --cam_batch_size, and its training crop
-    "weaktr": HostSize(64, 8, 224),  # main.py: --batch-size, --input-size
-    "resnet50": HostSize(16, 4, 512),  # of the CAM baseline that IRN, CLIMS and many others start from
+    "clims": HostSize(16, 2, 512),  # run_sample.py: --cam_batch_size, and its training crop
+    "weaktr": HostSize(64, 4, 224),  # main.py: --batch-size, --input-size
+    "resnet50": HostSize(16, 2, 512),  # of the CAM baseline that IRN, CLIMS and many others start from
 }
 STAGES = {
     "own": "its own step",

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
         "--host", nargs="+", choices=("clims", "weaktr", "resnet50"), help="hosts whose own step is measured"
     )
     parser.add_argument(
-        "--batch", type=whole_number, help="images of a host's step (default: its own; 4 or 8 on a CPU)"
+        "--batch", type=whole_number, help="images of a host's step (default: its own; 2 or 4 on a CPU)"
     )
     parser.add_argument(
         "--size", type=whole_number, help="side of a host's crop, a multiple of 16 (default: its own, 512 or 224)"
