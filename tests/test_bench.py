@@ -306,7 +306,7 @@ def test_all_of_b_and_a_profile(monkeypatch, tmp_path):
     assert 0 < learned["walk"] < learned["seconds"]
     profile = whole.profile({**SPEC, "pairs": 2, "waste": None, "trace": str(tmp_path / "trace.json")})
     names = [name for name, _, _ in profile["top"]]
-    assert profile["busy"] is None and "aten::addmm" in names and "aten::mm" in names  # forward and backward
+    assert profile["busy"] is None and "aten::addmm" in names and any("backward" in name for name in names)
     assert [seconds for _, seconds, _ in profile["top"]] == sorted((s for _, s, _ in profile["top"]), reverse=True)
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 

@@ -158,7 +158,7 @@ def test_the_smallest_run(tmp_path, capsys):
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts["nccl"]["status"] == "skipped" and "needs" in parts["nccl"]["message"]
     assert "| nccl | **skipped** | needs" in (tmp_path / "gpu.md").read_text()
-    assert {name for name, _, _ in parts["profile"]["figures"]["top"]} >= {"aten::addmm", "aten::mm"}
+    assert any("backward" in name for name, _, _ in parts["profile"]["figures"]["top"])
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
