@@ -1,13 +1,17 @@
 # Each command makes its own virtual environment in .venv when there is none.
 PYTHON ?= python3
 
-.PHONY: demo test lint docs versions wheel
+.PHONY: demo test gpu lint docs versions wheel
 
 demo: .venv/ready
 	.venv/bin/semples demo
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
+
+# On a machine with a GPU, by its own Python: torch and requirements-gpu.txt, no .venv and no network.
+gpu:
+	$(PYTHON) tests/on_a_gpu.py --out $(or $(OUT),gpu-out)
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -55,6 +55,11 @@ OWN = {  # modules whose tests are called otherwise
     "adapters/mmseg_testing": "mmseg_configs",
     "recipes/jobs": "recipes",
     "recipes/run": "recipes",
+    "bench/hosts": "bench",
+    "bench/run": "bench",
+    "bench/steps": "bench",
+    "bench/whole": "bench",
+    "bench/worker": "bench",
 }
 
 MUTATIONS = [
@@ -238,6 +243,13 @@ MUTATIONS = [
     ("links of a moved folder are kept", "recipes/jobs", "if job.step.placed and record.folder != str(job.folder) and not newer:", "if False:"),
     ("all that builds on moved links is made anew", "recipes/run", "moved_from.ended if moved_from and record.status == DONE else _now()", "_now()"),
     ("another model's features", "prompt_learning/work_dir", "return from_first(f\"weights {digest(*weights)}\")", "return \"weights\""),
+    ("bench: CLIMS's own CLIP frozen", "bench/hosts", "clip.model.requires_grad_()", "clip.model.requires_grad_(False)"),
+    ("bench: a host's step without SemPLeS's loss", "bench/hosts", "return loss + adapter.loss(images, fine(), labels)", "return loss + 0 * fine().sum()"),
+    ("bench: a fast path that stays", "bench/steps", "with fast_towers.without(path):", "with fast_towers.without():"),
+    ("bench: values checked all the same", "bench/steps", "CheckSchedule.is_due = lambda *_: checks", "CheckSchedule.is_due = lambda *_: True"),
+    ("bench: a profile of the forward pass alone", "bench/whole", "{**spec, \"step\": \"refinement\"}", "{**spec, \"step\": \"walk\"}"),
+    ("bench: steps one after the other", "bench/worker", "        for step in steps.values():\n            step.seconds", "        for step in [*steps.values()][:1]:\n            step.seconds"),
+    ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
 ]  # fmt: skip
 
 

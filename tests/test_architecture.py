@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "adapters": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
     "compat": {"utils", "data", "adapters"},
     "recipes": {"utils", "data", "adapters", "viz", "compat"},
-    "bench": {"utils", "clip", METHOD},
+    "bench": {"utils", "clip", METHOD, "prompt_learning", "adapters"},
     "demo": {"utils", "clip", METHOD, "prompt_learning", "data", "evaluation", "viz"},
     "cli": {
         "utils",

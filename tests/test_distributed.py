@@ -54,17 +54,19 @@ def step(model, regularizer, images, labels) -> torch.Tensor:
     return loss.detach()
 
 
-def spawn(function, *arguments) -> None:
+def spawn(function, *arguments, backend="gloo") -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, args=(function, port, arguments), nprocs=2)
+    mp.spawn(_rank, args=(function, port, arguments, backend), nprocs=2)
 
 
-def _rank(rank, function, port, arguments) -> None:
+def _rank(rank, function, port, arguments, backend) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, rank=rank, world_size=2)
     try:
         function(rank, *arguments)
     finally:

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from conftest import build_frozen
+from test_distributed import Cams, batch, build, spawn
+from test_distributed import step as cam_step
 from test_prompt_learning import OPTIONS, Batches
 from test_regularizer import LABELS, NAMES, WEIGHTS, cams, host_images
 
@@ -172,3 +174,24 @@ def test_auto_takes_small_batches_as_a_whole_and_parts_where_memory_is_short(mon
     parts = regularizer(images, masks)
     assert seen == [32, 32, 32]
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+
+
+def _train_on(rank, kind, out) -> None:
+    """A step of DDP on three or four of seven pairs, and the gradients that came of it."""
+    torch.backends.cudnn.allow_tf32 = False  # of the model's convolution
+    device = f"cuda:{rank}" if kind == "cuda" else "cpu"
+    images, labels = (tensor.to(device) for tensor in batch())
+    part = slice(0, 2) if rank == 0 else slice(2, None)
+    model = torch.nn.parallel.DistributedDataParallel(Cams().to(device))
+    cam_step(model, build().to(device), images[part], labels[part])
+    torch.save([parameter.grad.cpu() for parameter in model.parameters()], f"{out}/{rank}.pt")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"needs two CUDA devices, has {torch.cuda.device_count()}")
+def test_two_processes_over_nccl_give_the_gradients_of_one(tmp_path):
+    spawn(_train_on, "cuda", str(tmp_path), backend="nccl")
+    model = Cams()
+    cam_step(model, build(), *batch())
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()], atol=1e-6, rtol=1e-3)

@@ -68,7 +68,7 @@ def test_workflows_and_contributors_call_targets_that_are_there():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     files = [*(ROOT / ".github/workflows").glob("*.yml"), ROOT / ".ci/run", ROOT / "CONTRIBUTING.md"]
     called = {name for file in files for name in re.findall(r"\bmake ([a-z]+)\b", file.read_text())}
-    assert called == {"test", "lint", "docs", "versions", "wheel"} and called <= targets
+    assert called == {"test", "gpu", "lint", "docs", "versions", "wheel"} and called <= targets
 
 
 def test_every_requirement_names_the_oldest_version_that_was_tried():

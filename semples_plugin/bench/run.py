@@ -8,20 +8,21 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from semples_plugin.bench.plain import REFINEMENT_WASTE
-from semples_plugin.bench.tables import LADDERS, PLAIN_PART, PROMPT_BATCH, SAVING_PAIRS, Row, format_tables
+from semples_plugin.bench.host_networks import STRIDE
+from semples_plugin.bench.hosts import HOSTS, PAIRS_PER_IMAGE, settings_of
+from semples_plugin.bench.tables import Row, format_tables
+from semples_plugin.bench.tasks import DEFAULT_PARTS, PAIRS, PARTS, Group, groups_of
 from semples_plugin.utils.atomic_files import replacing, set_aside
-from semples_plugin.utils.checks import check_device, check_integers
+from semples_plugin.utils.checks import check_device, check_integers, check_number
 from semples_plugin.version import __version__
-
-PAIRS = {"cpu": (1, 6, 16, 96), "cuda": (1, 4, 6, 16, 64, 96, 256)}
 
 
 def run_bench(
@@ -30,19 +31,29 @@ def run_bench(
     clip: str = "ViT-B-32-quickgelu",
     device: str = "cpu",
     precision: str = "fp32",
+    only: Sequence[str] | None = None,
     pairs: Sequence[int] | None = None,
+    hosts: Sequence[str] | None = None,
+    batch: int | None = None,
+    size: int | None = None,
+    pairs_per_image: float = PAIRS_PER_IMAGE,
     classes: int = 20,
     length: int = 30,
     seconds: float = 30.0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measures, prints tables in Markdown and writes the figures as JSON.
+    """Measures, writes the figures as JSON after each measurement, and prints tables in Markdown.
 
     Args:
         out: the JSON file.
         clip: open_clip name of a native CLIP; its weights are random.
         device, precision: where, and in what CLIP computes.
+        only: parts of `tasks.PARTS`; by default all but the hosts, or the hosts alone where these are given.
         pairs: numbers of pairs P of a refinement step; by default more of them on a GPU.
+        hosts: of `hosts.HOSTS`; by default all of them.
+        batch, size: images of a host's step and the side of its crop; by default the host's own, with smaller
+            batches on a CPU.
+        pairs_per_image: present classes of an image of the host's, in the mean; each has one at least.
         classes, length: K and L of the prompts.
         seconds: for the repeats of each measurement; each is made once at least, after a warm-up.
         progress: show a progress bar.
@@ -52,14 +63,19 @@ def run_bench(
 
     Raises:
         OSError: where the file can't be written; before anything is measured, if that can be seen.
-        ValueError: where a number is out of range, there is no such device, or the model can't be measured.
+        ValueError: where a number is out of range, there is no such part, host or device, or the model can't be
+            measured.
     """
     kind = check_device(device).type
+    parts = _chosen("only", only or (("host",) if hosts else DEFAULT_PARTS), PARTS)
+    chosen = _chosen("hosts", hosts or (HOSTS if "host" in parts else ()), HOSTS)
+    parts += ("host",) if chosen and "host" not in parts else ()
     pairs = tuple(pairs or PAIRS.get(kind, PAIRS["cpu"]))
     for name, values in (("pairs", pairs), ("classes", (classes,)), ("length", (length,))):
         check_integers(name, values, least=1)
     if not 0 <= seconds < math.inf:
         raise ValueError(f"seconds: expected a number from 0 up, got {seconds}")
+    _check_host_options(batch, size, pairs_per_image, classes)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir() or not os.access(out.parent, os.W_OK):
@@ -74,38 +90,40 @@ def run_bench(
         "part": None,
         "seconds": seconds,
     }
-    measured: dict[str, Row] = {}
-    for name, task in tqdm(_tasks(pairs, kind).items(), "semples bench", disable=not progress):
-        measured[name] = _in_a_process({**common, **task})
-    results = {
+    of_hosts = {host: settings_of(host, kind, batch, size, pairs_per_image) for host in chosen}
+    results: dict[str, Any] = {
         "machine": describe_machine(device),
-        "settings": {**common, "pairs": list(pairs)},
-        "measured": measured,
+        "settings": {**common, "parts": list(parts), "pairs": list(pairs), "hosts": of_hosts},
+        "measured": {},
     }
-    print(format_tables(results))
+    groups = [
+        {name: {**common, **spec} for name, spec in group.items()} for group in groups_of(parts, pairs, kind, of_hosts)
+    ]
     if set_aside(out.resolve()):
-        print(f"\nEarlier figures: {out}.before")
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"Earlier figures: {out}.before")
+    for rows in tqdm(_measure(groups, kind), "semples bench", len(groups), disable=not progress):
+        results["measured"].update(rows)
+        with replacing(out) as temporary:  # after each, as an interrupt may come in the midst of a long one
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(format_tables(results))
     print(f"\nFigures: {out}")
     return results
 
 
-def _tasks(pairs: Sequence[int], kind: str) -> dict[str, dict[str, Any]]:
-    """The measurements by name, each with what it adds to the common settings of `worker.prepare`."""
-    tasks: dict[str, dict[str, Any]] = {"matmul": {"step": "matmul"}}
-    for count in pairs:
-        ours = {"step": "refinement", "pairs": count, "waste": None}
-        plain = {**ours, "waste": list(REFINEMENT_WASTE), "part": PLAIN_PART.get(kind)}
-        tasks[f"refinement {count} ours"] = ours
-        tasks[f"refinement {count} in parts"] = {**ours, "max_pairs": SAVING_PAIRS}
-        tasks[f"refinement {count} plain"] = plain
-    for step, (waste, count) in LADDERS.items():
-        for i in range(len(waste) + 1):
-            tasks[f"{step} without {i}"] = {"step": step, "pairs": count, "waste": list(waste)[i:]}
-    tasks["prompts ours"] = {"step": "prompts", "pairs": PROMPT_BATCH, "waste": None}
-    tasks["walk"] = {"step": "walk", "pairs": PROMPT_BATCH, "waste": None}
-    return tasks
+def _chosen(name: str, chosen: Iterable[str], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was chosen, in the order of what is known; a ValueError for anything else."""
+    unknown = [each for each in chosen if each not in known]
+    if unknown:
+        raise ValueError(f"{name}: expected some of {', '.join(known)}, got {unknown[0]!r:.80}")
+    return tuple(each for each in known if each in chosen)
+
+
+def _check_host_options(batch: int | None, size: int | None, pairs_per_image: float, classes: int) -> None:
+    check_integers("batch", (1 if batch is None else batch,), least=1)
+    check_integers("size", (STRIDE if size is None else size,), least=STRIDE)
+    if size is not None and size % STRIDE:
+        raise ValueError(f"size: expected a multiple of {STRIDE}, got {size}")
+    check_number("pairs_per_image", pairs_per_image, 1, classes)
 
 
 def describe_machine(device: str) -> str:
@@ -114,17 +132,44 @@ def describe_machine(device: str) -> str:
     return f"{name}, torch {torch.__version__}, semples-plugin {__version__}"
 
 
-def _in_a_process(task: dict[str, Any]) -> Row:
-    """What `worker` measures; an empty row where the memory doesn't suffice."""
-    command = [sys.executable, "-W", "ignore", "-m", "semples_plugin.bench.worker", json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-    if done.returncode == 0:
-        row: Row = json.loads(done.stdout.splitlines()[-1])
-        return row
-    if done.returncode < 0 or "out of memory" in done.stderr or "can't allocate memory" in done.stderr:
-        return {}  # a plain step that doesn't fit is a result, too: its cells stay empty
-    lines = done.stderr.strip().splitlines() or ["no message"]
-    raise ValueError(f"{task['clip']} can't be measured: {lines[-1]}")
+def _measure(groups: Sequence[Group], kind: str) -> Iterator[dict[str, Row]]:
+    """The rows of each group: on a CPU from a process of its own, so that memory is its own.
+
+    A GPU's memory is counted by torch, so that one process does for all, which saves its start.
+    """
+    size = 1 if kind == "cpu" else len(groups)
+    waiting = list(groups)
+    while waiting:
+        part = waiting[: max(size, 1)]
+        for rows in _in_a_process(part):
+            yield rows
+            waiting.pop(0)
+
+
+def _in_a_process(groups: Sequence[Group]) -> Iterator[dict[str, Row]]:
+    """What `worker` measures, as it comes; empty rows, and the end, where the memory doesn't suffice."""
+    command = [sys.executable, "-W", "ignore", "-m", "semples_plugin.bench.worker", json.dumps(groups)]
+    count = 0
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):  # others are what libraries print
+                count += 1
+                yield json.loads(line)
+        status = process.wait()
+        errors.seek(0)
+        said = errors.read()
+    if status == 0:
+        return
+    if status < 0 or "out of memory" in said or "can't allocate memory" in said:
+        yield {name: {} for name in groups[count]}  # a step that doesn't fit is a result, too: its cells stay empty
+        return
+    (clip,) = {spec["clip"] for spec in groups[count].values()}
+    lines = said.strip().splitlines() or ["no message"]
+    raise ValueError(f"{clip} can't be measured: {lines[-1]}")
 
 
 def _processor() -> str:

@@ -8,44 +8,65 @@ from typing import Any
 
 import torch
 
-from semples_plugin.bench.plain import PROMPT_WASTE, REFINEMENT_WASTE
+from semples_plugin.bench.hosts import STAGES, pairs_of, stages_of
+from semples_plugin.bench.tasks import (
+    FAST_PATHS,
+    LADDERS,
+    MODES,
+    PLAIN_PART,
+    PROMPT_BATCH,
+    PROMPT_EPOCHS,
+    PROMPT_PAIRS,
+    SIDE_BY_SIDE_PAIRS,
+)
+from semples_plugin.clip import fast_towers
 
-Row = dict[str, float | None]
+Row = dict[str, Any]
 """Median "seconds", peak "memory" in bytes and "flops" of a step; empty where it doesn't fit into the memory."""
 
-SAVING_PAIRS = 6  # pairs of the refinement steps from which savings are taken away, and of a part
-PLAIN_PART = {"cpu": 24}  # pairs of a plain step at once: 96 of them would need some 35 GB
-PROMPT_PAIRS, PROMPT_EPOCHS, PROMPT_BATCH = 15_000, 60, 128  # VOC's train_aug, and the release's batches
-LADDERS: dict[str, tuple[Mapping[str, str], int]] = {
-    "refinement": (REFINEMENT_WASTE, SAVING_PAIRS),
-    "prompts": (PROMPT_WASTE, PROMPT_BATCH),
-}
-"""Steps whose waste is removed piece by piece: names and descriptions of the waste, and the number of pairs."""
+LEAST_SAVING = 0.03  # of time or memory; a fast path below both isn't worth its lines on a device
 
 
 def format_tables(results: dict[str, Any]) -> str:
-    """The refinement step by pairs, what each saving saves, and prompt learning, in Markdown.
+    """A table for each part that was measured, in Markdown; a dash where a figure is missing.
 
     Args:
         results: as `run_bench` returns them.
     """
-    measured, settings = results["measured"], results["settings"]
+    settings = results["settings"]
+    measured = _Measured(results["measured"])
+    kind = torch.device(settings["device"]).type
+    parts = settings["parts"]
     peak = measured["matmul"].get("peak")
-    plain_part = PLAIN_PART.get(torch.device(settings["device"]).type)
-    lines = [
-        f"{settings['clip']} in {settings['precision']}, K = {settings['classes']}, on {results['machine']}; matrix "
-        f"products reach {_number(peak, 1e12)} TFLOP/s",
-        "",
-        *_refinement_table(measured, settings["pairs"], peak, plain_part),
+    reach = f"; matrix products reach {_number(peak, 1e12)} TFLOP/s" if peak else ""
+    blocks = [
+        [f"{settings['clip']} in {settings['precision']}, K = {settings['classes']}, on {results['machine']}{reach}"]
     ]
-    for step in LADDERS:
-        lines += ["", *_savings_table(measured, step)]
-    lines += ["", *_prompt_table(measured)]
-    return "\n".join(lines)
+    if "refinement" in parts:
+        blocks.append(_refinement_table(measured, settings["pairs"], peak, PLAIN_PART.get(kind)))
+    if "savings" in parts:
+        blocks += [_savings_table(measured, step) for step in LADDERS]
+    for count in SIDE_BY_SIDE_PAIRS.get(kind, SIDE_BY_SIDE_PAIRS["cpu"]):
+        if "ablation" in parts:
+            blocks.append(_ablation_table(measured, count, kind))
+        if "modes" in parts:
+            blocks.append(_modes_table(measured, count))
+    if "prompts" in parts:
+        blocks.append(_prompt_table(measured))
+    if "host" in parts:
+        blocks.append(_host_table(measured, settings["hosts"]))
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+class _Measured(dict[str, Row]):
+    """Rows by name, empty ones for what wasn't measured."""
+
+    def __missing__(self, name: str) -> Row:
+        return {}
 
 
 def _refinement_table(
-    measured: dict[str, Row], pairs: Iterable[int], peak: float | None, plain_part: int | None
+    measured: _Measured, pairs: Iterable[int], peak: float | None, plain_part: int | None
 ) -> list[str]:
     """Our step, the plain one and ours in parts, a line for each number of pairs."""
     lines = [
@@ -78,7 +99,7 @@ def _refinement_table(
     return lines
 
 
-def _savings_table(measured: dict[str, Row], step: str) -> list[str]:
+def _savings_table(measured: _Measured, step: str) -> list[str]:
     """Time and memory of a step without the first i pieces of its waste, and what the i-th saves."""
     waste, count = LADDERS[step]
     before = measured[f"{step} without 0"]
@@ -101,7 +122,78 @@ def _savings_table(measured: dict[str, Row], step: str) -> list[str]:
     return lines
 
 
-def _prompt_table(measured: dict[str, Row]) -> list[str]:
+def _ablation_table(measured: _Measured, count: int, kind: str) -> list[str]:
+    """The library's step with each fast path taken away: what the path saves."""
+    usual = measured[f"ablation {count} nothing"]
+    lines = [f"| (c), {count} pairs: with | [s] | the path saves | memory [GB] | it saves | |", _rule(6)]
+    lines.append(_line(["all paths", _number(usual.get("seconds")), "", _number(usual.get("memory"), 1e9), "", ""]))
+    for path, description in FAST_PATHS.items():
+        row = measured[f"ablation {count} {path}"]
+        if row.get("absent") and fast_towers.uses(path, torch.device(kind)):  # this CLIP has no such thing
+            continue
+        cells = [
+            description,
+            _number(row.get("seconds")),
+            _saving(row, usual, "seconds"),
+            _number(row.get("memory"), 1e9),
+            _saving(row, usual, "memory"),
+            verdict(path, row, usual, kind),
+        ]
+        lines.append(_line(cells))
+    return lines
+
+
+def verdict(path: str, without: Row, usual: Row, kind: str) -> str:
+    """What is to be said of a fast path on a kind of device, nothing where it is used and worth it."""
+    if not fast_towers.uses(path, torch.device(kind)):
+        return "not used here"
+    return "" if is_worth_it(without, usual) else f"below {100 * LEAST_SAVING:.0f} %: not to be used here"
+
+
+def is_worth_it(without: Row, usual: Row) -> bool:
+    """Whether a fast path saves at least `LEAST_SAVING` of a step's time or memory, or wasn't measured."""
+    for field in ("seconds", "memory"):
+        old, new = without.get(field), usual.get(field)
+        if not old or new is None or 1 - new / old >= LEAST_SAVING:
+            return True
+    return False
+
+
+def _modes_table(measured: _Measured, count: int) -> list[str]:
+    """Ways to call the library's step, beside the usual one."""
+    usual = measured[f"modes {count} {next(iter(MODES))}"]
+    lines = [f"| (c), {count} pairs | [s] | of the first | memory [GB] | of the first |", _rule(5)]
+    for mode, (description, _) in MODES.items():
+        lines.append(_line([description, *_beside(measured[f"modes {count} {mode}"], usual)]))
+    return lines
+
+
+def _host_table(measured: _Measured, hosts: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Each host's step, its own and with SemPLeS; memory is what a step adds to weights and optimizer."""
+    lines = ["| host, step | [s] | of its own | memory [GB] | of its own |", _rule(5)]
+    for host, settings in hosts.items():
+        size = f"{settings['batch']} images of {settings['size']}, {pairs_of(settings)} pairs"
+        own = measured[f"host {host} own"]
+        for stage in stages_of(host):
+            cells = [
+                f"{host}, {STAGES[stage]}" + (f": {size}" if stage == "own" else ""),
+                *_beside(measured[f"host {host} {stage}"], own),
+            ]
+            if stage == "own":
+                cells[2] = cells[4] = ""
+            lines.append(_line(cells))
+    return lines
+
+
+def _beside(row: Row, other: Row) -> list[str]:
+    """Seconds and memory of a row, each with its ratio to another's."""
+    cells = []
+    for field, unit in (("seconds", 1.0), ("memory", 1e9)):
+        cells += [_number(row.get(field), unit), _ratio(row.get(field), other.get(field), digits=3)]
+    return cells
+
+
+def _prompt_table(measured: _Measured) -> list[str]:
     """Stage (b) as a whole: one walk and steps over kept features, beside encoding everything in every epoch."""
     lines = [
         f"| prompts of {PROMPT_PAIRS} pairs, {PROMPT_EPOCHS} epochs | ours | plain | plain / ours |",
@@ -134,8 +226,8 @@ def _number(value: float | None, unit: float = 1.0) -> str:
     return "-" if value is None else f"{value / unit:.3g}"
 
 
-def _ratio(a: float | None, b: float | None) -> str:
-    return "-" if not a or not b else f"{a / b:.2g}"
+def _ratio(a: float | None, b: float | None, digits: int = 2) -> str:
+    return "-" if not a or not b else f"{a / b:.{digits}g}"
 
 
 def _saving(before: Row, after: Row, field: str) -> str:

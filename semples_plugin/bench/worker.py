@@ -1,4 +1,8 @@
-"""One measurement in a process of its own, so that memory is its own: `python -m semples_plugin.bench.worker JSON`."""
+"""Measures in a process of its own, so that memory is its own: `python -m semples_plugin.bench.worker JSON`.
+
+JSON is a list of groups, each an object of specs by name; the steps of a group take turns, so that what else the
+machine does meets all of them alike. Each group prints a line, an object of rows by the same names.
+"""
 
 from __future__ import annotations
 
@@ -7,163 +11,96 @@ import gc
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
-from semples_plugin.bench.plain import PlainSteps
-from semples_plugin.clip.fast_towers import lean_activations
-from semples_plugin.regularizer import sum_of
+from semples_plugin.bench.steps import AbsentPathError, Clips, prepare, seconds_of
+from semples_plugin.bench.tables import Row
+from semples_plugin.bench.whole import learn, profile
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build(name: str, device: str, precision: str, lean: bool) -> FrozenClip:
-    """A CLIP of open_clip's with random weights: what a step costs doesn't depend on them."""
-    import open_clip
+class _Repeated:
+    """A step with its backward pass, that can be timed again and again."""
 
-    torch.manual_seed(0)
-    model = open_clip.create_model(name, pretrained=None, precision=precision)
-    if lean:
-        lean_activations(model)  # as FrozenClip.load does
-    return FrozenClip(model, open_clip.get_tokenizer(name), name).to(device)
+    def __init__(self, spec: dict[str, Any], clips: Clips) -> None:
+        self.step, self.differentiated = prepare(spec, clips)
+        self.device = torch.device(spec["device"])
+        self.seconds: list[float] = []
+
+    def run(self) -> float:
+        """Seconds of one step."""
+        return seconds_of(self.step, self.device)
+
+    def memory_and_flops(self) -> tuple[float, Row]:
+        """Seconds of a step after the warm-up, and what it adds to the memory, with its operations."""
+        self.run()  # warm-up: libraries allocate buffers, features of fixed prompts are kept
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        self.forget()
+        before = _memory(self.device, restart=True)
+        seconds = self.run()  # gradients of weights stay from here on, as an optimiser would keep them
+        peak = _memory(self.device)
+        memory = None if before is None or peak is None else float(peak - before)
+        return seconds, {"memory": memory, "flops": float(counter.get_total_flops())}
+
+    def forget(self) -> None:
+        """Frees the gradients."""
+        for tensor in self.differentiated:
+            tensor.grad = None
 
 
-def prepare(spec: dict[str, Any]) -> tuple[Callable[[], Tensor | None], list[Tensor]]:
-    """The step that `spec` asks for, and all tensors that it may give a gradient.
+def measure(spec: dict[str, Any]) -> Row:
+    """Median seconds, added peak memory in bytes and floating-point operations of a step with its backward pass."""
+    return measure_in_turns({"": spec})[""]
 
-    The step returns the loss to be differentiated, or None where there is none.
+
+def measure_in_turns(specs: Mapping[str, dict[str, Any]], clips: Clips | None = None) -> dict[str, Row]:
+    """`measure` of several steps that take turns.
 
     Args:
-        spec: `step` ("refinement", "prompts" or "walk"), `waste` (names, or None for the library's own step),
-            `pairs`, `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`,
-            `device`, `precision`.
+        specs: of the steps, by name; their `seconds` is for the repeats of each.
+        clips: as for `prepare`.
     """
-    waste = spec["waste"]
-    lean = waste is None or "activations" not in waste
-    clip = build(spec["clip"], spec["device"], spec["precision"], lean)
-    regularizer = _regularizer(clip, spec)
-    images, masks = _batch(clip, spec)
-    make_step = _our_step if waste is None else _plain_step
-    step = make_step(spec, regularizer, images, masks)
-    prompts = regularizer._need_prompts()
-    return step, [masks.maps, prompts.vectors, *clip.model.parameters()]
-
-
-def _regularizer(clip: FrozenClip, spec: dict[str, Any]) -> SemPLeSRegularizer:
-    """With VOC's weights and prompts that count as learned."""
-    names = [f"class {k}" for k in range(spec["classes"])]
-    prompts = BackgroundPrompts(len(names), spec["length"], clip.text_width)
-    prompts.learned = True
-    weights = LossWeights(background=2.4, text=0.02, refine=0.05)
-    return SemPLeSRegularizer(
-        clip, names, weights=weights, prompts=prompts, input_mean=None, input_std=None, max_pairs=spec["max_pairs"]
-    )
-
-
-def _batch(clip: FrozenClip, spec: dict[str, Any]) -> tuple[Tensor, ClassMasks]:
-    """Random images and masks, one pair of each image; some classes are common, most are rare, as in COCO."""
-    pairs, generator = spec["pairs"], torch.Generator().manual_seed(0)
-    height, width = clip.image_size
-    images = torch.randn(pairs, 3, height, width, generator=generator).to(clip.device)
-    maps = torch.rand(pairs, 14, 14, generator=generator).to(clip.device).requires_grad_()
-    frequencies = 1 / torch.arange(1, spec["classes"] + 1)
-    classes = torch.multinomial(frequencies, pairs, replacement=True, generator=generator).to(clip.device)
-    return images, ClassMasks.from_pairs(maps, torch.arange(pairs), classes)
-
-
-def _kept_backgrounds(regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks) -> Tensor:
-    """Background features `[P, D]` as (b) keeps them; that of the first pair for all, since values don't matter."""
-    return regularizer.background_features(images[:1], masks[:1]).expand(len(masks), -1)
-
-
-def _our_step(
-    spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks
-) -> Callable[[], Tensor | None]:
-    """A step of the library's."""
-    if spec["step"] == "refinement":
-        return lambda: sum_of(regularizer(images, masks))
-    if spec["step"] == "prompts":
-        features = _kept_backgrounds(regularizer, images, masks)
-        return lambda: sum_of(regularizer.prompt_losses_of(features, masks.class_index))
-
-    def walk() -> None:
-        regularizer.pair_features(images, masks)
-
-    return walk
-
-
-def _plain_step(
-    spec: dict[str, Any], regularizer: SemPLeSRegularizer, images: Tensor, masks: ClassMasks
-) -> Callable[[], Tensor | None]:
-    """A plain step with the waste of `spec`, in parts of `part` pairs."""
-    plain = PlainSteps(regularizer, spec["waste"])
-    if spec["step"] == "prompts":
-        features = _kept_backgrounds(regularizer, images, masks)
-        return lambda: plain.prompts(images, masks, features)
-    pairs = spec["pairs"]
-    part = min(spec["part"] or pairs, pairs)
-    other_parts = PlainSteps(regularizer, plain.waste - {"prompt texts"})  # what a step encodes once, parts share
-
-    def refinement() -> Tensor:
-        for start in range(part, pairs, part):
-            chosen = masks[start : start + part]
-            loss = other_parts.refinement(images, chosen)
-            (loss * len(chosen) / pairs).backward()
-        return plain.refinement(images, masks[:part]) * part / pairs
-
-    return refinement
-
-
-def measure(spec: dict[str, Any]) -> dict[str, float | None]:
-    """Median seconds, added peak memory in bytes and floating-point operations of a step with its backward pass."""
-    step, differentiated = prepare(spec)
-    device = torch.device(spec["device"])
-
-    def run() -> float:
-        begun = time.perf_counter()
-        loss = step()
-        if loss is not None:
-            loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
-
-    run()  # warm-up: libraries allocate buffers, features of fixed prompts are kept
-    with FlopCounterMode(display=False) as counter:
-        run()
-    for tensor in differentiated:
-        tensor.grad = None
-    before = _memory(device, restart=True)
-    first = run()  # gradients of weights stay from here on, as an optimiser would keep them
-    peak = _memory(device)
+    clips = {} if clips is None else clips
+    steps: dict[str, _Repeated] = {}
+    first: dict[str, float] = {}
+    rows: dict[str, Row] = {}
+    for name, spec in specs.items():
+        try:
+            steps[name] = _Repeated(spec, clips)
+        except AbsentPathError:
+            rows[name] = {"absent": True}
+    for name, step in steps.items():
+        first[name], rows[name] = step.memory_and_flops()
     # As many repeats as half a minute allows: a plain step with many pairs takes minutes on a CPU.
-    seconds = [run() for _ in range(min(20, int(spec["seconds"] / first)))] or [first]
-    return {
-        "seconds": statistics.median(seconds),
-        "memory": None if before is None or peak is None else float(peak - before),
-        "flops": float(counter.get_total_flops()),
-    }
+    allowed = sum(spec["seconds"] for spec in specs.values())
+    for _ in range(min(20, int(allowed / sum(first.values()))) if steps else 0):
+        for step in steps.values():
+            step.seconds.append(step.run())
+    for name, step in steps.items():
+        rows[name] = {"seconds": statistics.median(step.seconds or [first[name]]), **rows[name]}
+        step.forget()
+    return rows
 
 
-def matmul_peak(device: str, precision: str) -> float:
-    """Floating-point operations per second of a large matrix product, the best of ten."""
-    size = 8192 if torch.device(device).type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
+def matmul_peak(spec: dict[str, Any]) -> Row:
+    """Floating-point operations per second of a large matrix product, the "peak", the best of ten."""
+    size = 8192 if torch.device(spec["device"]).type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=spec["device"], dtype=PRECISIONS[spec["precision"]]) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+
     best = float("inf")
     for _ in range(10):
-        begun = time.perf_counter()
-        a @ b
-        if a.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best
+        best = min(best, seconds_of(product, a.device))
+    return {"peak": 2 * size**3 / best}
 
 
 def _memory(device: torch.device, restart: bool = False) -> int | None:
@@ -183,9 +120,30 @@ def _memory(device: torch.device, restart: bool = False) -> int | None:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+_WHOLE: dict[str, Callable[[dict[str, Any]], Row]] = {"matmul": matmul_peak, "learning": learn, "profile": profile}
+
+
+def run_groups(groups: list[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Row]]:
+    """The rows of each group; empty ones where a GPU's memory doesn't suffice."""
+    clips: Clips = {}
+    for specs in groups:
+        try:
+            yield _run_group(specs, clips)
+        except torch.OutOfMemoryError:
+            clips.clear()  # with gradients that were not freed
+            yield {name: {} for name in specs}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _run_group(specs: dict[str, dict[str, Any]], clips: Clips) -> dict[str, Row]:
+    (kind,) = {spec["step"] for spec in specs.values()}
+    if kind in _WHOLE:
+        return {name: _WHOLE[kind](spec) for name, spec in specs.items()}
+    return measure_in_turns(specs, clips)
+
+
 if __name__ == "__main__":
-    task = json.loads(sys.argv[1])
-    if task["step"] == "matmul":
-        print(json.dumps({"peak": matmul_peak(task["device"], task["precision"])}))
-    else:
-        print(json.dumps(measure(task)))
+    for rows in run_groups(json.loads(sys.argv[1])):
+        print(json.dumps(rows), flush=True)
