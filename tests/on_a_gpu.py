@@ -33,7 +33,7 @@ import torch  # noqa: E402
 
 from semples_plugin.bench.hosts import HOSTS, STAGES, stages_of  # noqa: E402
 from semples_plugin.bench.run import describe_machine  # noqa: E402
-from semples_plugin.bench.tables import is_worth_it  # noqa: E402
+from semples_plugin.bench.tables import verdict  # noqa: E402
 from semples_plugin.bench.tasks import FAST_PATHS, MODES, PROMPT_BATCH, PROMPT_EPOCHS, PROMPT_PAIRS  # noqa: E402
 from semples_plugin.utils.atomic_files import replacing  # noqa: E402
 
@@ -124,12 +124,13 @@ def run_ablation(settings: Settings, outcome: Outcome, limit: float) -> None:
     """Each fast path taken away in turn."""
     with _bench(settings, outcome, "ablation", limit) as measured:
         for count in _counts(measured, "ablation"):
-            usual = measured[f"ablation {count} nothing"]
+            usual = measured.get(f"ablation {count} nothing", {})
             for path, description in FAST_PATHS.items():
-                row = measured.get(f"ablation {count} {path}")
-                if row:
-                    verdict = "" if is_worth_it(row, usual) else "; not used here"
-                    outcome.rows.append((f"{description}, {count} pairs", f"saves {_saved(row, usual)}{verdict}", ""))
+                row = measured.get(f"ablation {count} {path}", {})
+                if usual and row.get("seconds"):  # not for a path that this CLIP doesn't take
+                    said = verdict(path, row, usual, torch.device(settings.device).type)
+                    figure = f"{_saved(row, usual)} saved" + (f"; {said}" if said else "")
+                    outcome.rows.append((f"instead of {description}, {count} pairs", figure, ""))
 
 
 def run_modes(settings: Settings, outcome: Outcome, limit: float) -> None:
@@ -137,7 +138,7 @@ def run_modes(settings: Settings, outcome: Outcome, limit: float) -> None:
     with _bench(settings, outcome, "modes", limit) as measured:
         for count in _counts(measured, "modes"):
             first, *others = MODES
-            usual = measured[f"modes {count} {first}"]
+            usual = measured.get(f"modes {count} {first}")
             for mode in others:
                 row = measured.get(f"modes {count} {mode}")
                 if row and usual:
