@@ -66,6 +66,7 @@ class Settings:
     backbone_lr: float = setting(1e-4, "baseline", "learning rate of the baseline's backbone")
     steps: int = setting(100, "match refine", "steps of (a), and of (c)")
     lr: float = setting(1e-4, "match refine", "learning rate of (a) and (c)")
+    lambda_cls: float = setting(1.0, "match refine", "weight of the image labels' own loss beside (a) and (c)")
     lambda_b: float = setting(0.6, "match refine", "weight of the background term in (1); the paper: 2.4 for VOC")
     lambda_refine: float = setting(0.2, "refine", "lambda, the weight of refinement (3); the paper: 0.05 for VOC")
     refine_share: float = setting(0.0, "refine", "instead of lambda, refinement's pull beside matching's; 0: lambda")
@@ -79,7 +80,7 @@ class Settings:
     prompt_lr: float = setting(2e-2, "prompts", "learning rate of (b)")
 
     def __post_init__(self) -> None:
-        for name in ("baseline_lr", "backbone_lr", "lr", "prompt_lr", "refine_share"):
+        for name in ("baseline_lr", "backbone_lr", "lr", "prompt_lr", "refine_share", "lambda_cls"):
             check_number(name, getattr(self, name), 0)
         check_number("prompt_tau", self.prompt_tau, 0, 1, above=True)
         check_number("prompt_shared", self.prompt_shared, 0, 1, whole=True)
@@ -148,7 +149,9 @@ class Experiment:
                 prompts.learned = True  # a row of the table, no mistake to warn of
 
         def loss_of(network: nn.Module, index: Tensor) -> Tensor:
-            return sum_of(regularizer(self._images(index), self._masks(network, index)))
+            cams = self._cams(network, index)
+            losses = regularizer(self._images(index), self._masks(cams, index))
+            return sum_of(losses) + settings.lambda_cls * self._classification_loss(cams, index)
 
         network = network_of("baseline")
         optimizer = torch.optim.AdamW(network.parameters(), settings.lr)
@@ -158,11 +161,10 @@ class Experiment:
         return Trained(network, regularizer.prompts, {**notes, "loss": losses})
 
     def _train_baseline(self, settings: Settings, seed: int, title: str) -> Trained:
-        """Classification by the means of the raw CAMs."""
+        """Image labels alone."""
 
         def loss_of(network: nn.Module, index: Tensor) -> Tensor:
-            logits = network(self.data.train.inputs(index, self.device)).mean((2, 3))
-            return F.multilabel_soft_margin_loss(logits, self.labels[index])
+            return self._classification_loss(self._cams(network, index), index)
 
         torch.manual_seed(seed)
         network = self.new_network()
@@ -194,7 +196,7 @@ class Experiment:
         @torch.no_grad()
         def walk() -> Iterator[tuple[Tensor, ClassMasks]]:
             for index in self.data.train.parts():
-                yield self._images(index), self._masks(matched, index)
+                yield self._images(index), self._masks(self._cams(matched, index), index)
 
         pairs = int(self.labels.sum())
         with warnings.catch_warnings():
@@ -219,9 +221,16 @@ class Experiment:
     def _images(self, index: Tensor) -> Tensor:
         return self.data.train.images(index, self.device)
 
-    def _masks(self, network: nn.Module, index: Tensor) -> ClassMasks:
-        cams = network(self.data.train.inputs(index, self.device))
-        return ClassMasks.from_dense(cams, self.labels[index]).max_normalized()
+    def _cams(self, network: nn.Module, index: Tensor) -> Tensor:
+        """Raw CAMs `[n, K, h, w]`."""
+        return network(self.data.train.inputs(index, self.device))
+
+    def _masks(self, cams: Tensor, index: Tensor) -> ClassMasks:
+        return ClassMasks.from_dense(cams, self.data.train.labels[index]).max_normalized()
+
+    def _classification_loss(self, cams: Tensor, index: Tensor) -> Tensor:
+        """Classification by the means of the raw CAMs."""
+        return F.multilabel_soft_margin_loss(cams.mean((2, 3)), self.labels[index])
 
     def _batches(self, steps: int, size: int, seed: int, stream: int) -> Iterator[Tensor]:
         """Indices of training images, shuffled anew for every pass."""
