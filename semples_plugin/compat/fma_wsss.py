@@ -38,6 +38,12 @@ def count_colours_beyond_a_byte(source: str) -> str:
     return source.replace("enumerate(VOC_COLOR)", "enumerate(VOC_COLOR.tolist())")
 
 
+@CORRECTIONS.in_source("alchemy_cat.acplot.plot_conf_matrix")  # its line 54
+def choose_by_an_integer(source: str) -> str:
+    """numpy 2 no longer lets its booleans index a list; the picture of a confusion matrix was lost."""
+    return source.replace("[per_ok == 100]", "[int(per_ok == 100)]")
+
+
 @CORRECTIONS.after("alchemy_cat")  # src/tasks/train_coop/run.py:48, :294
 def pickle_lambdas(_: Any) -> None:
     """The configs that go to child processes hold lambdas, which Python's own pickle refuses."""
