@@ -321,3 +321,14 @@ def test_every_host_has_its_corrections():
     for module in REGISTRIES.values():
         text = Path(clims.__file__).with_name(f"{module}.py").read_text()
         assert "CORRECTIONS = Corrections()" in text
+
+
+def test_alchemy_cats_confusion_matrix_is_drawn_on_numpy_2():
+    from semples_plugin.compat.fma_wsss import choose_by_an_integer
+
+    names = {"per_ok": np.float64(100)}
+    source = 'text = ["%.2f%%" % per_ok, "100%"][per_ok == 100]'
+    exec(choose_by_an_integer(source), names)
+    assert names["text"] == "100%"
+    with pytest.raises(TypeError, match="indices must be integers"):  # else there is nothing to correct any more
+        exec(source, names)
