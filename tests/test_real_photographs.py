@@ -158,6 +158,16 @@ def test_a_share_sets_how_strong_refinement_is(voc, tmp_path):
     assert shares[0]["full"]["share"] != shares[1]["full"]["share"]
 
 
+def test_image_labels_and_words_count(voc, tmp_path):
+    def figures(row: str, *options: str) -> dict[str, list[float]]:
+        return run(voc, tmp_path / "out", *options, rows=(row,))["rows"]
+
+    first, without = figures("match"), figures("match", "--lambda-cls=0")
+    assert first["baseline"] == without["baseline"] and first["match"]["share"] != without["match"]["share"]
+    shares = [figures("best", "--words", *words)["best"]["share"] for words in (CONTEXTS[:3], CONTEXTS[3:6])]
+    assert shares[0] != shares[1]
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
 def test_kept_features_lead_to_those_of_the_whole_network(name, tmp_path):
     torch.manual_seed(0)
