@@ -40,7 +40,7 @@ def padded_count(count: int, most: int | None = None) -> int:
 
 
 class CompiledTerms:
-    """Calls a function of tensors of pairs, `regularizer.pair_terms`, as a graph for each padded number of them.
+    """Calls a function of tensors of pairs, `pair_terms`, as a graph for each padded number of them.
 
     Args:
         terms: the function; it is compiled as one graph, without a break.

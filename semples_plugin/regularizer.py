@@ -1,14 +1,14 @@
 """`SemPLeSRegularizer`: the three objectives as one thing to add to a host's loss.
 
-`functional` holds the equations, `pair_encoder` the features that they compare, `diagnostics` checks and
-warnings. For a loss of your own on the masks, add its weight to `LossWeights` and `_term_weights`, and its
-formula to `pair_terms`, or to `_terms` in a class of your own.
+`functional` holds the equations, `pair_encoder` the features that they compare, `pair_terms` how the former are
+made of the latter, `diagnostics` checks and warnings. For a loss of your own on the masks, add its weight to
+`LossWeights` and `_term_weights`, and its formula to `pair_terms`, or to `_terms` in a class of your own.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from semples_plugin import diagnostics, functional
 from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.compiled import CompiledTerms
 from semples_plugin.loss_weights import LossWeights
-from semples_plugin.masks import ClassMasks, pair_views
-from semples_plugin.pair_encoder import PairEncoder, encode_pair
+from semples_plugin.masks import ClassMasks
+from semples_plugin.pair_encoder import PairEncoder
+from semples_plugin.pair_terms import Named, pair_terms
 from semples_plugin.prompts import BackgroundPrompts, EncodedPrompts
 from semples_plugin.refine_strength import RefineStrength
 from semples_plugin.utils.checks import CheckSchedule
@@ -30,8 +31,6 @@ from semples_plugin.utils.distributed import share_of_pairs
 
 if TYPE_CHECKING:
     from semples_plugin.presets import Preset
-
-Named = dict[str, Tensor]
 
 
 class SemPLeSRegularizer(PairEncoder):
@@ -458,57 +457,6 @@ class SemPLeSRegularizer(PairEncoder):
                 "them, or BackgroundPrompts.load(path)"
             )
         return self._prompts
-
-
-def pair_terms(
-    encode: Callable[[Tensor], Tensor],
-    names: tuple[str, ...],
-    pairs: Tensor,
-    maps: Tensor,
-    class_index: Tensor,
-    fill: Tensor,
-    label_features: Tensor,
-    prompts: Tensor | None,
-    nearest: bool = False,
-    counted: Tensor | None = None,
-) -> tuple[Named, Named]:
-    """The terms of (1) and (3) as a function of tensors alone.
-
-    Args:
-        encode: CLIP's image encoder.
-        names: of the terms that are wanted.
-        pairs: the image of each pair, `[P, 3, S, S]`, CLIP-normalised.
-        maps: its mask, `[P, S, S]`.
-        class_index: its class, `[P]`.
-        fill: colour of what is masked out.
-        label_features: u_f of all classes, `[K, D]`.
-        prompts: u_b of all classes, `[K, D]`, for refinement.
-        nearest: whether prompts belong to no class, and each pair takes the one nearest to its background.
-        counted: which of the pairs are no padding, `[P]`; None for all.
-
-    Returns:
-        Terms, unweighted, by the names of their losses, and the similarities `[P]` that they are made of.
-    """
-    matches = "loss_match_foreground" in names
-    repels = "loss_match_background" in names
-    refines = "loss_refine" in names
-    needs_background = repels or (refines and nearest)
-    views = pair_views(pairs, maps, fill)
-    v_f, v_b = encode_pair(encode, views, foreground=matches or refines, background=needs_background)
-    u_f = label_features[class_index]
-    losses: Named = {}
-    similarities: Named = {}
-    if matches:
-        similarities["foreground"] = functional.similarity(v_f, u_f)
-        losses["loss_match_foreground"] = functional.attract(similarities["foreground"], counted)
-    if repels:
-        similarities["background"] = functional.similarity(v_b, u_f)
-        losses["loss_match_background"] = functional.repel(similarities["background"], counted)
-    if refines and prompts is not None:
-        chosen = (v_b.detach() @ prompts.T).argmax(dim=1) if nearest else class_index
-        similarities["prompt"] = functional.similarity(v_f, prompts[chosen])
-        losses["loss_refine"] = functional.refinement_loss(similarities["prompt"], counted)
-    return losses, similarities
 
 
 def sum_of(losses: Named) -> Tensor:

@@ -45,6 +45,7 @@ OWN = {  # modules whose tests are called otherwise
     "adapters/weaktr_checkpoints": "weaktr_checkpoints",
     "adapters/mmseg_stages": "preset_consumers",
     "pair_encoder": "regularizer",
+    "pair_terms": "regularizer",
     "diagnostics": "regularizer",
     "evaluation/pixel_counts": "cams",
     "evaluation/regions": "strata",
@@ -63,9 +64,9 @@ OWN = {  # modules whose tests are called otherwise
 }
 
 MUTATIONS = [
-    ("sign of -log sim(v_f, u_f)", "regularizer", "= functional.attract(", "= -functional.attract("),
-    ("sign of -log(1 - sim(v_b, u_f))", "regularizer", "= functional.repel(", "= -functional.repel("),
-    ("sign of L_refine", "regularizer", "= functional.refinement_loss(", "= -functional.refinement_loss("),
+    ("sign of -log sim(v_f, u_f)", "pair_terms", "= functional.attract(", "= -functional.attract("),
+    ("sign of -log(1 - sim(v_b, u_f))", "pair_terms", "= functional.repel(", "= -functional.repel("),
+    ("sign of L_refine", "pair_terms", "= functional.refinement_loss(", "= -functional.refinement_loss("),
     ("sign of L_prompt^I", "functional", "return attract(prompt_background), repel", "return -attract(prompt_background), repel"),
     ("sign of L_prompt^T", "functional", "repel(prompt_label)", "-repel(prompt_label)"),
     ("text term left out", "regularizer", "text_term = functional.prompt_loss(", "text_term = functional.prompt_loss(0 * "),
@@ -250,8 +251,8 @@ MUTATIONS = [
     ("bench: a profile of the forward pass alone", "bench/whole", "{**spec, \"step\": \"refinement\"}", "{**spec, \"step\": \"walk\"}"),
     ("bench: steps one after the other", "bench/worker", "        for step in steps.values():\n            step.seconds", "        for step in [*steps.values()][:1]:\n            step.seconds"),
     ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
-    ("the word farthest from the background", "regularizer", ".argmax(dim=1) if nearest", ".argmin(dim=1) if nearest"),
-    ("words compared with no background", "regularizer", "repels or (refines and nearest)", "repels"),
+    ("the word farthest from the background", "pair_terms", ".argmax(dim=1) if nearest", ".argmin(dim=1) if nearest"),
+    ("words compared with no background", "pair_terms", "repels or (refines and nearest)", "repels"),
     ("a class among the words", "prompts", "if position_of(word) is not None:", "if False:"),
     ("words of several tokens", "clip/frozen", "if not is_one_token:", "if False:"),
 ]  # fmt: skip

@@ -111,6 +111,7 @@ def test_the_root_is_the_paper():
         "functional",  # the equations
         "masks",  # M
         "pair_encoder",  # v_f, v_b and u_f
+        "pair_terms",  # the terms of (1) and (3)
         "loss_weights",  # the lambdas
         "refine_strength",  # lambda of (3), where it is measured: ours, and off by default
         "compiled",  # the regularizer's terms as graphs, for any number of pairs

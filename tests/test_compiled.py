@@ -108,7 +108,7 @@ def test_more_sizes_than_torch_allows_a_function_are_compiled():
 
 
 def test_torch_explains_one_graph_without_a_break():
-    from semples_plugin.regularizer import pair_terms
+    from semples_plugin.pair_terms import pair_terms
 
     regularizer = build()
     _, masks = batch(3, size=(32, 32))
