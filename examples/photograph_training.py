@@ -66,7 +66,7 @@ class Settings:
     backbone_lr: float = setting(1e-4, "baseline", "learning rate of the baseline's backbone")
     steps: int = setting(100, "match refine", "steps of (a), and of (c)")
     lr: float = setting(1e-4, "match refine", "learning rate of (a) and (c)")
-    lambda_cls: float = setting(1.0, "match refine", "weight of the image labels' own loss beside (a) and (c)")
+    lambda_cls: float = setting(0.0, "match refine", "weight of the image labels' own loss beside (a) and (c)")
     lambda_b: float = setting(0.6, "match refine", "weight of the background term in (1); the paper: 2.4 for VOC")
     lambda_refine: float = setting(0.2, "refine", "lambda, the weight of refinement (3); the paper: 0.05 for VOC")
     refine_share: float = setting(0.0, "refine", "instead of lambda, refinement's pull beside matching's; 0: lambda")

@@ -36,16 +36,17 @@ from semples_plugin.prompts import BACKGROUND_WORDS
 APART = {"prompt_shared": 1, "lambda_f": 1.0, "prompt_tau": 0.3, "lambda_refine": 0.8}
 """One prompt for all classes, which is kept off the objects, from harder masks: then refinement can be strong."""
 
-RECOMMENDED = {"lambda_refine": 0.8}
-"""Words describe no object, so that refinement can be strong."""
+RECOMMENDED = {"lambda_cls": 1.0, "lambda_refine": 0.8}
+"""The image labels' own loss stays, as in most hosts; words describe no object, so that refinement can be strong."""
 
 ROWS = {
     "baseline": Row("image labels alone", ("baseline",)),
     "match": Row("(a) segment-label matching", ("match",)),
+    "labels": Row("(a) beside the image labels' own loss", ("match",), {"lambda_cls": 1.0}),
     "unlearned": Row("(c) refinement, prompts not learned", ("refine",)),
     "full": Row("(b) and (c), the paper's", ("prompts", "refine")),
     "apart": Row("(b) and (c), prompts kept off the objects", ("prompts", "refine"), APART),
-    "best": Row("(c) with words for backgrounds, recommended", ("words", "refine"), RECOMMENDED),
+    "best": Row("(c) with words, beside the image labels' own loss", ("words", "refine"), RECOMMENDED),
 }
 """The rows, by name; a row's last entry is its own settings, by their names in `photograph_training.Settings`."""
 
@@ -76,6 +77,8 @@ def settings_of(
 
 def run(options: argparse.Namespace) -> None:
     """Trains and judges all rows of all seeds that aren't finished yet, then writes the table and the report."""
+    if not options.data.is_dir():
+        raise FileNotFoundError(f"--data: there is no folder {options.data}")
     settings = Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
     backbone = load_backbone(
         options.backbone,

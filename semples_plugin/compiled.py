@@ -57,7 +57,7 @@ class CompiledTerms:
                 raise TypeError(f"compile: {name} is set already, pairs being padded to fixed numbers; leave it out")
         self._terms = terms
         self._options = {"fullgraph": True, "dynamic": False, **options}
-        self._graphs: dict[tuple[int, tuple[str, ...]], Callable[..., Any]] = {}
+        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         torch.compile(terms, **self._options)  # so that wrong options are refused here
 
     def __call__(
@@ -89,19 +89,26 @@ class CompiledTerms:
         image_index, class_index = (F.pad(index, (0, size - count)) for index in (masks.image_index, masks.class_index))
         maps = F.pad(masks.maps.to(images.dtype), (0, 0, 0, 0, 0, size - count))
         counted = torch.arange(size, device=maps.device) < count
-        graph = self._graph(size, names)
+        kind = images.dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        tables = [tuple(value.shape) if isinstance(value, Tensor) else value for value in shared]
+        graph = self._graph(size, names, *kind, *tables)
         losses, similarities = graph(clip.features_of, names, images[image_index], maps, class_index, *shared, counted)
         for values in similarities.values():
             clip.check_finite(values, "images")
         # With CUDA graphs the next call writes into the same memory.
         return losses, {name: values[:count].clone() for name, values in similarities.items()}
 
-    def _graph(self, size: int, names: tuple[str, ...]) -> Callable[..., Any]:
-        """The compiled function for `size` pairs."""
-        if (size, names) not in self._graphs:
+    def _graph(self, size: int, names: tuple[str, ...], *kind: Any) -> Callable[..., Any]:
+        """The compiled function for `size` pairs, and all else that a graph is made for."""
+        key = size, names, *kind
+        if key not in self._graphs:
             terms: Any = self._terms
-            # torch counts the graphs of a function by its code, and allows eight of them: each size gets a copy.
+            # torch counts the graphs of a function by its code, and allows eight of them: each kind gets a copy.
             code = terms.__code__.replace(co_name=f"{terms.__name__}_of_{size}")
             copied = FunctionType(code, terms.__globals__, code.co_name, terms.__defaults__)
-            self._graphs[size, names] = torch.compile(copied, **self._options)
-        return self._graphs[size, names]
+            self._graphs[key] = torch.compile(copied, **self._options)
+        return self._graphs[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graphs, which can't be pickled and are made again where they are needed."""
+        return {**self.__dict__, "_graphs": {}}

@@ -63,7 +63,6 @@ class PairEncoder:
         # One of them without the other would mix two normalisations, as the default is ImageNet's.
         if (input_mean is None, input_mean is IMAGENET_MEAN) != (input_std is None, input_std is IMAGENET_STD):
             raise ValueError("input_mean and input_std: give both, or None for both where images are CLIP-normalised")
-        _check_max_pairs(max_pairs)
         self.clip = clip
         self.max_pairs = max_pairs
         self.align_corners = align_corners
@@ -77,6 +76,16 @@ class PairEncoder:
         self._cached_statistics: dict[Any, Statistics] = {}
         self._part_size = PartSize(check_every)
         self._label_features = clip.encode_texts([template.replace("{}", name) for name in self.class_names])
+
+    @property
+    def max_pairs(self) -> int | str | None:
+        """Pairs that CLIP sees at once: a number, "auto", or None for all of them."""
+        return self._max_pairs
+
+    @max_pairs.setter
+    def max_pairs(self, max_pairs: int | str | None) -> None:
+        _check_max_pairs(max_pairs)
+        self._max_pairs = max_pairs
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -206,7 +206,7 @@ class BackgroundPrompts(nn.Module):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `get_extra_state` gave, now or in an older version; what vectors belong to stays if not given."""
         names, suffix = state.get("class_names", self.class_names), state.get("suffix_ids", self.suffix_ids)
-        words = state.get("words", self.words)
+        words = state.get("words")  # older states have none, and are of classes
         owners = names if words is None else words
         if owners is not None and len(owners) != len(self.vectors):
             kind = "class names" if words is None else "words"
@@ -240,8 +240,8 @@ class BackgroundPrompts(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K."""
-        return self.vectors.shape[0]
+        """K; one prompt each, unless these are words."""
+        return len(self.vectors) if self.words is None else len(self.class_names or ())
 
     def encode(self, clip: FrozenClip, classes: Tensor | None = None) -> Tensor:
         """u_b = E_T(p_k): `[K, D]`, unit length, differentiable in the vectors; or of some `classes` `[C]` alone.
@@ -266,7 +266,7 @@ class BackgroundPrompts(nn.Module):
         ValueError: the prompts belong to other classes: class 0 is 'train' in the prompts and 'boat' in the
         class list; use the class list that they were learned with, or learn them again
         """
-        if self.words is None and self.num_classes != len(class_names):
+        if self.num_classes != len(class_names):
             hint = "; the release's COCO list has 90 names (preset release-coco)" if self.num_classes == 90 else ""
             raise ValueError(
                 f"the prompts are for {self.num_classes} classes, the class list has {len(class_names)}{hint}"

@@ -180,7 +180,8 @@ class SemPLeSRegularizer(PairEncoder):
 
         Pairs are padded to a few numbers (1 to 6, 8, 10, 12, 16, 20, 24, 32, ...), each with a graph of its own that
         is made when it is first needed; padding changes neither losses nor gradients, to rounding. Stage (b) and
-        what isn't trained with, `gradient_balance` for one, stay as they are, as do terms of your own.
+        what isn't trained with, `gradient_balance` for one, stay as they are, as do terms of your own. A graph's
+        gradient can be asked for once: sum the losses, and don't keep the graph (`retain_graph`, `create_graph`).
 
         Args:
             options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.

@@ -29,13 +29,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # where nothing is installed
 
-import torch  # noqa: E402
+try:
+    import torch
 
-from semples_plugin.bench.hosts import HOSTS, STAGES, stages_of  # noqa: E402
-from semples_plugin.bench.run import describe_machine  # noqa: E402
-from semples_plugin.bench.tables import verdict  # noqa: E402
-from semples_plugin.bench.tasks import FAST_PATHS, MODES, PROMPT_BATCH, PROMPT_EPOCHS, PROMPT_PAIRS  # noqa: E402
-from semples_plugin.utils.atomic_files import replacing  # noqa: E402
+    from semples_plugin.bench.hosts import HOSTS, STAGES, stages_of
+    from semples_plugin.bench.run import describe_machine
+    from semples_plugin.bench.tables import verdict
+    from semples_plugin.bench.tasks import FAST_PATHS, MODES, PROMPT_BATCH, PROMPT_EPOCHS, PROMPT_PAIRS
+    from semples_plugin.utils.atomic_files import replacing
+except ImportError as absent:
+    sys.exit(
+        f"{sys.executable} lacks what this needs: {absent}. Take a Python that has torch, `make gpu PYTHON=...`, and "
+        "install requirements-gpu.txt, see docs/cost.md"
+    )
 
 TOTAL = 600  # seconds for everything
 AIMS = {"host": 1.5, "peak": 0.40, "learning": 10.0}  # times a host's step; share of the matmul peak; minutes of (b)
@@ -243,8 +249,9 @@ def run_parts(settings: Settings, names: Iterable[str], total: float = TOTAL) ->
 
 def format_table(machine: str, settings: Settings, outcomes: dict[str, Outcome], seconds: float) -> str:
     """The Markdown table."""
+    title = "`make gpu`" if settings.patience == 1 else "A try of `make gpu`, whose figures mean nothing,"
     lines = [
-        f"`make gpu` on {machine}; CLIP {settings.clip} in {settings.precision}; {seconds:.0f} s",
+        f"{title} on {machine}; CLIP {settings.clip} in {settings.precision}; {seconds:.0f} s",
         "",
         "| part | what | figure | aim |",
         "|---|---|---|---|",

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -233,3 +234,15 @@ def test_within_a_compiled_program_it_is_part_of_its_graph():
     regularizer.prompts = None
     torch.compile(regularizer.__call__, backend=outer, fullgraph=True)(host_images(), masks)
     assert outer.graphs == 1 and not regularizer._compiled._graphs
+
+
+def test_a_compiled_regularizer_that_ran_is_pickled_and_more_kinds_than_torch_allows_are_compiled():
+    compiled = build().compile(backend="eager")
+    expected = step(compiled, 3)
+    assert_same(step(pickle.loads(pickle.dumps(build().compile(backend="eager"))), 3), expected)
+    again = pickle.loads(pickle.dumps(compiled))
+    assert_same(step(again, 3), expected)
+    words = ["grass", "room", "sea", "road", "sky", "wall", "snow", "sand", "trees", "fence", "street"]
+    for count in range(1, len(words) + 1):
+        compiled.prompts = BackgroundPrompts.from_words(compiled.clip, NAMES, words[:count])
+        step(compiled, 3)

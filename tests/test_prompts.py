@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from semples_plugin import BackgroundPrompts, load_preset
 from semples_plugin import prompts as prompts_module
+from semples_plugin.cli.app import main
 from semples_plugin.clip import frozen
 from semples_plugin.prompt_quality import ClassQuality, Nearness
 from semples_plugin.prompts import BACKGROUND_WORDS
@@ -326,11 +327,23 @@ def test_prompts_of_words_are_the_texts_of_these_words(tmp_path, clip):
         prompts.check_of_classes()
 
 
+def test_words_belong_to_as_many_classes_as_they_were_made_for(clip):
+    words = BackgroundPrompts.from_words(clip, NAMES, ["grass"])
+    assert words.num_classes == 3
+    for names in (NAMES[:1], [*NAMES, "bird"]):
+        with pytest.raises(ValueError, match=f"the prompts are for 3 classes, the class list has {len(names)}"):
+            words.check_belongs_to(clip, names)
+    three = BackgroundPrompts.from_words(clip, NAMES, WORDS[:3])
+    three.load_state_dict({"vectors": torch.randn(3, 1, 64)})  # as version 0.1.0 wrote prompts
+    assert three.words is None and three.num_classes == 3
+
+
 def test_words_that_are_none_are_refused(clip):
     for words, error, message in (
         (["grass", "TV Monitor"], ValueError, "'TV Monitor' is a class, and refinement would suppress it"),
         (["grass", "living room"], ValueError, "expected words of one token of CLIP 0's, got 'living room'"),
         (["grass", "Grass"], ValueError, "words: expected different names, got 'grass' twice"),
+        (["grass", "\uff47\uff52\uff41\uff53\uff53"], ValueError, "words: two of them are one token of CLIP 0's"),
         ([], ValueError, "words: expected different names, got none"),
         ("grass", TypeError, "words: expected a list of strings"),
     ):
@@ -342,3 +355,16 @@ def test_the_words_at_hand_are_no_class_of_a_preset_and_one_token_each(clip):
     for preset in ("voc", "coco", "release-coco"):
         names = load_preset(preset).class_names
         assert BackgroundPrompts.from_words(clip, names).words == BACKGROUND_WORDS
+
+
+def test_the_command_line_makes_prompts_of_words(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("train\nboat\n")
+    file = tmp_path / "words.safetensors"
+    options = ["--clip", "demo", "--classes", str(tmp_path / "classes.txt"), "--out", str(file)]
+    assert main(["prompts", "from-words", *options, "--words", "rails", "water"]) == 0
+    assert BackgroundPrompts.load(file).words == ("rails", "water")
+    capsys.readouterr()
+    assert main(["prompts", "words", str(file)]) == 0
+    assert capsys.readouterr().out == "these prompts are words: rails, water\n"
+    assert main(["prompts", "from-words", *options, "--words", "rails", "boat"]) == 1
+    assert "'boat' is a class" in capsys.readouterr().err

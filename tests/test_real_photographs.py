@@ -90,8 +90,8 @@ def test_all_rows_are_trained_and_judged(voc, finished):
     judged = evaluate_folder(out / "cams/full-seed1", out / "masks", names, progress=False)
     assert 100 * judged.miou == results["rows"]["full"]["miou"][1]
     table = (out / "table.md").read_text()
-    assert len(re.findall(r"^\| \w+ \| .* ± ", table, re.MULTILINE)) == 6
-    assert len(re.findall(r"^- \w+ beside match, seed [01]: [+-].* interval", table, re.MULTILINE)) == 10
+    assert len(re.findall(r"^\| \w+ \| .* ± ", table, re.MULTILINE)) == 7
+    assert len(re.findall(r"^- \w+ beside match, seed [01]: [+-].* interval", table, re.MULTILINE)) == 12
     page = (out / "report.html").read_text()
     assert "seed 0" in page and all(name in page for name in real_photographs.ROWS) and "nearest" in page
 
@@ -162,7 +162,7 @@ def test_image_labels_and_words_count(voc, tmp_path):
     def figures(row: str, *options: str) -> dict[str, list[float]]:
         return run(voc, tmp_path / "out", *options, rows=(row,))["rows"]
 
-    first, without = figures("match"), figures("match", "--lambda-cls=0")
+    without, first = figures("match"), figures("match", "--lambda-cls=1")
     assert first["baseline"] == without["baseline"] and first["match"]["share"] != without["match"]["share"]
     shares = [figures("best", "--words", *words)["best"]["share"] for words in (CONTEXTS[:3], CONTEXTS[3:6])]
     assert shares[0] != shares[1]
@@ -271,10 +271,12 @@ def test_bad_input_is_refused_in_a_sentence(voc, tmp_path, capsys, monkeypatch):
         (["--masks=nowhere"], "there is no mask in PNG nowhere"),
     ):
         assert re.search(message, refused(voc, tmp_path, *options)), options
-    monkeypatch.setattr("sys.argv", ["real_photographs.py", "--data=nowhere", "--backbone=nothing"])
+    monkeypatch.setattr("sys.argv", ["real_photographs.py", "--data=nowhere"])
     with pytest.raises(SystemExit) as error:
         real_photographs.main()
-    assert error.value.code == 1 and "real_photographs.py: timm has no backbone" in capsys.readouterr().err
+    assert (
+        error.value.code == 1 and "real_photographs.py: --data: there is no folder nowhere" in capsys.readouterr().err
+    )
 
 
 def test_a_list_of_ones_own_is_a_file(voc, tmp_path):

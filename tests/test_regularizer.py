@@ -107,6 +107,13 @@ def test_of_words_each_pair_takes_the_one_nearest_to_its_background(monkeypatch)
     assert "4 words as prompts" in repr(regularizer)
 
 
+def test_max_pairs_is_checked_later_as_well():
+    regularizer = word_regularizer()
+    for value in (0, -1, 1.5, "foo", True):
+        with pytest.raises(ValueError, match="max_pairs: expected a positive integer"):
+            regularizer.max_pairs = value
+
+
 def test_words_are_not_learned():
     regularizer = word_regularizer()
     masks = ClassMasks.from_dense(cams(torch.float64), LABELS).sigmoid()

@@ -30,7 +30,10 @@ def add(commands: Any) -> None:
     add_device(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of CLIP")
     parser.add_argument(
-        "--pairs", type=int, nargs="+", help="numbers of pairs (default: 1 6 16 96; up to 256 on a GPU)"
+        "--pairs",
+        type=int,
+        nargs="+",
+        help="numbers of pairs of the part refinement (default: 1 6 16 96; up to 256 on a GPU)",
     )
     parser.add_argument(
         "--host", nargs="+", choices=("clims", "weaktr", "resnet50"), help="hosts whose own step is measured"

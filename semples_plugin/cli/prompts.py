@@ -54,7 +54,7 @@ def _add_from_words(actions: Any) -> None:
     parser.add_argument("--classes", default="voc", help="a preset, or a text file of class names (default: voc)")
     parser.add_argument("--words", nargs="+", help="of one token each (default: twenty, such as grass, sea and room)")
     parser.add_argument("--out", default="words.safetensors", help="file to write")
-    add_clip(parser)
+    add_clip(parser, "ViT-B-32-quickgelu with OpenAI's weights")
     parser.set_defaults(run=make_from_words)
 
 
@@ -71,6 +71,9 @@ def print_words(options: argparse.Namespace) -> None:
     from semples_plugin.viz.tables import format_words
 
     prompts, clip = load_prompts(options)
+    if prompts.words is not None:
+        print(f"these prompts are words: {', '.join(prompts.words)}")
+        return
     vocabulary = _read_words(options.vocabulary) if options.vocabulary else default_vocabulary(clip)
     print(format_words(nearest_words(prompts, clip, vocabulary, options.count)))
 

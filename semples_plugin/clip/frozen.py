@@ -233,6 +233,8 @@ class FrozenClip:
         for word, is_one_token in zip(words, around.all(dim=1).tolist(), strict=True):
             if not is_one_token:
                 raise ValueError(f"words: expected words of one token of {self.name}'s, got {word!r}")
+        if len(ids[:, layout.start].unique()) < len(words):
+            raise ValueError(f"words: two of them are one token of {self.name}'s, expected different ones")
         return self._text.token_embedding.weight[ids[:, layout.start]].detach().float()
 
     def signature(self) -> Tensor:
