@@ -6,6 +6,7 @@ Ours, not the paper's, which gives one lambda for each data set and its CLIP.
 from __future__ import annotations
 
 from statistics import median_low
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,17 @@ class RefineStrength:
             self._calls += 1
             self._ratios += found
             self._weight = self.share / median_low(self._ratios)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With whether the prompts are still those that were measured, since a copy's count of changes begins anew."""
+        is_current = self._vectors is not None and self._version == version_of(self._vectors)
+        return {**self.__dict__, "is_current": is_current}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        is_current = state.pop("is_current")
+        self.__dict__.update(state)
+        if self._vectors is not None:
+            self._version = version_of(self._vectors) if is_current else -1  # which no tensor has
 
     def _begin(self, prompts: BackgroundPrompts | None) -> None:
         self._vectors = None if prompts is None else prompts.vectors

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -197,3 +199,19 @@ def test_compiled_it_measures_the_same():
         sum(losses.values()).backward()
         found.append((torch.tensor(regularizer.refine_weight), losses["loss_refine"].detach(), maps.grad))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_copies_keep_lambda_where_the_prompts_are_those_that_were_measured(copied):
+    strength, prompts = RefineStrength(0.2), BackgroundPrompts(2, 4, 64)
+    with torch.no_grad():
+        prompts.vectors.mul_(2).add_(1)  # autograd counts both; a copy's count begins anew
+    assert strength.is_due(prompts)
+    strength.add(torch.tensor([0.5]))
+    again, same = copied((strength, prompts))
+    assert again.weight_for(same) == strength.weight_for(prompts) == 0.4
+    with torch.no_grad():
+        prompts.vectors.mul_(2)
+    again, same = copied((strength, prompts))
+    assert strength.weight_for(prompts) == 0
+    assert again.weight_for(same) == 0
