@@ -598,3 +598,8 @@ def test_parts_of_which_nothing_came_again_are_removed(tmp_path):
     (tmp_path / "mine.bin").write_text("")
     learn_background_prompts(make(), Batches(seed=6), work_dir=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.bin"]
+
+
+def test_another_run_in_the_same_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"part\.bin was removed while this run used it.* the same work_dir\?"):
+        parts.map_part(tmp_path / "part.bin", 3, 8)

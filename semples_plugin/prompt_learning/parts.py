@@ -294,7 +294,12 @@ def _digest_of(content: dict[str, Any], data: bytes) -> str:
 
 def map_part(path: Path, rows: int, width: int) -> NDArray[np.float16]:
     """The first rows of a part `[rows, 2, D]`, of which the system reads what is looked at."""
-    return np.asarray(np.memmap(path, _ROW_TYPE, "r", shape=(rows, 2, width)))
+    try:
+        return np.asarray(np.memmap(path, _ROW_TYPE, "r", shape=(rows, 2, width)))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} was removed while this run used it: does another one have the same work_dir? Each wants its own"
+        ) from error
 
 
 @contextmanager
