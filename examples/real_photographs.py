@@ -36,17 +36,17 @@ from semples_plugin.prompts import BACKGROUND_WORDS
 APART = {"prompt_shared": 1, "lambda_f": 1.0, "prompt_tau": 0.3, "lambda_refine": 0.8}
 """One prompt for all classes, which is kept off the objects, from harder masks: then refinement can be strong."""
 
-RECOMMENDED = {"lambda_cls": 1.0, "lambda_refine": 0.8}
+WORDS = {"lambda_cls": 1.0, "lambda_refine": 0.8}
 """The image labels' own loss stays, as in most hosts; words describe no object, so that refinement can be strong."""
 
 ROWS = {
     "baseline": Row("image labels alone", ("baseline",)),
     "match": Row("(a) segment-label matching", ("match",)),
-    "labels": Row("(a) beside the image labels' own loss", ("match",), {"lambda_cls": 1.0}),
     "unlearned": Row("(c) refinement, prompts not learned", ("refine",)),
     "full": Row("(b) and (c), the paper's", ("prompts", "refine")),
     "apart": Row("(b) and (c), prompts kept off the objects", ("prompts", "refine"), APART),
-    "best": Row("(c) with words, beside the image labels' own loss", ("words", "refine"), RECOMMENDED),
+    "words": Row("(c) with words, beside the image labels' own loss", ("words", "refine"), WORDS),
+    "best": Row("(a) beside the image labels' own loss, recommended", ("match",), {"lambda_cls": 1.0}),
 }
 """The rows, by name; a row's last entry is its own settings, by their names in `photograph_training.Settings`."""
 
