@@ -28,10 +28,8 @@ def padded_count(count: int, most: int | None = None) -> int:
         count: P.
         most: not to be exceeded, if `count` doesn't.
 
-    >>> [padded_count(count) for count in (1, 2, 3, 7, 9, 17, 33, 96)]
-    [1, 2, 3, 8, 10, 20, 40, 96]
-    >>> padded_count(9, most=9)
-    9
+    >>> padded_count(7), padded_count(33), padded_count(9, most=9)
+    (8, 40, 9)
     """
     octave = max(count.bit_length() - 3, 0)
     sizes = (step << octave for step in (*_STEPS, 2 * _STEPS[0]))
