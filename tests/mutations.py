@@ -251,10 +251,7 @@ MUTATIONS = [
     ("bench: a profile of the forward pass alone", "bench/whole", "{**spec, \"step\": \"refinement\"}", "{**spec, \"step\": \"walk\"}"),
     ("bench: steps one after the other", "bench/worker", "        for step in steps.values():\n            step.seconds", "        for step in [*steps.values()][:1]:\n            step.seconds"),
     ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
-    ("the word farthest from the background", "pair_terms", ".argmax(dim=1) if nearest", ".argmin(dim=1) if nearest"),
-    ("words compared with no background", "pair_terms", "repels or (refines and nearest)", "repels"),
-    ("a class among the words", "prompts", "if position_of(word) is not None:", "if False:"),
-    ("words of several tokens", "clip/frozen", "if not is_one_token:", "if False:"),
+    ("words taken for learned prompts", "prompts", 'if state.get("words"):', "if False:"),
 ]  # fmt: skip
 
 

@@ -129,7 +129,6 @@ def learn_background_prompts(
             file.
     """
     prompts = regularizer._need_prompts()
-    prompts.check_of_classes()
     check_learning(epochs, lr, batch_size, weight_decay, seed, shared, mask_tau)
     _check_differentiable(regularizer)
     options = LearningOptions(int(epochs), float(lr), int(batch_size), float(weight_decay), int(seed), shared)
