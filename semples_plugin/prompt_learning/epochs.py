@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from semples_plugin.prompt_learning.work_dir import STATE_FILE, State, WorkDir
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
+from semples_plugin.utils.checks import check_number
 from semples_plugin.utils.distributed import from_first, is_first, on_first
 
 _ROOM = Path(__file__).parent
@@ -65,14 +67,40 @@ class PromptHistory:
 
 @dataclass(frozen=True)
 class LearningOptions:
-    """Options of the learning, in Python's own numbers: numpy's in a state file could not be read as data."""
+    """Options of `learn_background_prompts`, in Python's own numbers: a state file could not have numpy's.
 
-    epochs: int
-    lr: float
-    batch_size: int
-    weight_decay: float
-    seed: int
-    shared: bool
+    Raises:
+        TypeError, ValueError: for one of another type or range.
+    """
+
+    epochs: int = 60
+    lr: float = 5e-4
+    batch_size: int = 128
+    weight_decay: float = 0.01
+    seed: int = 0
+    shared: bool = False
+    mask_tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
+            object.__setattr__(self, name, int(value))
+        if not isinstance(self.shared, bool):
+            raise TypeError(f"shared: expected True or False, got {self.shared!r:.80}")
+        check_number("mask_tau", self.mask_tau, 0, 1, above=True)
+        for name in ("lr", "weight_decay", "mask_tau"):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(f"{name}: expected a number, got {value!r:.80}")
+            object.__setattr__(self, name, float(value))
+        in_range = self.epochs >= 1 and self.batch_size >= 1 and 0 < self.lr < math.inf
+        if not in_range or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"expected epochs and batch_size of at least 1, a finite lr above 0 and weight_decay of at least 0, "
+                f"got {self.epochs}, {self.batch_size}, {self.lr}, {self.weight_decay}"
+            )
 
 
 class LearningRun:
