@@ -457,8 +457,9 @@ def test_numpys_numbers_are_settings_too(tmp_path, monkeypatch):
 def test_a_work_dir_that_cannot_be_is_refused_before_the_walk(tmp_path):
     (tmp_path / "file").write_text("")
     batches = Batches()
-    with pytest.raises(OSError):
-        learn_background_prompts(make(), batches, work_dir=tmp_path / "file", **OPTIONS)
+    for work_dir in (tmp_path / "file", "/proc/self"):  # the latter exists, and takes no file
+        with pytest.raises(OSError, match=r"work_dir: nothing can be written into .*give another path"):
+            learn_background_prompts(make(), batches, work_dir=work_dir, **OPTIONS)
     assert batches.walks == 0
 
 

@@ -159,10 +159,10 @@ class LearningRun:
                 self._learn_epoch(epoch)
                 bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
                 if history.drifted and epoch + 1 == math.ceil(options.epochs / 4) < options.epochs:
-                    warn_caller(_describe_drift(history.drifted, epoch + 1, options.epochs))
+                    warn_caller(_describe_drift(history.drifted, epoch + 1, options))
                 on_first(partial(self.folder.write_state, self._state(epoch + 1)))
             history.quality = self._quality(self._measure())
-            history.verdict = describe_quality(history.quality)
+            history.verdict = describe_quality(history.quality, options.shared)
             prompts.seed, prompts.learned, prompts.quality = options.seed, True, tuple(history.quality)
         return history
 
@@ -292,9 +292,18 @@ def warn_caller(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def _describe_drift(classes: Sequence[str], epoch: int, epochs: int) -> str:
+def _describe_drift(classes: Sequence[str], epoch: int, options: LearningOptions) -> str:
+    epochs, names = options.epochs, ", ".join(classes)
+    drift = (
+        f"after {epoch} of {epochs} epochs the prompts of {names} come nearest to their own label, and nearer than they "
+        "began: they describe"
+    )
+    if options.shared:
+        drift = (
+            f"after {epoch} of {epochs} epochs the shared prompt comes nearest to the label of {names}, and nearer than "
+            "it began: it describes"
+        )
     return (
-        f"after {epoch} of {epochs} epochs the prompts of {', '.join(classes)} come nearest to their own label, and "
-        "nearer than they began: they describe the object, and refinement would suppress it; look at these classes' "
-        "masks (objects left in the background?), or raise LossWeights.text or prompt_foreground"
+        f"{drift} the object, and refinement would suppress it; look at these classes' masks (objects left in the "
+        "background?), or raise LossWeights.text or prompt_foreground"
     )
