@@ -31,7 +31,8 @@ from semples_plugin.adapters.base import CamAdapter
 from semples_plugin.adapters.host_options import UNLEARNED, refuse_hosts_own
 from semples_plugin.masks import ClassMasks
 from semples_plugin.presets import Preset, load_preset
-from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
+from semples_plugin.prompt_learning.epochs import LearningOptions
+from semples_plugin.prompt_learning.learn import learn_background_prompts
 from semples_plugin.prompt_learning.walk import harden
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
@@ -207,5 +208,5 @@ def _learning_options(preset: Preset, replaced: Mapping[str, Any] | None, seed: 
     defaults = preset.learning_options()
     check_known("learning", replaced or {}, [*defaults, "progress"])
     options = {**defaults, **(replaced or {})}
-    check_learning(**{name: options[name] for name in defaults}, seed=seed)
+    LearningOptions(**{name: options[name] for name in defaults}, seed=seed)  # checks them
     return options

@@ -23,7 +23,8 @@ from semples_plugin.adapters.mmseg_runner import (
     warnings_in_log,
 )
 from semples_plugin.presets import Preset, load_preset
-from semples_plugin.prompt_learning.learn import check_learning, learn_background_prompts
+from semples_plugin.prompt_learning.epochs import LearningOptions
+from semples_plugin.prompt_learning.learn import learn_background_prompts
 from semples_plugin.prompt_learning.work_dir import name_origin
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
@@ -305,7 +306,7 @@ def _check_learning_options(learning: Mapping[str, Any] | None) -> None:
     if not isinstance(learning, Mapping):
         raise TypeError(f"learning: expected dict(epochs=..., ...), got {shown(learning)}")
     check_known("learning", learning, LEARNING_OPTIONS)
-    check_learning(**{name: value for name, value in learning.items() if name != "progress"})
+    LearningOptions(**{name: value for name, value in learning.items() if name != "progress"})  # checks them
 
 
 def _regularizer_of(model: Any) -> SemPLeSRegularizer:

@@ -328,6 +328,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         name, size = options.one
+        if name not in MEASUREMENTS or not size.isdecimal() or int(size) < 1:
+            parser.error(f"--one: expected one of {', '.join(MEASUREMENTS)}, and a size from 1 up, got {name} {size}")
         torch.set_num_threads(1)
         print(json.dumps(MEASUREMENTS[name][0](int(size))))
         return

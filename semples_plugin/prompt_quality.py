@@ -22,6 +22,9 @@ LEARNED = 0.02
 """Rise of sim(u_b, v_b) below which a prompt has learned nothing; learning brings 0.2 on real images, 0.25 and
 more on the demo's."""
 
+_AGAINST_OBJECTS = "look at their masks, raise LossWeights.text, prompt_foreground or, after few steps, lr"
+_AGAINST_IDLENESS = "raise lr, epochs or LossWeights.image"
+
 
 @dataclass(frozen=True)
 class Nearness:
@@ -160,29 +163,46 @@ def went_well(quality: Sequence[ClassQuality]) -> bool:
     return not any(prompt.seen and (prompt.describes_object or prompt.learned_nothing) for prompt in quality)
 
 
-def describe_quality(quality: Sequence[ClassQuality]) -> str:
-    """One sentence on how (b) went, and what to do where it did not go well."""
+def describe_quality(quality: Sequence[ClassQuality], shared: bool = False) -> str:
+    """One sentence on how (b) went, and what to do where it did not go well.
+
+    Args:
+        quality: of each class.
+        shared: whether all classes have one and the same prompt, of which nothing can be said class by class.
+    """
     seen = [prompt for prompt in quality if prompt.seen]
     if not seen:
         return "how stage (b) went is unknown: these prompts come without its measurements"
     figures = _describe_figures(seen)
     if went_well(quality):
         return f"(b) went well: the prompts describe backgrounds ({figures})"
-    groups = []
     objects = [prompt.class_name for prompt in seen if prompt.describes_object]
+    idle = [prompt.class_name for prompt in seen if prompt.learned_nothing and not prompt.describes_object]
+    if shared:
+        return f"(b) did not go well ({figures}): the shared prompt {_describe_shared(objects, idle, len(seen))}"
+    groups = []
     if objects:
         groups.append(
             f"{_first_names(objects)} describe the object (nearer to it than to its background, or drawn to its "
-            "label), and refinement would suppress it: look at their masks, raise LossWeights.text, "
-            "prompt_foreground or, after few steps, lr"
+            f"label), and refinement would suppress it: {_AGAINST_OBJECTS}"
         )
-    idle = [prompt.class_name for prompt in seen if prompt.learned_nothing and not prompt.describes_object]
     if idle:
-        groups.append(
-            f"{_first_names(idle)} came no nearer to their backgrounds: raise lr, epochs or LossWeights.image"
-        )
+        groups.append(f"{_first_names(idle)} came no nearer to their backgrounds: {_AGAINST_IDLENESS}")
     bad = f"{len(objects) + len(idle)} of {len(seen)} classes"
     return f"(b) did not go well for {bad} ({figures}): the prompts of {'; those of '.join(groups)}"
+
+
+def _describe_shared(objects: Sequence[str], idle: Sequence[str], seen: int) -> str:
+    """What is wrong with one prompt of all classes, by the number of classes whose pairs say so."""
+    groups = []
+    if objects:
+        groups.append(
+            f"describes the object (is nearer to it than to its background, or drawn to its label) for {len(objects)} "
+            f"of {seen} classes' pairs, and refinement would suppress it there: {_AGAINST_OBJECTS}"
+        )
+    if idle:
+        groups.append(f"came no nearer to the backgrounds of {len(idle)} of {seen} classes: {_AGAINST_IDLENESS}")
+    return "; it ".join(groups)
 
 
 def _describe_figures(seen: Sequence[ClassQuality]) -> str:

@@ -182,7 +182,8 @@ class SemPLeSRegularizer(PairEncoder):
         gradient can be asked for once: sum the losses, and don't keep the graph (`retain_graph`, `create_graph`).
 
         Args:
-            options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
+            options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs. With `backend="aot_eager"`
+                `backward()` has to be called outside autocast: torch would run that backend's under it, and fail.
 
         Returns:
             self.

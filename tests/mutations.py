@@ -59,6 +59,7 @@ OWN = {  # modules whose tests are called otherwise
     "bench/hosts": "bench",
     "bench/run": "bench",
     "bench/steps": "bench",
+    "bench/tasks": "bench",
     "bench/whole": "bench",
     "bench/worker": "bench",
 }
@@ -250,6 +251,13 @@ MUTATIONS = [
     ("bench: values checked all the same", "bench/steps", "CheckSchedule.is_due = lambda *_: checks", "CheckSchedule.is_due = lambda *_: True"),
     ("bench: a profile of the forward pass alone", "bench/whole", "{**spec, \"step\": \"refinement\"}", "{**spec, \"step\": \"walk\"}"),
     ("bench: steps one after the other", "bench/worker", "        for step in steps.values():\n            step.seconds", "        for step in [*steps.values()][:1]:\n            step.seconds"),
+    ("bench: a compiled step that isn't", "bench/steps", "        regularizer.compile(**spec[\"compile\"])\n", "        pass\n"),
+    ("bench: --pairs for refinement alone", "bench/tasks", "list(pairs or usual.get(kind, usual[\"cpu\"]))", "list((pairs if part == \"refinement\" else None) or usual.get(kind, usual[\"cpu\"]))"),
+    ("bench: a bar that waits for its group", "bench/run", "                advance(float(", "                bool(float("),
+    ("Ctrl-C says nothing of what is kept", "prompt_learning/learn", "(kept := folder.describe_kept()) and is_first()", "(kept := folder.describe_kept()) and False"),
+    ("a work_dir that takes no file is walked for", "prompt_learning/work_dir", "            check_writable(\"work_dir\", self.path / STATE_FILE)", "            self.path.mkdir(parents=True, exist_ok=True)"),
+    ("numpy's numbers in a run's settings", "prompt_learning/epochs", "            object.__setattr__(self, name, int(value))\n", ""),
+    ("a shared prompt judged class by class", "prompt_learning/epochs", "describe_quality(history.quality, options.shared)", "describe_quality(history.quality)"),
     ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
     ("words taken for learned prompts", "prompts", 'if state.get("words"):', "if False:"),
 ]  # fmt: skip

@@ -34,8 +34,16 @@ try:
 
     from semples_plugin.bench.hosts import HOSTS, STAGES, stages_of
     from semples_plugin.bench.run import describe_machine
-    from semples_plugin.bench.tables import verdict
-    from semples_plugin.bench.tasks import FAST_PATHS, MODES, PROMPT_BATCH, PROMPT_EPOCHS, PROMPT_PAIRS
+    from semples_plugin.bench.tables import format_tables, verdict
+    from semples_plugin.bench.tasks import (
+        FAST_PATHS,
+        PROMPT_BATCH,
+        PROMPT_EPOCHS,
+        PROMPT_PAIRS,
+        Modes,
+        compiled_of,
+        modes_of,
+    )
     from semples_plugin.utils.atomic_files import replacing
 except ImportError as absent:
     sys.exit(
@@ -143,19 +151,25 @@ def run_modes(settings: Settings, outcome: Outcome, limit: float) -> None:
     """The library's step as a caller may set it."""
     with _bench(settings, outcome, "modes", limit) as measured:
         for count in _counts(measured, "modes"):
-            first, *others = MODES
-            usual = measured.get(f"modes {count} {first}")
-            for mode in others:
-                row = measured.get(f"modes {count} {mode}")
-                if row and usual:
-                    times = f"{row['seconds'] / usual['seconds']:.3g} times the usual step"
-                    outcome.rows.append((f"step of (c), {count} pairs, {MODES[mode][0]}", times, ""))
+            _add_modes(outcome, measured, f"modes {count}", modes_of(count), count)
+        for count in _counts(measured, "compiled"):
+            compiled = compiled_of(torch.device(settings.device).type)
+            _add_modes(outcome, measured, f"compiled {count}", compiled, count)
 
 
 def run_savings(settings: Settings, outcome: Outcome, limit: float) -> None:
-    """What each saving saves of a plain step; figures alone, the table is in its log."""
-    with _bench(settings, outcome, "savings", limit):
-        outcome.rows.append(("what each saving saves", "in savings.log", ""))
+    """What each saving saves of a plain step, in a table of its own."""
+    what = "what each saving saves"
+    try:
+        with _bench(settings, outcome, "savings", limit) as measured:
+            if measured:  # of a part that ran over, the log holds no table
+                with replacing(settings.out / "savings.md") as temporary:
+                    temporary.write_text(format_tables(outcome.figures) + "\n", encoding="utf-8")
+                outcome.rows.append((what, "in savings.md", ""))
+    except RanOverError:
+        if not outcome.rows:
+            outcome.rows.append((what, "out of time, nothing measured yet", ""))
+        raise
 
 
 def run_hosts(settings: Settings, outcome: Outcome, limit: float) -> None:
@@ -206,10 +220,10 @@ PARTS: dict[str, tuple[Callable[[Settings, Outcome, float], None], int]] = {
     "profile": (run_profile, 40),
     "ablation": (run_ablation, 55),
     "learning": (run_learning, 85),
-    "modes": (run_modes, 40),
     "savings": (run_savings, 60),
+    "modes": (run_modes, 40),
 }
-"""Parts in the order in which they run, with the seconds that each may take."""
+"""Parts in the order in which they run, with seconds for each; a part may take what those before it left as well."""
 
 
 class PartFailedError(Exception):
@@ -226,8 +240,10 @@ def run_parts(settings: Settings, names: Iterable[str], total: float = TOTAL) ->
     total *= settings.patience
     outcomes: dict[str, Outcome] = {}
     machine = describe_machine(settings.device)
-    for name in names:
+    names = list(names)
+    for number, name in enumerate(names, 1):
         run, budget = PARTS[name]
+        reserved = sum(PARTS[later][1] for later in names[number:]) * settings.patience
         outcome = outcomes[name] = Outcome()
         start = time.monotonic()
         left = total - (start - begun)
@@ -235,7 +251,7 @@ def run_parts(settings: Settings, names: Iterable[str], total: float = TOTAL) ->
         try:
             if left < 1:
                 raise RanOverError(f"no time was left of {total:g} s")
-            run(settings, outcome, min(budget * settings.patience, left))
+            run(settings, outcome, min(left, max(budget * settings.patience, left - reserved)))
         except RanOverError as error:
             outcome.status, outcome.message = "ran over", str(error)
         except Exception as error:  # whatever a part does, the others still run
@@ -276,6 +292,21 @@ def _write(settings: Settings, machine: str, outcomes: dict[str, Outcome], secon
 def _counts(measured: dict[str, Any], part: str) -> list[int]:
     """Numbers of pairs that a part was measured with."""
     return sorted({int(name.split()[1]) for name in measured if name.startswith(f"{part} ")})
+
+
+def _add_modes(outcome: Outcome, measured: dict[str, Any], start: str, modes: Modes, count: int) -> None:
+    """A row for each way to call the step but the first, beside that."""
+    first, *others = modes
+    usual = measured.get(f"{start} {first}", {})
+    for mode in others:
+        row = measured.get(f"{start} {mode}", {})
+        figure = row.get("failed")
+        if row.get("seconds") and usual.get("seconds"):
+            figure = f"{row['seconds'] / usual['seconds']:.3g} times the usual step"
+            if start.startswith("compiled"):
+                figure += f"; the first step takes {row['first']:.3g} s"
+        if figure:
+            outcome.rows.append((f"step of (c), {count} pairs, {modes[mode][0]}", figure.replace("|", "/"), ""))
 
 
 def _saved(without: dict[str, float], usual: dict[str, float]) -> str:

@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 import json
 
@@ -79,7 +80,7 @@ def test_waste_costs_operations(monkeypatch):
     assert 2 * walk <= flops["refinement", "ours"] < 3 * walk
 
 
-def fake_rows(groups):
+def fake_rows(groups, advance=None):
     """A worker's rows: a second for each piece of waste and one more, and half of it for what is a host's own step."""
     for group in groups:
         rows = {}
@@ -90,6 +91,10 @@ def fake_rows(groups):
             rows[name] = {"seconds": seconds, "memory": 1e9 * seconds, "flops": 1e11}
             if task["step"] == "matmul":
                 rows[name] = {"peak": 1e12}
+            if "compile" in task:
+                rows[name] = {"seconds": 0.5, "memory": 1e9, "flops": None, "first": 40.0}
+                if task["pairs"] == 16:
+                    rows[name] = {"failed": "no | compiler"}
             if task.get("without") == "batch norms":
                 rows[name] = {"absent": True}
             if task.get("pairs") == 96 and task["waste"]:
@@ -113,7 +118,9 @@ def test_the_tables(monkeypatch, tmp_path, capsys):
     assert f"| {tasks.FAST_PATHS['attention']} | 2 | 50 % | 2 | 50 % |  |" in text
     assert f"| {tasks.FAST_PATHS['patches']} | 1 | 0 % | 1 | 0 % | below 3 %: not to be used here |" in text
     assert tasks.FAST_PATHS["batch norms"] not in text  # as this CLIP has none
-    assert "| values never checked | 1 | 1 | 1 | 1 |" in text
+    assert "| values never checked | 1 | 1 | 1 | 1 | - |" in text
+    assert "| `max_pairs=4` | 1 | 1 | 1 | 1 | - |" in text and "max_pairs=8" not in text  # 6 pairs are fewer
+    assert "| `regularizer.compile()` | 0.5 | 0.5 | 1 | 1 | 40 |" in text and "reduce-overhead" not in text
     assert "host" not in text
 
 
@@ -128,13 +135,107 @@ def test_parts_are_measured_alone(monkeypatch, tmp_path, capsys):
     assert "| clims, its own step: 3 images of 64, 4 pairs | 2 |  | 2 |  |" in lines
     assert "| weaktr, with (c) | 3 | 1.5 | 3 | 1.5 |" in lines
     only = run.run_bench(tmp_path / "bench.json", only=["prompts", "modes"], progress=False)
-    assert list(only["measured"])[:3] == ["modes 6 as it is", "modes 6 checked", "modes 6 unchecked"]
-    assert list(only["measured"])[3:] == ["prompts ours", "walk", "prompts without 0"]
+    modes = ["as it is", "checked", "unchecked", "parts of 2", "parts of 4", "auto"]
+    assert list(only["measured"])[:6] == [f"modes 6 {mode}" for mode in modes]
+    assert list(only["measured"])[6:8] == ["compiled 6 eager", "compiled 6 compiled"]
+    assert list(only["measured"])[8:] == ["prompts ours", "walk", "prompts without 0"]
     assert "| refinement step" not in capsys.readouterr().out
 
 
+def test_numbers_of_pairs_are_those_of_all_parts_that_go_by_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, "_in_a_process", fake_rows)
+    chosen = run.run_bench(tmp_path / "b.json", only=["ablation", "modes", "prompts"], pairs=[16, 3], progress=False)
+    counts = {tuple(name.split()[:2]) for name in chosen["measured"] if name[0] in "acm"}
+    assert counts == {(part, count) for part in ("ablation", "modes", "compiled") for count in ("16", "3")}
+    assert {"modes 16 parts of 8", "modes 3 parts of 2"} <= chosen["measured"].keys()
+    assert not {"modes 16 parts of 16", "modes 3 parts of 4"} & chosen["measured"].keys()
+    text = capsys.readouterr().out
+    assert text.count("| (c), 16 pairs") == text.count("| (c), 3 pairs") == 3 and "| (c), 6 pairs" not in text
+    assert "| `regularizer.compile()`: no / compiler | - | - | - | - | - |" in text
+    words = "pairs: expected one of the parts that go by them, refinement, ablation, modes; got savings, host alone"
+    with pytest.raises(ValueError, match=words):
+        run.run_bench(tmp_path / "b.json", only=["savings", "host"], pairs=[6], progress=False)
+
+
+def test_a_gpu_measures_cuda_graphs_as_well():
+    groups = tasks.groups_of(["modes"], tasks.pairs_of_parts(["modes"], None, "cuda"), "cuda", {})
+    assert [next(iter(group)) for group in groups] == [
+        *(
+            f"{part} {count} {first}"
+            for part, first in (("modes", "as it is"), ("compiled", "eager"))
+            for count in (6, 96)
+        )
+    ]
+    assert groups[-1]["compiled 96 graphs"]["compile"] == {"mode": "reduce-overhead"}
+
+
+def test_the_bar_moves_within_a_group(monkeypatch, tmp_path):
+    class Bar:
+        def __init__(self, total, **options):
+            self.n, self.total, self.seen = 0, total, []
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, rows):
+            self.n += rows
+            self.seen.append(self.n)
+
+    def steps_of(command, stdout, stderr, encoding):
+        groups = json.loads(command[-1])
+        lines = [f"{tasks.PROGRESS}0.5\n"] * 3 + [json.dumps(next(fake_rows(groups)))]
+        return FakeProcess(lines)
+
+    class FakeProcess(contextlib.nullcontext):
+        def __init__(self, lines):
+            super().__init__(self)
+            self.stdout = lines
+
+        def wait(self):
+            return 0
+
+    bars = []
+    monkeypatch.setattr(run, "tqdm", Bar)
+    monkeypatch.setattr(run.subprocess, "Popen", steps_of)
+    run.run_bench(tmp_path / "bench.json", only=["ablation", "modes"])
+    (bar,) = bars
+    assert bar.total == 6 + 6 + 2
+    assert bar.seen == [0.5, 1, 1.5, 6, 6.5, 7, 7.5, 12, 12.5, 13, 13.5, 14]
+
+
+def test_a_worker_tells_what_it_has_measured_of_its_rows(monkeypatch):
+    monkeypatch.setattr(steps, "build", lambda *_: build_frozen())
+    common = {**SPEC, "step": "refinement", "pairs": 2, "waste": None}
+    told = []
+    (rows,) = worker.run_groups([{name: {**common, "seconds": 100} for name in "ab"}], told.append)
+    assert told[:2] == [0.5, 0.5] and len(told) == 2 + 2 * 20 and sum(told) == pytest.approx(len(rows))
+
+
+@pytest.mark.filterwarnings("ignore:refinement with prompts")
+def test_a_compiled_step_is_measured_beside_others_and_says_why_it_is_not(monkeypatch):
+    monkeypatch.setattr(steps, "build", lambda *_: build_frozen())
+    common = {**SPEC, "step": "refinement", "pairs": 3, "waste": None}
+
+    def broken(graph, inputs):
+        raise RuntimeError("No working C++ compiler\nfound")
+
+    group = {
+        "eager": common,
+        "compiled": {**common, "compile": {"backend": "aot_eager"}},
+        "broken": {**common, "compile": {"backend": broken}},
+    }
+    rows = worker.measure_in_turns(group)
+    assert rows["compiled"]["first"] > 3 * rows["compiled"]["seconds"] > 0  # it makes the graph
+    assert rows["compiled"]["flops"] is None and rows["eager"]["flops"] > 0
+    assert "No working C++ compiler found" in rows["broken"]["failed"] and "seconds" not in rows["broken"]
+
+
 def test_figures_are_written_as_they_come(monkeypatch, tmp_path):
-    def some(groups):
+    def some(groups, advance):
         (group,) = groups
         if "modes 6 as it is" in group:
             raise KeyboardInterrupt
@@ -150,7 +251,7 @@ def test_figures_are_written_as_they_come(monkeypatch, tmp_path):
 def test_a_gpus_groups_share_a_process_that_may_die(monkeypatch):
     seen = []
 
-    def dies(groups):
+    def dies(groups, advance):
         seen.append(len(groups))
         yield {"first": {}}
         if len(groups) == 3:
@@ -158,9 +259,9 @@ def test_a_gpus_groups_share_a_process_that_may_die(monkeypatch):
 
     monkeypatch.setattr(run, "_in_a_process", dies)
     groups = [{name: {}} for name in ("first", "second", "third")]
-    assert len(list(run._measure(groups, "cuda"))) == 3 and seen == [3, 1]
+    assert len(list(run._measure(groups, "cuda", bool))) == 3 and seen == [3, 1]
     seen.clear()
-    assert len(list(run._measure(groups, "cpu"))) == 3 and seen == [1, 1, 1]
+    assert len(list(run._measure(groups, "cpu", bool))) == 3 and seen == [1, 1, 1]
 
 
 def test_steps_of_a_group_take_turns_and_share_a_clip(monkeypatch):
@@ -332,14 +433,14 @@ def test_all_of_b_and_a_profile(monkeypatch, tmp_path):
 )
 def test_what_can_not_be_measured_is_refused_before_any_work(monkeypatch, tmp_path, wrong, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "_in_a_process", lambda groups: pytest.fail("measured"))
+    monkeypatch.setattr(run, "_in_a_process", lambda *_: pytest.fail("measured"))
     with pytest.raises((OSError, ValueError), match=words):
         run.run_bench(**{"out": tmp_path / "bench.json", "progress": False, **wrong})
 
 
 def test_a_process_gives_rows_until_it_names_an_unknown_clip():
     unknown = {**SPEC, "clip": "ViT-Z", "step": "refinement", "pairs": 1, "waste": None}
-    rows = run._in_a_process([{"matmul": {**SPEC, "step": "matmul"}}, {"": unknown}])
+    rows = run._in_a_process([{"matmul": {**SPEC, "step": "matmul"}}, {"": unknown}], bool)
     assert next(rows)["matmul"]["peak"] > 1e8
     with pytest.raises(ValueError, match=r"ViT-Z can't be measured: .*ViT-Z"):
         next(rows)

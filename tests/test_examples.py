@@ -53,6 +53,17 @@ def test_a_plain_loop_runs_on_two_processes(tmp_path):
     assert done.stderr.count("come nearest to their own label") <= 2  # the first rank speaks for all
 
 
+@pytest.mark.parametrize("wrong", [("foo", "3"), ("walk", "many"), ("store", "0")])
+def test_one_measurement_that_is_none_is_refused_in_a_sentence(monkeypatch, capsys, wrong):
+    import cost_growth
+
+    monkeypatch.setattr(sys, "argv", ["cost_growth.py", "--one", *wrong])
+    with pytest.raises(SystemExit):
+        cost_growth.main()
+    words = rf"--one: expected one of walk, store, .*, and a size from 1 up, got {' '.join(wrong)}"
+    assert re.search(words, capsys.readouterr().err)
+
+
 def test_a_hosts_head_gains_in_the_demo(tmp_path):
     from hosts_in_the_demo import Run
 

@@ -12,7 +12,7 @@ from on_a_gpu import Outcome, RanOverError, Settings
 from packaging.requirements import Requirement
 from test_bench import fake_rows
 
-from semples_plugin.bench import run
+from semples_plugin.bench import run, tasks
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +36,7 @@ def test_a_part_that_fails_or_runs_over_is_a_row_and_the_others_run(monkeypatch,
 
     def slow(settings, outcome, limit):
         time.sleep(0.3)
-        raise RanOverError(f"ended after {limit:g} s")
+        raise RanOverError("ended after 0.2 s")
 
     parts = {"bad": (bad, 5), "slow": (slow, 0.2), "good": (good, 5), "late": (good, 5)}
     monkeypatch.setattr(on_a_gpu, "PARTS", parts)
@@ -56,6 +56,23 @@ def test_a_part_that_fails_or_runs_over_is_a_row_and_the_others_run(monkeypatch,
     assert 0.3 < written["parts"]["slow"]["seconds"] < written["seconds"]
     late = on_a_gpu.run_parts(Settings(tmp_path, "cpu"), ["slow", "late"], total=1.2)["late"]
     assert (late.status, late.message) == ("ran over", "no time was left of 1.2 s")
+
+
+def test_a_part_may_take_what_those_before_it_left(monkeypatch, tmp_path):
+    limits = {}
+
+    def part(name, budget):
+        return lambda settings, outcome, limit: limits.update({name: limit}), budget
+
+    monkeypatch.setattr(
+        on_a_gpu, "PARTS", {name: part(name, budget) for name, budget in {"a": 10, "b": 20, "c": 30}.items()}
+    )
+    on_a_gpu.run_parts(Settings(tmp_path, "cpu"), "abc", total=60)
+    assert [round(limit) for limit in limits.values()] == [10, 30, 60]
+    on_a_gpu.run_parts(Settings(tmp_path, "cpu", patience=2.0), "ac", total=50)
+    assert [round(limits[name]) for name in "ac"] == [40, 100]
+    on_a_gpu.run_parts(Settings(tmp_path, "cpu"), "abc", total=25)  # less than all of them together
+    assert [round(limit) for limit in limits.values()] == [10, 20, 25]
 
 
 def test_parts_fit_into_ten_minutes():
@@ -84,7 +101,8 @@ def bench_that_writes(monkeypatch, part, status=0):
         with monkeypatch.context() as patch:
             patch.setattr(run, "_in_a_process", fake_rows)
             hosts = None if part != "host" else command[command.index("--host") + 1 : command.index("--host") + 4]
-            run.run_bench(out, only=[part], pairs=[6, 16], hosts=hosts, progress=False)
+            pairs = [6, 16] if part in tasks.PAIRS else None
+            run.run_bench(out, only=[part], pairs=pairs, hosts=hosts, progress=False)
         return status
 
     monkeypatch.setattr(on_a_gpu, "_call", call)
@@ -101,9 +119,9 @@ ROWS = {
         "50.0 % of the time and 50.0 % of the memory saved",
         "",
     ),
-    "modes": ("step of (c), 6 pairs, values never checked", "1 times the usual step", ""),
+    "modes": ("step of (c), 16 pairs, `max_pairs=8`", "1 times the usual step", ""),
     "host": ("clims, with (c)", "3e+03 ms, 3 GB: 1.50 times its own step", "at most 1.5"),
-    "savings": ("what each saving saves", "in savings.log", ""),
+    "savings": ("what each saving saves", "in savings.md", ""),
 }
 
 
@@ -120,6 +138,29 @@ def test_rows_of_the_bench(monkeypatch, tmp_path, part, row, status):
     assert row in outcome.rows
     assert not any("batch norms" in what for what, _, _ in outcome.rows)  # the CLIP has none
     assert outcome.figures["measured"]
+    if part == "savings":
+        assert "| gradients for CLIP's weights, which nobody uses | 9 | 10 % |" in (tmp_path / "savings.md").read_text()
+
+
+def test_compiled_steps_are_told_apart_and_why_there_are_none(monkeypatch, tmp_path):
+    bench_that_writes(monkeypatch, "modes")
+    outcome = Outcome()
+    on_a_gpu.run_modes(Settings(tmp_path, "cpu"), outcome, 60)
+    compiled = "step of (c), 6 pairs, `regularizer.compile()`"
+    assert (compiled, "0.5 times the usual step; the first step takes 40 s", "") in outcome.rows
+    assert (compiled.replace("6", "16"), "no / compiler", "") in outcome.rows
+
+
+def test_savings_that_ran_out_of_time_point_to_nothing_that_is_empty(monkeypatch, tmp_path):
+    def call(command, limit, log):
+        log.write_text("")
+        raise RanOverError("ended after 60 s")
+
+    monkeypatch.setattr(on_a_gpu, "_call", call)
+    outcome = on_a_gpu.run_parts(Settings(tmp_path, "cpu"), ["savings"])["savings"]
+    assert outcome.rows == [("what each saving saves", "out of time, nothing measured yet", "")]
+    assert (outcome.status, outcome.message) == ("ran over", "ended after 60 s")
+    assert not (tmp_path / "savings.md").exists()
 
 
 REPORT = """<testsuites><testsuite>

@@ -1,9 +1,10 @@
 import copy
 import functools
+import inspect
 import json
 import re
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from semples_plugin import (
     learn_background_prompts,
 )
 from semples_plugin.prompt_learning import walk
+from semples_plugin.prompt_learning.epochs import LearningOptions
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
 
 NAMES = ["train", "boat", "tv monitor"]
@@ -256,6 +258,11 @@ def test_prompts_that_drift_onto_their_object_are_named(monkeypatch):
         history = learn_background_prompts(regularizer, Batches(), **{**OPTIONS, "epochs": 30})
     assert "train" in history.drifted
     assert len(warned) == 2 and {warning.filename for warning in warned} == {__file__}  # the caller's line, not ours
+    words = "the shared prompt comes nearest to the label of train, and nearer than it began: it describes the object"
+    with pytest.warns(UserWarning, match=words) as warned:
+        regularizer.prompts = make().prompts
+        learn_background_prompts(regularizer, Batches(classes=1), shared=True, **{**OPTIONS, "epochs": 30})
+    assert "shared prompt describes the object" in str(warned[-1].message)
 
 
 def test_a_caller_under_no_grad_learns_all_the_same():
@@ -382,10 +389,24 @@ def test_a_class_beyond_the_names_is_refused():
     [{"epochs": 2.7}, {"epochs": "6"}, {"batch_size": 8.0}, {"seed": 0.5}, {"lr": "0.1"}, {"weight_decay": None}],
 )
 def test_options_of_another_kind_are_named(wrong):
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))}: expected a"):
+        LearningOptions(**wrong)
     batches = Batches()
     with pytest.raises(TypeError, match=f"{next(iter(wrong))}: expected a"):
         learn_background_prompts(make(), batches, **{**OPTIONS, **wrong})
     assert batches.walks == 0
+
+
+def test_options_are_those_of_the_call_in_pythons_own_numbers():
+    parameters = inspect.signature(learn_background_prompts).parameters
+    defaults = {field.name: field.default for field in fields(LearningOptions)}
+    assert defaults == {name: parameters[name].default for name in defaults}
+    options = LearningOptions(np.int64(3), np.float32(0.5), seed=np.int32(1), weight_decay=0)
+    kinds = [type(value) for value in asdict(options).values()]
+    assert kinds == [int, float, int, float, int, bool, float]
+    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"weight_decay": -1}, {"mask_tau": 1.5}):
+        with pytest.raises(ValueError, match="expected"):
+            LearningOptions(**wrong)
 
 
 def by_hand(regularizer, vectors, images, masks):
@@ -470,6 +491,17 @@ def test_the_verdicts_share_counts_pairs_and_not_classes():
     backgrounds = make().background_features(*next(iter(Batches())))[[0, 3, 1]]
     history = learn_background_prompts(make(), [(backgrounds, torch.tensor([0, 0, 1]))], **OPTIONS)
     assert [one.pairs for one in history.quality] == [2, 1, 0]
+
+
+def test_the_verdict_on_a_shared_prompt_counts_classes_and_names_none():
+    many = [quality(separation=0.1, name="boat"), quality(name="train"), quality(rise=0.01, name="tv monitor")]
+    text = describe_quality(many, shared=True)
+    assert "did not go well (sim" in text and not re.search("of (boat|train|tv monitor)", text)
+    assert "the shared prompt describes the object (is nearer" in text and "for 1 of 3 classes' pairs, and" in text
+    assert "; it came no nearer to the backgrounds of 1 of 3 classes: raise lr" in text
+    assert describe_quality(many[1:2], shared=True) == describe_quality(many[1:2])  # went well
+    with pytest.warns(UserWarning, match="did not go well .*: the shared prompt describes the object .* of 3 classes"):
+        learn_background_prompts(make(), Batches(), shared=True, **{**OPTIONS, "lr": 1e-9})
 
 
 def test_a_long_verdict_stays_short():

@@ -1,8 +1,10 @@
 """Pictures and the page, on the demo's scenes: `show`, `report`, `prompts`."""
 
 import base64
+import copy
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -21,7 +23,7 @@ from semples_plugin.viz.examples import class_colours, describe_image, draw_imag
 from semples_plugin.viz.overlays import CLASSES, ERRORS, draw_grid, fitted, outline_labels, overlay_errors
 from semples_plugin.viz.prompt_maps import VOCABULARY, nearest_words, where_clip_sees
 from semples_plugin.viz.report import prompt_panels, write_report
-from semples_plugin.viz.tables import format_classes, format_percent
+from semples_plugin.viz.tables import describe_words, format_classes, format_percent
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +274,11 @@ def test_near_words_are_the_contexts_that_prompts_hold(world, clip, prompts, cap
     assert output.splitlines()[-1].startswith(
         "(b) went well: the prompts describe backgrounds (sim(u_b, v_b) 0.90, before"
     )
+    assert not any(prompt.shared for prompt in words)
+    one = copy.deepcopy(prompts)
+    one.vectors.data[:] = one.vectors.data[:1].clone()
+    one.quality = tuple(replace(quality, after=replace(quality.after, separation=0.3)) for quality in prompts.quality)
+    assert "the shared prompt describes the object" in describe_words(nearest_words(one, clip))
     with pytest.raises(ValueError, match="no words"):
         nearest_words(prompts, clip, [])
     with pytest.raises(ValueError, match="don't say their classes"):

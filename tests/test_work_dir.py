@@ -76,6 +76,28 @@ def interrupt(regularizer, work_dir, batches=None, after=7, **options):
     regularizer.prompt_losses_of = inner
 
 
+def in_the_walk(after):
+    for i, batch in enumerate(Batches()):
+        if i == after:
+            raise KeyboardInterrupt
+        yield batch
+
+
+def test_ctrl_c_says_what_the_folder_keeps(tmp_path, capsys):
+    work_dir = tmp_path / "work"
+    for after, words in ((0, ""), (1, "the batches that were encoded")):
+        with pytest.raises(KeyboardInterrupt):
+            learn_background_prompts(make(), in_the_walk(after), work_dir=work_dir, **OPTIONS)
+        expected = f"{work_dir} keeps {words}: the same call goes on from there\n" if words else ""
+        assert capsys.readouterr().err == expected and work_dir.exists() == bool(words)
+    with pytest.warns(UserWarning, match="held 1 batches of an interrupted walk: 1 came again"):
+        interrupt(make(), work_dir)
+    words = "the features of all pairs, and all epochs that were finished"
+    assert capsys.readouterr().err == f"{work_dir} keeps {words}: the same call goes on from there\n"
+    interrupt(make(), None)
+    assert capsys.readouterr().err == ""
+
+
 def _reweigh(regularizer):
     regularizer.weights = LossWeights(text=0.5)
 
@@ -435,8 +457,9 @@ def test_numpys_numbers_are_settings_too(tmp_path, monkeypatch):
 def test_a_work_dir_that_cannot_be_is_refused_before_the_walk(tmp_path):
     (tmp_path / "file").write_text("")
     batches = Batches()
-    with pytest.raises(OSError):
-        learn_background_prompts(make(), batches, work_dir=tmp_path / "file", **OPTIONS)
+    for work_dir in (tmp_path / "file", "/proc/self"):  # the latter exists, and takes no file
+        with pytest.raises(OSError, match=r"work_dir: nothing can be written into .*give another path"):
+            learn_background_prompts(make(), batches, work_dir=work_dir, **OPTIONS)
     assert batches.walks == 0
 
 

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from semples_plugin.bench.host_networks import STRIDE
 from semples_plugin.bench.hosts import HOSTS, PAIRS_PER_IMAGE, settings_of
 from semples_plugin.bench.tables import Row, format_tables
-from semples_plugin.bench.tasks import DEFAULT_PARTS, PAIRS, PARTS, Group, groups_of
+from semples_plugin.bench.tasks import DEFAULT_PARTS, PAIRS, PARTS, PROGRESS, Advance, Group, groups_of, pairs_of_parts
 from semples_plugin.utils.atomic_files import replacing, set_aside
 from semples_plugin.utils.checks import check_device, check_integers, check_number
 from semples_plugin.version import __version__
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # it moves by parts of a row
 
 
 def run_bench(
@@ -49,7 +51,7 @@ def run_bench(
         clip: open_clip name of a native CLIP; its weights are random.
         device, precision: where, and in what CLIP computes.
         only: parts of `tasks.PARTS`; by default all but the hosts, or the hosts alone where these are given.
-        pairs: numbers of pairs P of a refinement step; by default more of them on a GPU.
+        pairs: numbers of pairs P of a step in the parts refinement, ablation and modes; by default `tasks.PAIRS`.
         hosts: of `hosts.HOSTS`; by default all of them.
         batch, size: images of a host's step and the side of its crop; by default the host's own, with smaller
             batches on a CPU.
@@ -63,15 +65,19 @@ def run_bench(
 
     Raises:
         OSError: where the file can't be written; before anything is measured, if that can be seen.
-        ValueError: where a number is out of range, there is no such part, host or device, or the model can't be
-            measured.
+        ValueError: where a number is out of range, there is no such part, host or device, no part goes by `pairs`,
+            or the model can't be measured.
     """
     kind = check_device(device).type
     parts = _chosen("only", only or (("host",) if hosts else DEFAULT_PARTS), PARTS)
     chosen = _chosen("hosts", hosts or (HOSTS if "host" in parts else ()), HOSTS)
     parts += ("host",) if chosen and "host" not in parts else ()
-    pairs = tuple(pairs or PAIRS.get(kind, PAIRS["cpu"]))
-    for name, values in (("pairs", pairs), ("classes", (classes,)), ("length", (length,))):
+    if pairs is not None and not any(part in PAIRS for part in parts):
+        raise ValueError(
+            f"pairs: expected one of the parts that go by them, {', '.join(PAIRS)}; got {', '.join(parts)} alone, "
+            "which have numbers of their own: leave pairs out"
+        )
+    for name, values in (("pairs", (1,) if pairs is None else pairs), ("classes", (classes,)), ("length", (length,))):
         check_integers(name, values, least=1)
     if not 0 <= seconds < math.inf:
         raise ValueError(f"seconds: expected a number from 0 up, got {seconds}")
@@ -90,21 +96,25 @@ def run_bench(
         "part": None,
         "seconds": seconds,
     }
+    of_parts = pairs_of_parts(parts, pairs, kind)
     of_hosts = {host: settings_of(host, kind, batch, size, pairs_per_image) for host in chosen}
     results: dict[str, Any] = {
         "machine": describe_machine(device),
-        "settings": {**common, "parts": list(parts), "pairs": list(pairs), "hosts": of_hosts},
+        "settings": {**common, "parts": list(parts), "pairs": of_parts, "hosts": of_hosts},
         "measured": {},
     }
     groups = [
-        {name: {**common, **spec} for name, spec in group.items()} for group in groups_of(parts, pairs, kind, of_hosts)
+        {name: {**common, **spec} for name, spec in group.items()}
+        for group in groups_of(parts, of_parts, kind, of_hosts)
     ]
     if set_aside(out.resolve()):
         print(f"Earlier figures: {out}.before")
-    for rows in tqdm(_measure(groups, kind), "semples bench", len(groups), disable=not progress):
-        results["measured"].update(rows)
-        with replacing(out) as temporary:  # after each, as an interrupt may come in the midst of a long one
-            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with tqdm(desc="semples bench", total=sum(map(len, groups)), bar_format=_BAR, disable=not progress) as bar:
+        for rows in _measure(groups, kind, bar.update):
+            results["measured"].update(rows)
+            bar.update(len(results["measured"]) - bar.n)
+            with replacing(out) as temporary:  # after each, as an interrupt may come in the midst of a long one
+                temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(format_tables(results))
     print(f"\nFigures: {out}")
     return results
@@ -132,21 +142,22 @@ def describe_machine(device: str) -> str:
     return f"{name}, torch {torch.__version__}, semples-plugin {__version__}"
 
 
-def _measure(groups: Sequence[Group], kind: str) -> Iterator[dict[str, Row]]:
+def _measure(groups: Sequence[Group], kind: str, advance: Advance) -> Iterator[dict[str, Row]]:
     """The rows of each group: on a CPU from a process of its own, so that memory is its own.
 
-    A GPU's memory is counted by torch, so that one process does for all, which saves its start.
+    A GPU's memory is counted by torch, so that one process does for all, which saves its start. `advance` is told
+    what of the rows is measured meanwhile.
     """
     size = 1 if kind == "cpu" else len(groups)
     waiting = list(groups)
     while waiting:
         part = waiting[: max(size, 1)]
-        for rows in _in_a_process(part):
+        for rows in _in_a_process(part, advance):
             yield rows
             waiting.pop(0)
 
 
-def _in_a_process(groups: Sequence[Group]) -> Iterator[dict[str, Row]]:
+def _in_a_process(groups: Sequence[Group], advance: Advance) -> Iterator[dict[str, Row]]:
     """What `worker` measures, as it comes; empty rows, and the end, where the memory doesn't suffice."""
     command = [sys.executable, "-W", "ignore", "-m", "semples_plugin.bench.worker", json.dumps(groups)]
     count = 0
@@ -156,7 +167,9 @@ def _in_a_process(groups: Sequence[Group]) -> Iterator[dict[str, Row]]:
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("{"):  # others are what libraries print
+            if line.startswith(PROGRESS):
+                advance(float(line.removeprefix(PROGRESS)))
+            elif line.startswith("{"):  # others are what libraries print
                 count += 1
                 yield json.loads(line)
         status = process.wait()

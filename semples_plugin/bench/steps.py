@@ -64,8 +64,8 @@ def prepare(spec: dict[str, Any], clips: Clips | None = None) -> tuple[Step, lis
     Args:
         spec: `step` ("refinement", "prompts", "walk" or "host"), `waste` (names, or None for the library's own
             step), `pairs`, `part` (pairs of a plain step at once), `classes`, `length`, `max_pairs`, `clip`,
-            `device`, `precision`, and where given `checks` (whether values are, always or never) and `without`
-            (a fast path); for a host what `hosts.host_step` reads.
+            `device`, `precision`, and where given `checks` (whether values are, always or never), `compile` (its
+            options) and `without` (a fast path); for a host what `hosts.host_step` reads.
         clips: CLIPs that were built already; a new one is added.
     """
     clips = {} if clips is None else clips
@@ -82,6 +82,8 @@ def prepare(spec: dict[str, Any], clips: Clips | None = None) -> tuple[Step, lis
     waste = spec["waste"]
     clip = clip_of(spec["precision"], waste is None or "activations" not in waste)
     regularizer = make_regularizer(clip, spec)
+    if "compile" in spec:
+        regularizer.compile(**spec["compile"])
     images, masks = make_batch(clip, spec)
     make_step = _our_step if waste is None else _plain_step
     step = make_step(spec, regularizer, images, masks)

@@ -12,17 +12,19 @@ from semples_plugin.bench.hosts import STAGES, pairs_of, stages_of
 from semples_plugin.bench.tasks import (
     FAST_PATHS,
     LADDERS,
-    MODES,
     PLAIN_PART,
     PROMPT_BATCH,
     PROMPT_EPOCHS,
     PROMPT_PAIRS,
-    SIDE_BY_SIDE_PAIRS,
+    Modes,
+    compiled_of,
+    modes_of,
 )
 from semples_plugin.clip import fast_towers
 
 Row = dict[str, Any]
-"""Median "seconds", peak "memory" in bytes and "flops" of a step; empty where it doesn't fit into the memory."""
+"""Median "seconds" of a step and those of the "first", peak "memory" in bytes and "flops"; empty where it doesn't fit
+into the memory."""
 
 LEAST_SAVING = 0.03  # of time or memory; a fast path below both isn't worth its lines on a device
 
@@ -43,14 +45,13 @@ def format_tables(results: dict[str, Any]) -> str:
         [f"{settings['clip']} in {settings['precision']}, K = {settings['classes']}, on {results['machine']}{reach}"]
     ]
     if "refinement" in parts:
-        blocks.append(_refinement_table(measured, settings["pairs"], peak, PLAIN_PART.get(kind)))
+        blocks.append(_refinement_table(measured, settings["pairs"]["refinement"], peak, PLAIN_PART.get(kind)))
     if "savings" in parts:
         blocks += [_savings_table(measured, step) for step in LADDERS]
-    for count in SIDE_BY_SIDE_PAIRS.get(kind, SIDE_BY_SIDE_PAIRS["cpu"]):
-        if "ablation" in parts:
-            blocks.append(_ablation_table(measured, count, kind))
-        if "modes" in parts:
-            blocks.append(_modes_table(measured, count))
+    blocks += [_ablation_table(measured, count, kind) for count in settings["pairs"].get("ablation", ())]
+    for count in settings["pairs"].get("modes", ()):
+        blocks.append(_modes_table(measured, "modes", modes_of(count), count))
+        blocks.append(_modes_table(measured, "compiled", compiled_of(kind), count))
     if "prompts" in parts:
         blocks.append(_prompt_table(measured))
     if "host" in parts:
@@ -159,12 +160,14 @@ def is_worth_it(without: Row, usual: Row) -> bool:
     return False
 
 
-def _modes_table(measured: _Measured, count: int) -> list[str]:
-    """Ways to call the library's step, beside the usual one."""
-    usual = measured[f"modes {count} {next(iter(MODES))}"]
-    lines = [f"| (c), {count} pairs | [s] | of the first | memory [GB] | of the first |", _rule(5)]
-    for mode, (description, _) in MODES.items():
-        lines.append(_line([description, *_beside(measured[f"modes {count} {mode}"], usual)]))
+def _modes_table(measured: _Measured, part: str, modes: Modes, count: int) -> list[str]:
+    """Ways to call the library's step, beside the first of them."""
+    usual = measured[f"{part} {count} {next(iter(modes))}"]
+    lines = [f"| (c), {count} pairs | [s] | of the first | memory [GB] | of the first | first step [s] |", _rule(6)]
+    for mode, (description, _) in modes.items():
+        row = measured[f"{part} {count} {mode}"]
+        said = f"{description}: {_cell(row['failed'])}" if "failed" in row else description
+        lines.append(_line([said, *_beside(row, usual), _number(row.get("first"))]))
     return lines
 
 
@@ -216,6 +219,11 @@ def _prompt_table(measured: _Measured) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Any text as a cell's."""
+    return text.replace("|", "/")
 
 
 def _rule(columns: int) -> str:

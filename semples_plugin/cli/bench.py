@@ -10,10 +10,10 @@ from semples_plugin.cli.arguments import add_command, add_device, add_quiet, who
 _DETAILS = (
     "Parts (--only): refinement, the step of (c) by the number of pairs, beside a plain one with the encoder passes of "
     "the authors' public code; savings, what each saving saves of that plain step; ablation, the library's own step "
-    "with each of CLIP's fast paths taken away in turn; modes, without checks of values and the like; prompts, (b) for "
-    "VOC; host, a host's own training step, without and with (a) and (c), its network in its usual size. Weights, "
-    "images and masks are random. All but host take some twenty minutes on a CPU, and minutes on a GPU; figures are "
-    "written as they come, tables printed at the end."
+    "with each of CLIP's fast paths taken away in turn; modes, that step without checks of values, in parts "
+    "(max_pairs), and compiled; prompts, (b) for VOC; host, a host's own training step, without and with (a) and (c), "
+    "its network in its usual size. Weights, images and masks are random. All but host take half an hour or so on a "
+    "CPU, and minutes on a GPU; figures are written as they come, tables printed at the end."
 )
 
 
@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
         "--pairs",
         type=int,
         nargs="+",
-        help="numbers of pairs of the part refinement (default: 1 6 16 96; up to 256 on a GPU)",
+        help="numbers of pairs of the parts refinement (default: 1 6 16 96; up to 256 on a GPU), ablation and modes "
+        "(default: 6; on a GPU 6 96)",
     )
     parser.add_argument(
         "--host", nargs="+", choices=("clims", "weaktr", "resnet50"), help="hosts whose own step is measured"

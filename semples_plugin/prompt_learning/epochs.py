@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from semples_plugin.prompt_learning.work_dir import STATE_FILE, State, WorkDir
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, measure
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
+from semples_plugin.utils.checks import check_number
 from semples_plugin.utils.distributed import from_first, is_first, on_first
 
 _ROOM = Path(__file__).parent
@@ -65,14 +67,40 @@ class PromptHistory:
 
 @dataclass(frozen=True)
 class LearningOptions:
-    """Options of the learning, in Python's own numbers: numpy's in a state file could not be read as data."""
+    """Options of `learn_background_prompts`, in Python's own numbers: a state file could not have numpy's.
 
-    epochs: int
-    lr: float
-    batch_size: int
-    weight_decay: float
-    seed: int
-    shared: bool
+    Raises:
+        TypeError, ValueError: for one of another type or range.
+    """
+
+    epochs: int = 60
+    lr: float = 5e-4
+    batch_size: int = 128
+    weight_decay: float = 0.01
+    seed: int = 0
+    shared: bool = False
+    mask_tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
+            object.__setattr__(self, name, int(value))
+        if not isinstance(self.shared, bool):
+            raise TypeError(f"shared: expected True or False, got {self.shared!r:.80}")
+        check_number("mask_tau", self.mask_tau, 0, 1, above=True)
+        for name in ("lr", "weight_decay", "mask_tau"):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(f"{name}: expected a number, got {value!r:.80}")
+            object.__setattr__(self, name, float(value))
+        in_range = self.epochs >= 1 and self.batch_size >= 1 and 0 < self.lr < math.inf
+        if not in_range or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"expected epochs and batch_size of at least 1, a finite lr above 0 and weight_decay of at least 0, "
+                f"got {self.epochs}, {self.batch_size}, {self.lr}, {self.weight_decay}"
+            )
 
 
 class LearningRun:
@@ -131,10 +159,10 @@ class LearningRun:
                 self._learn_epoch(epoch)
                 bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
                 if history.drifted and epoch + 1 == math.ceil(options.epochs / 4) < options.epochs:
-                    warn_caller(_describe_drift(history.drifted, epoch + 1, options.epochs))
+                    warn_caller(_describe_drift(history.drifted, epoch + 1, options))
                 on_first(partial(self.folder.write_state, self._state(epoch + 1)))
             history.quality = self._quality(self._measure())
-            history.verdict = describe_quality(history.quality)
+            history.verdict = describe_quality(history.quality, options.shared)
             prompts.seed, prompts.learned, prompts.quality = options.seed, True, tuple(history.quality)
         return history
 
@@ -264,9 +292,18 @@ def warn_caller(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def _describe_drift(classes: Sequence[str], epoch: int, epochs: int) -> str:
+def _describe_drift(classes: Sequence[str], epoch: int, options: LearningOptions) -> str:
+    epochs, names = options.epochs, ", ".join(classes)
+    drift = (
+        f"after {epoch} of {epochs} epochs the prompts of {names} come nearest to their own label, and nearer than they "
+        "began: they describe"
+    )
+    if options.shared:
+        drift = (
+            f"after {epoch} of {epochs} epochs the shared prompt comes nearest to the label of {names}, and nearer than "
+            "it began: it describes"
+        )
     return (
-        f"after {epoch} of {epochs} epochs the prompts of {', '.join(classes)} come nearest to their own label, and "
-        "nearer than they began: they describe the object, and refinement would suppress it; look at these classes' "
-        "masks (objects left in the background?), or raise LossWeights.text or prompt_foreground"
+        f"{drift} the object, and refinement would suppress it; look at these classes' masks (objects left in the "
+        "background?), or raise LossWeights.text or prompt_foreground"
     )

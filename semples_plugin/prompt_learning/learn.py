@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from semples_plugin.prompt_quality import went_well
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer
 from semples_plugin.utils.atomic_files import check_writable
-from semples_plugin.utils.checks import check_number
 from semples_plugin.utils.distributed import gather, is_first, on_first, together
 
 _START = "start of the prompts"  # a key of a run's settings
@@ -118,7 +116,7 @@ def learn_background_prompts(
             way in; at the end, of prompts that describe the object or learned nothing.
 
     An exception, Ctrl-C among them, leaves the prompts as they were before the call, unless they are learned
-    already.
+    already; after Ctrl-C a line on stderr says what `work_dir` keeps.
 
     Raises:
         TypeError: for arguments or batches of another type.
@@ -129,10 +127,9 @@ def learn_background_prompts(
             file.
     """
     prompts = regularizer._need_prompts()
-    check_learning(epochs, lr, batch_size, weight_decay, seed, shared, mask_tau)
+    options = LearningOptions(epochs, lr, batch_size, weight_decay, seed, shared, mask_tau)
     _check_differentiable(regularizer)
-    options = LearningOptions(int(epochs), float(lr), int(batch_size), float(weight_decay), int(seed), shared)
-    folder = _prepare_folder(regularizer, work_dir, origin, mask_tau)
+    folder = _prepare_folder(regularizer, work_dir, origin, options.mask_tau)
     settings = _settings_of(regularizer, options)
     if save_to is not None:
         on_first(partial(folder.check_outside, save_to))
@@ -147,14 +144,19 @@ def learn_background_prompts(
             "new BackgroundPrompts"
         )
     walked = features is None
-    if features is None:
-        features = _walk_into(folder, regularizer, batches, mask_tau, progress)
-    settings["features"] = features.digest
-    if state is not None or not walked:
-        warn_caller(describe_interrupted(work_dir, walked, len(features), state, settings))
-    if state is not None and state["run"] != settings:
-        state = None
-    history = LearningRun(regularizer, features, options, folder, settings, progress).run(state)
+    try:
+        if features is None:
+            features = _walk_into(folder, regularizer, batches, options.mask_tau, progress)
+        settings["features"] = features.digest
+        if state is not None or not walked:
+            warn_caller(describe_interrupted(work_dir, walked, len(features), state, settings))
+        if state is not None and state["run"] != settings:
+            state = None
+        history = LearningRun(regularizer, features, options, folder, settings, progress).run(state)
+    except KeyboardInterrupt:
+        if (kept := folder.describe_kept()) and is_first():
+            tqdm.write(f"{work_dir} keeps {kept}: the same call goes on from there", file=sys.stderr)
+        raise
     if save_to is not None:
         on_first(partial(prompts.save, save_to))
     together(features.close)  # nobody reads any more
@@ -164,33 +166,6 @@ def learn_background_prompts(
     elif progress and is_first():
         tqdm.write(history.verdict)
     return history
-
-
-def check_learning(
-    epochs: int = 60,
-    lr: float = 5e-4,
-    batch_size: int = 128,
-    weight_decay: float = 0.01,
-    seed: int = 0,
-    shared: bool = False,
-    mask_tau: float = 1.0,
-) -> None:
-    """Raises a `TypeError` or a `ValueError` for options of another type or range."""
-    integers = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-    for name, value in integers.items():
-        if not isinstance(value, Integral):
-            raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
-    if not isinstance(shared, bool):
-        raise TypeError(f"shared: expected True or False, got {shared!r:.80}")
-    check_number("mask_tau", mask_tau, 0, 1, above=True)
-    for name, number in {"lr": lr, "weight_decay": weight_decay}.items():
-        if not isinstance(number, Real):
-            raise TypeError(f"{name}: expected a number, got {number!r:.80}")
-    if epochs < 1 or batch_size < 1 or not 0 < lr < math.inf or not 0 <= weight_decay < math.inf:
-        raise ValueError(
-            f"expected epochs and batch_size of at least 1, a finite lr above 0 and weight_decay of at least 0, "
-            f"got {epochs}, {batch_size}, {lr}, {weight_decay}"
-        )
 
 
 def _check_differentiable(regularizer: SemPLeSRegularizer) -> None:
@@ -213,7 +188,7 @@ def _prepare_folder(
         "image statistics": [*map(float, (*regularizer.input_mean, *regularizer.input_std))],
         "fill": regularizer.fill.tolist(),
         "align_corners": regularizer.align_corners,
-        "mask_tau": float(mask_tau),
+        "mask_tau": mask_tau,
         "origin": name_origin(origin),
     }
     prompts = regularizer._need_prompts()
@@ -225,7 +200,7 @@ def _settings_of(regularizer: SemPLeSRegularizer, options: LearningOptions) -> d
     """All that the learning depends on beside its features: epochs of other settings are not continued."""
     prompts = regularizer._need_prompts()
     return {
-        **asdict(options),
+        **{name: value for name, value in asdict(options).items() if name != "mask_tau"},  # the features depend on it
         "weights": {name: float(weight) for name, weight in asdict(regularizer.weights).items()},
         "text_term": regularizer.text_term,
         "templates": [regularizer.template, prompts.template, str(prompts.suffix_ids)],

@@ -27,7 +27,7 @@ from semples_plugin.masks import ClassMasks
 from semples_plugin.prompt_learning.feature_store import StoredFeatures
 from semples_plugin.prompt_learning.parts import DATA, JOURNAL, PART_PREFIX, DamagedPartError, PartFolder
 from semples_plugin.prompts import same_clip
-from semples_plugin.utils.atomic_files import remove_leftovers, replacing
+from semples_plugin.utils.atomic_files import check_writable, remove_leftovers, replacing
 from semples_plugin.utils.distributed import from_first, together
 
 FEATURES_FILE, STATE_FILE = "features.pt", "state.pt"
@@ -75,12 +75,12 @@ class WorkDir:
         """The state of an interrupted run, None without one; makes the folder.
 
         Raises:
-            OSError: where the folder can't be made.
+            OSError: where the folder can't be made or written into.
             ValueError: for a damaged file, or one of another run or version.
         """
         if self.path is None:
             return None
-        self.path.mkdir(parents=True, exist_ok=True)  # where that fails, it is known before the walk
+        self._make()
         remove_leftovers(self.path)
         return self._read_file(STATE_FILE, _STATE_KEYS)
 
@@ -92,7 +92,7 @@ class WorkDir:
         """
         if self.path is None or self.parts is None:
             return None
-        self.path.mkdir(parents=True, exist_ok=True)  # not every machine has that of the first rank
+        self._make()  # not every machine has that of the first rank
         if any(path.is_file() for path in self.path.glob(f"{PART_PREFIX}*.pt")):
             raise self._version_error()
         index = self._read_file(FEATURES_FILE, _INDEX_KEYS)
@@ -148,6 +148,14 @@ class WorkDir:
         """Writes where the epochs stand."""
         self._write_file(STATE_FILE, state)
 
+    def describe_kept(self) -> str:
+        """What a call that is interrupted now leaves for the next one; "" for nothing."""
+        if self.path is None:
+            return ""
+        if (self.path / FEATURES_FILE).exists():
+            return "the features of all pairs, and all epochs that were finished"
+        return "the batches that were encoded" if any(self.path.glob(f"{PART_PREFIX}*{JOURNAL}")) else ""
+
     def remove(self) -> None:
         """Removes all files of a run that is done, and the folder where nothing else is in it."""
         if self.path is not None:
@@ -184,6 +192,11 @@ class WorkDir:
             f"{self.path}/{name} is damaged, or no file of this command's: delete it, or use another work_dir, and "
             f"call again; {cost}"
         )
+
+    def _make(self) -> None:
+        """Makes the folder and tries to write into it, so that what hinders that is known before the walk."""
+        if self.path is not None:
+            check_writable("work_dir", self.path / STATE_FILE)
 
     def _read_file(self, name: str, keys: Iterable[str]) -> dict[str, Any] | None:
         """The values of `keys` in a file; None where there is no file."""

@@ -41,12 +41,14 @@ class NearWords:
         words: the nearest, with their cosines, descending.
         label: cosine of the prompt and its class's label text.
         quality: what the prompt was near to when it had been learned; None where the file doesn't say.
+        shared: whether all classes have this very prompt.
     """
 
     class_name: str
     words: tuple[tuple[str, float], ...]
     label: float
     quality: ClassQuality | None
+    shared: bool = False
 
     @property
     def unseen(self) -> bool:
@@ -101,7 +103,10 @@ def nearest_words(
         for row, values in zip(positions, highest, strict=True)
     ]
     quality = prompts.quality or [None] * len(names)
-    return [NearWords(name, nearest[k], float(features[k] @ labels[k]), quality[k]) for k, name in enumerate(names)]
+    shared = len(names) > 1 and bool((prompts.vectors == prompts.vectors[:1]).all())
+    return [
+        NearWords(name, nearest[k], float(features[k] @ labels[k]), quality[k], shared) for k, name in enumerate(names)
+    ]
 
 
 @torch.no_grad()

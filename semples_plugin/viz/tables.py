@@ -161,4 +161,5 @@ def format_words(words: Sequence[NearWords]) -> str:
 
 def describe_words(words: Sequence[NearWords]) -> str:
     """Whether (b) went well, by what the prompts' file says."""
-    return describe_quality([prompt.quality for prompt in words if prompt.quality is not None])
+    quality = [prompt.quality for prompt in words if prompt.quality is not None]
+    return describe_quality(quality, shared=all(prompt.shared for prompt in words))
