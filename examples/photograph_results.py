@@ -141,16 +141,18 @@ class Results:
         return text
 
     def write_report(self, clip: FrozenClip) -> None:
-        """`report.html`: the first seed's rows, and the words near the prompts of the last row that learned some."""
+        """`report.html`: the first seed's rows, and the prompts of the last row that learned some."""
         seed = self.seeds[0]
         learned = [row for row in self.titles if "separation" in (self._read(row, seed) or ())]
         prompts = [BackgroundPrompts.load(self._file("prompts", row, seed, ".safetensors")) for row in learned[-1:]]
+        rows = list(self.titles)
         write_report(
             self.folder / "report.html",
-            [self.evaluation(row, seed) for row in self.titles],
-            list(self.titles),
+            [self.evaluation(row, seed) for row in rows],
+            rows,
             images=self.data.image_folder,
             words=[word for each in prompts for word in nearest_words(each, clip)],
+            refined=(rows.index("match"), rows.index(learned[-1])) if learned else (-2, -1),
             heading=f"SemPLeS on real photographs, seed {seed}",
         )
 

@@ -40,7 +40,7 @@ def write_stage(folder: Path, scenes: Scenes, cams: np.ndarray) -> None:
 def write_world_report(
     folder: Path, stages: Mapping[str, str], prompts: BackgroundPrompts, clip: FrozenClip, progress: bool
 ) -> None:
-    """`report.html`: two stages (folder under `cams/` to title), their images and the prompts."""
+    """`report.html`: the stages (folder under `cams/` to title), their images and the prompts."""
     evaluations = [
         evaluate_folder(folder / "cams" / name, folder / "masks", OBJECTS, progress=progress) for name in stages
     ]

@@ -97,9 +97,9 @@ class World:
 
     def export(self, folder: Path) -> None:
         """Test scenes and CAMs as files, and a report on them."""
-        titles = {"baseline": "baseline", "full": "SemPLeS"}
+        titles = {"baseline": "baseline", "match": "(a) alone", "full": "SemPLeS"}
         write_scenes(folder, self.test)
-        for name in ("baseline", "match", "full"):
+        for name in titles:
             cams_of = self._cams_of(name)
             cams = [normalized_cams(cams_of, self.test, part) for part in slices(len(self.test))]
             write_stage(folder / "cams" / name, self.test, np.concatenate(cams))

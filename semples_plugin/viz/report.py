@@ -121,6 +121,7 @@ def write_report(
     strata: Strata | None = None,
     words: Sequence[NearWords] = (),
     prompts: Sequence[PromptPictures] = (),
+    refined: tuple[int, int] = (-2, -1),
     heading: str = "CAM report",
 ) -> None:
     """Writes the page; everything is inside, so that it can be mailed.
@@ -134,6 +135,8 @@ def write_report(
         strata: failure strata of these evaluations.
         words: near words of the learned prompts.
         prompts: heat maps of them.
+        refined: which evaluations come without and with the refinement by these prompts; a chart shows what each
+            class gained, where there are classes enough.
         heading: of the page.
 
     Raises:
@@ -143,8 +146,6 @@ def write_report(
     if not evaluations or len(titles) != len(evaluations):
         raise ValueError(f"expected evaluations with a title each, got {len(evaluations)} and {len(titles)}")
     last = evaluations[-1]
-    gains = prompt_gains(evaluations, words)
-    ranked_classes = len(gains) >= MIN_CLASSES
     page = render(
         "report.html.jinja",
         heading=heading,
@@ -165,8 +166,7 @@ def write_report(
         verdict=describe_words(words) if words else "",
         columns=COLUMNS,
         unseen=UNSEEN,
-        ranking=describe_prompt_gains(gains) if ranked_classes else "",
-        ranking_chart=_inline(draw_prompt_gains(gains, titles)) if ranked_classes else None,
+        ranking=_ranking(evaluations, titles, words, refined),
         prompts=[{"class_name": prompt.class_name, "figures": _figures(prompt.pictures)} for prompt in prompts],
     )
     write_page(path, page)
@@ -230,6 +230,18 @@ def _curve(evaluations: Sequence[FolderEvaluation], titles: Sequence[str]) -> Ma
     if all(evaluation.background == "none" for evaluation in evaluations):
         return None
     return _inline(draw_curve(evaluations, titles, "svg"))
+
+
+def _ranking(
+    evaluations: Sequence[FolderEvaluation], titles: Sequence[str], words: Sequence[NearWords], refined: tuple[int, int]
+) -> tuple[str, Markup] | None:
+    """What each class gained by refinement beside its prompt's separation, as a sentence and a chart."""
+    if len(evaluations) == 1:
+        return None
+    gains = prompt_gains([evaluations[k] for k in refined], words)
+    if len(gains) < MIN_CLASSES:
+        return None
+    return describe_prompt_gains(gains), _inline(draw_prompt_gains(gains, [titles[k] for k in refined]))
 
 
 def _inline(svg: bytes) -> Markup:
