@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -22,7 +22,6 @@ from semples_plugin import (
     SemPLeSRegularizer,
     learn_background_prompts,
 )
-from semples_plugin.prompts import BACKGROUND_WORDS
 from semples_plugin.regularizer import sum_of
 from semples_plugin.utils.checks import check_number
 
@@ -37,7 +36,7 @@ class Row:
     Attributes:
         title: what it is.
         stages: "baseline", or SemPLeS's: "match" (a), "prompts" (b), "refine" (c). (a) and (c) start from the
-            baseline, (b) looks at the masks of the row "match"; "words" makes prompts of words in place of (b).
+            baseline, (b) looks at the masks of the row "match".
         changes: settings of this row alone, by their names in `Settings`.
     """
 
@@ -112,17 +111,9 @@ class Trained:
 class Experiment:
     """One data set, one backbone and one CLIP, with which any row is trained."""
 
-    def __init__(
-        self,
-        data: Dataset,
-        backbone: Backbone,
-        clip: FrozenClip,
-        settings: Settings,
-        device: str,
-        words: Sequence[str] = BACKGROUND_WORDS,
-    ) -> None:
+    def __init__(self, data: Dataset, backbone: Backbone, clip: FrozenClip, settings: Settings, device: str) -> None:
         self.data, self.backbone, self.clip = data, backbone, clip
-        self.settings, self.device, self.words = settings, device, words
+        self.settings, self.device = settings, device
         self.labels = data.train.labels.to(device)
 
     def keep_features(self) -> None:
@@ -138,9 +129,7 @@ class Experiment:
             return self._train_baseline(settings, seed, title)
         regularizer = self._regularizer(settings)
         notes = {}
-        if "words" in row.stages:
-            regularizer.prompts = BackgroundPrompts.from_words(self.clip, self.data.class_names, self.words)
-        elif "refine" in row.stages:
+        if "refine" in row.stages:
             prompts = BackgroundPrompts.for_clip(self.clip, self.data.class_names, settings.prompt_length, seed=seed)
             regularizer.prompts = prompts
             if "prompts" in row.stages:

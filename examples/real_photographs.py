@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,9 @@ from voc_photographs import read_dataset
 from semples_plugin import FrozenClip, load_preset
 from semples_plugin.cli.arguments import whole_number
 from semples_plugin.data.image_labels import read_class_names
-from semples_plugin.prompts import BACKGROUND_WORDS
 
 APART = {"prompt_shared": 1, "lambda_f": 1.0, "prompt_tau": 0.3, "lambda_refine": 0.8}
 """One prompt for all classes, which is kept off the objects, from harder masks: then refinement can be strong."""
-
-WORDS = {"lambda_cls": 1.0, "lambda_refine": 0.8}
-"""The image labels' own loss stays, as in most hosts; words describe no object, so that refinement can be strong."""
 
 ROWS = {
     "baseline": Row("image labels alone", ("baseline",)),
@@ -45,7 +41,6 @@ ROWS = {
     "unlearned": Row("(c) refinement, prompts not learned", ("refine",)),
     "full": Row("(b) and (c), the paper's", ("prompts", "refine")),
     "apart": Row("(b) and (c), prompts kept off the objects", ("prompts", "refine"), APART),
-    "words": Row("(c) with words, beside the image labels' own loss", ("words", "refine"), WORDS),
     "best": Row("(a) beside the image labels' own loss, recommended", ("match",), {"lambda_cls": 1.0}),
 }
 """The rows, by name; a row's last entry is its own settings, by their names in `photograph_training.Settings`."""
@@ -60,18 +55,15 @@ def with_earlier(names: list[str]) -> list[str]:
     return list(chosen)
 
 
-def settings_of(
-    name: str, seed: int, common: Mapping[str, Any], settings: Settings, words: Sequence[str]
-) -> dict[str, Any]:
+def settings_of(name: str, seed: int, common: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """All that a run depends on: its own settings, and those of the run that comes before it."""
     earlier = ROWS[name].after
     return {
         **common,
         "stages": ROWS[name].stages,
-        **({"words": list(words)} if "words" in ROWS[name].stages else {}),
         **settings.of(ROWS[name]),
         "seed": seed,
-        "after": earlier and settings_of(earlier, seed, {}, settings, words),
+        "after": earlier and settings_of(earlier, seed, {}, settings),
     }
 
 
@@ -100,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
         mean=backbone.mean,
         std=backbone.std,
     )
-    experiment = Experiment(data, backbone, clip, settings, options.device, options.words)
+    experiment = Experiment(data, backbone, clip, settings, options.device)
     common = {
         **{name: str(getattr(options, name)) for name in ("backbone", "weights", "size", "train_from", "train_all")},
         **{"clip": clip.name, "precision": options.precision, "view_size": clip.image_size},
@@ -108,11 +100,7 @@ def run(options: argparse.Namespace) -> None:
     }
     rows = with_earlier(options.rows)
     results = Results(options.out, data, {name: ROWS[name].title for name in rows}, options.seeds)
-    runs = [
-        (name, seed, settings_of(name, seed, common, settings, options.words))
-        for seed in options.seeds
-        for name in rows
-    ]
+    runs = [(name, seed, settings_of(name, seed, common, settings)) for seed in options.seeds for name in rows]
     for name, seed, own in runs:
         if results.has(name, seed, own):
             print(f"{name}, seed {seed}: is in {options.out} already")
@@ -195,7 +183,6 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=whole_number, default=224, help="of the photographs, in pixels (default: %(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of classifier, batches and prompts")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"some of {', '.join(ROWS)}")
-    add("--words", nargs="+", default=BACKGROUND_WORDS, metavar="WORD", help="for backgrounds, of one token each")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, default=Path("photographs-out"), help="folder for everything (default: %(default)s)")
     group = parser.add_argument_group("weights and schedules", "of all rows, unless a row has its own")

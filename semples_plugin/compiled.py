@@ -88,8 +88,7 @@ class CompiledTerms:
         maps = F.pad(masks.maps.to(images.dtype), (0, 0, 0, 0, 0, size - count))
         counted = torch.arange(size, device=maps.device) < count
         kind = images.dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        tables = [tuple(value.shape) if isinstance(value, Tensor) else value for value in shared]
-        graph = self._graph(size, names, *kind, *tables)
+        graph = self._graph(size, names, *kind)
         losses, similarities = graph(clip.features_of, names, images[image_index], maps, class_index, *shared, counted)
         for values in similarities.values():
             clip.check_finite(values, "images")

@@ -22,7 +22,6 @@ def pair_terms(
     fill: Tensor,
     label_features: Tensor,
     prompts: Tensor | None,
-    nearest: bool = False,
     counted: Tensor | None = None,
 ) -> tuple[Named, Named]:
     """The terms of (1) and (3), and what they are made of.
@@ -36,7 +35,6 @@ def pair_terms(
         fill: colour of what is masked out.
         label_features: u_f of all classes, `[K, D]`.
         prompts: u_b of all classes, `[K, D]`, for refinement.
-        nearest: whether prompts belong to no class, and each pair takes the one nearest to its background.
         counted: which of the pairs are no padding, `[P]`; None for all.
 
     Returns:
@@ -45,9 +43,7 @@ def pair_terms(
     matches = "loss_match_foreground" in names
     repels = "loss_match_background" in names
     refines = "loss_refine" in names
-    needs_background = repels or (refines and nearest)
-    views = pair_views(pairs, maps, fill)
-    v_f, v_b = encode_pair(encode, views, foreground=matches or refines, background=needs_background)
+    v_f, v_b = encode_pair(encode, pair_views(pairs, maps, fill), foreground=matches or refines, background=repels)
     u_f = label_features[class_index]
     losses: Named = {}
     similarities: Named = {}
@@ -58,7 +54,6 @@ def pair_terms(
         similarities["background"] = functional.similarity(v_b, u_f)
         losses["loss_match_background"] = functional.repel(similarities["background"], counted)
     if refines and prompts is not None:
-        chosen = (v_b.detach() @ prompts.T).argmax(dim=1) if nearest else class_index
-        similarities["prompt"] = functional.similarity(v_f, prompts[chosen])
+        similarities["prompt"] = functional.similarity(v_f, prompts[class_index])
         losses["loss_refine"] = functional.refinement_loss(similarities["prompt"], counted)
     return losses, similarities

@@ -17,7 +17,7 @@ from semples_plugin.clip.frozen import PROMPT_TEMPLATE, TEXTS_AT_ONCE, FrozenCli
 from semples_plugin.diagnostics import check_clip
 from semples_plugin.prompt_quality import ClassQuality, quality_from_similarities
 from semples_plugin.utils.atomic_files import replacing
-from semples_plugin.utils.checks import check_names, check_words, class_positions, first_difference, waits
+from semples_plugin.utils.checks import check_names, first_difference, waits
 from semples_plugin.utils.safe_pickle import read_saved
 from semples_plugin.utils.tensor_version import version_of
 from semples_plugin.utils.text import reason, shown
@@ -25,12 +25,6 @@ from semples_plugin.version import __version__
 
 RELEASE_SUFFIX = (13,)
 """The authors' code puts the token 13 (a full stop inside a word) where the text "." would give 269."""
-
-BACKGROUND_WORDS = (
-    "grass", "sky", "sea", "river", "road", "street", "snow", "sand", "wall", "floor",
-    "trees", "forest", "building", "fence", "room", "kitchen", "water", "mountain", "dirt", "carpet",
-)  # fmt: skip
-"""Words for what stands around the objects of VOC and COCO, none of which is a class of these."""
 
 _SAME_CLIP = 0.98  # cosine of two signatures; pure bfloat16 stays above 0.99, another model far below
 
@@ -54,7 +48,6 @@ class BackgroundPrompts(nn.Module):
     Attributes:
         vectors: the parameter `[K, L, W]`, float32.
         class_names, clip_name, signature: what the prompts belong to, None until a regularizer takes them.
-        words: that the prompts are made of, one each, see `from_words`; None where each belongs to a class.
         seed: of the start, then of the learning.
         learned: whether they describe backgrounds: `learn_background_prompts`, a file and a state dict say
             so. Whoever learns them by an optimiser of their own says so by `prompts.learned = True`.
@@ -97,7 +90,6 @@ class BackgroundPrompts(nn.Module):
         self.seed = int(seed)
         self.learned = False
         self.quality: tuple[ClassQuality, ...] = ()
-        self.words: tuple[str, ...] | None = None
         self.class_names: tuple[str, ...] | None = None
         self.clip_name: str | None = None
         self.signature: Tensor | None = None
@@ -149,40 +141,6 @@ class BackgroundPrompts(nn.Module):
         return prompts.to(clip.device)
 
     @classmethod
-    def from_words(
-        cls, clip: FrozenClip, class_names: Sequence[str], words: Sequence[str] = BACKGROUND_WORDS
-    ) -> BackgroundPrompts:
-        """Prompts made of words for backgrounds, in place of those that (b) learns; ours, not the paper's.
-
-        They belong to no class: (c) compares each foreground with the word that is nearest to its own background, so
-        that the same class has its grass in one image and its room in another. There is nothing to learn.
-
-        Args:
-            clip: whose word vectors they are.
-            class_names: K names, in the order of the label columns.
-            words: M of them, of one token each.
-
-        Raises:
-            TypeError: for what is no `FrozenClip`, or no list of strings.
-            ValueError: for words of several tokens, twice the same, or one of the classes.
-
-        >>> clip = FrozenClip.load("demo")
-        >>> BackgroundPrompts.from_words(clip, ["train", "boat"], ["rails", "water"])
-        BackgroundPrompts(2 words for 2 classes, for the demo's tiny CLIP)
-        """
-        check_clip(clip)
-        names, words = check_names(class_names), check_words("words", words)
-        position_of = class_positions(names)
-        for word in words:
-            if position_of(word) is not None:
-                raise ValueError(f"words: {word!r} is a class, and refinement would suppress it; leave it out")
-        vectors = clip.word_vectors(words)
-        prompts = cls(len(words), 1, clip.text_width)
-        prompts.load_state_dict({"vectors": vectors[:, None], "_extra_state": {"words": words, "class_names": names}})
-        prompts.check_belongs_to(clip, names)
-        return prompts.to(clip.device)
-
-    @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> BackgroundPrompts:
         """Prompts with the sizes and the content of a `state_dict`."""
         prompts = cls(*state["vectors"].shape)
@@ -193,7 +151,6 @@ class BackgroundPrompts(nn.Module):
         """What the vectors belong to, in plain types and tensors, so that `weights_only=True` reads it."""
         return {
             "class_names": self.class_names,
-            "words": self.words,
             "clip_name": self.clip_name,
             "signature": self.signature,
             "template": self.template,
@@ -206,15 +163,13 @@ class BackgroundPrompts(nn.Module):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `get_extra_state` gave, now or in an older version; what vectors belong to stays if not given."""
         names, suffix = state.get("class_names", self.class_names), state.get("suffix_ids", self.suffix_ids)
-        words = state.get("words")  # older states have none, and are of classes
-        owners = names if words is None else words
-        if owners is not None and len(owners) != len(self.vectors):
-            kind = "class names" if words is None else "words"
-            raise ValueError(f"expected {len(self.vectors)} {kind}, got {len(owners)}")
+        if state.get("words"):  # an unreleased version had them
+            raise ValueError("these prompts are words, which are no longer taken; learn prompts of the classes")
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(f"expected {self.num_classes} class names, got {len(names)}")
         quality = tuple(map(ClassQuality.from_dict, state.get("quality", ())))
         quality = quality or quality_from_similarities(names or (), state.get("similarities", {}))
         # From here on nothing raises.
-        self.words = None if words is None else tuple(words)
         self.quality, self.class_names = quality, None if names is None else tuple(names)
         self.suffix_ids = None if suffix is None else tuple(suffix)
         self.clip_name = state.get("clip_name", self.clip_name)
@@ -232,16 +187,13 @@ class BackgroundPrompts(nn.Module):
     def extra_repr(self) -> str:
         """What stands between the brackets of `repr`."""
         classes, length, width = self.vectors.shape
-        if self.words is not None:
-            known = "any classes" if self.class_names is None else f"{len(self.class_names)} classes"
-            return f"{classes} words for {known}, for {self.clip_name or 'no CLIP yet'}"
         learned = "learned" if self.learned else "not learned"
         return f"{classes} classes, {length} vectors of {width}, {learned}, for {self.clip_name or 'no CLIP yet'}"
 
     @property
     def num_classes(self) -> int:
-        """K; one prompt each, unless these are words."""
-        return len(self.vectors) if self.words is None else len(self.class_names or ())
+        """K."""
+        return self.vectors.shape[0]
 
     def encode(self, clip: FrozenClip, classes: Tensor | None = None) -> Tensor:
         """u_b = E_T(p_k): `[K, D]`, unit length, differentiable in the vectors; or of some `classes` `[C]` alone.
@@ -292,14 +244,6 @@ class BackgroundPrompts(nn.Module):
         self.class_names = self.class_names or tuple(map(str, class_names))
         if self.signature is None:
             self.clip_name, self.signature = clip.name, signature
-
-    def check_of_classes(self) -> None:
-        """Raises a `ValueError` for prompts made of words, which belong to no class and aren't learned."""
-        if self.words is not None:
-            raise ValueError(
-                f"these prompts are words ({', '.join(self.words)}): each belongs to no class, and is what it says; "
-                "(c) takes them as they are"
-            )
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the vectors and, as metadata, the extra state.

@@ -135,8 +135,6 @@ class SemPLeSRegularizer(PairEncoder):
         if self._prompts is not None:
             learned = "learned" if self._prompts.learned else "not learned"
             prompts = f"prompts of length {self._prompts.vectors.shape[1]}, {learned}"
-            if self._prompts.words is not None:
-                prompts = f"{len(self._prompts.words)} words as prompts"
         weights = str(self.weights)
         if self._strength is not None:
             weights += f"; refine_share {self._strength.share:g}"
@@ -294,7 +292,6 @@ class SemPLeSRegularizer(PairEncoder):
             ValueError: without prompts, or without foregrounds where that weight is above 0.
         """
         prompts = self._need_prompts()
-        prompts.check_of_classes()
         weights = self.weights.of_prompts()
         if not weights:
             raise ValueError("every term of (2) has the weight 0; there is nothing to learn the prompts with")
@@ -412,7 +409,7 @@ class SemPLeSRegularizer(PairEncoder):
             prompts: u_b of all classes, `[K, D]`, for refinement.
         """
         masks, fill = self._resized(masks), self._statistics(images).fill
-        tables = fill, self._label_features, prompts, self._prompts is not None and self._prompts.words is not None
+        tables = fill, self._label_features, prompts
         if self._compiled is not None and not torch.compiler.is_compiling():
             most = None if isinstance(self.max_pairs, str) else self.max_pairs  # "auto" chooses what isn't padded
             return self._compiled(self.clip, tuple(weights), images, masks, *tables, most=most)

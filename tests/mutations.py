@@ -259,10 +259,7 @@ MUTATIONS = [
     ("numpy's numbers in a run's settings", "prompt_learning/epochs", "            object.__setattr__(self, name, int(value))\n", ""),
     ("a shared prompt judged class by class", "prompt_learning/epochs", "describe_quality(history.quality, options.shared)", "describe_quality(history.quality)"),
     ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
-    ("the word farthest from the background", "pair_terms", ".argmax(dim=1) if nearest", ".argmin(dim=1) if nearest"),
-    ("words compared with no background", "pair_terms", "repels or (refines and nearest)", "repels"),
-    ("a class among the words", "prompts", "if position_of(word) is not None:", "if False:"),
-    ("words of several tokens", "clip/frozen", "if not is_one_token:", "if False:"),
+    ("words taken for learned prompts", "prompts", 'if state.get("words"):', "if False:"),
 ]  # fmt: skip
 
 

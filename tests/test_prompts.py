@@ -9,12 +9,10 @@ import torch
 from conftest import build_frozen
 from safetensors.torch import save_file
 
-from semples_plugin import BackgroundPrompts, load_preset
+from semples_plugin import BackgroundPrompts
 from semples_plugin import prompts as prompts_module
-from semples_plugin.cli.app import main
 from semples_plugin.clip import frozen
 from semples_plugin.prompt_quality import ClassQuality, Nearness
-from semples_plugin.prompts import BACKGROUND_WORDS
 from semples_plugin.utils import atomic_files
 
 NAMES = ("train", "boat", "tv monitor")
@@ -267,6 +265,22 @@ def test_a_file_of_an_older_version_loads(tmp_path, clip):
             BackgroundPrompts.load(tmp_path / "bad.safetensors")
 
 
+def test_states_of_an_unreleased_version_load_unless_they_are_words(tmp_path, clip):
+    prompts, fresh = of_everything(clip), make()
+    state, about = prompts.state_dict(), prompts.get_extra_state()
+    fresh.load_state_dict({**state, "_extra_state": {**about, "words": None}})
+    assert same(fresh, prompts)
+    with pytest.raises(ValueError, match="these prompts are words, which are no longer taken"):
+        fresh.load_state_dict({**state, "_extra_state": {**about, "words": ["grass", "room", "sea"]}})
+    for words in (None, ["grass", "room", "sea"]):
+        save_file({"prompts": prompts.vectors.data}, tmp_path / "p.safetensors", metadata={"words": json.dumps(words)})
+        if words is None:
+            assert torch.equal(BackgroundPrompts.load(tmp_path / "p.safetensors").vectors, prompts.vectors)
+        else:
+            with pytest.raises(ValueError, match=r"p.safetensors .*these prompts are words"):
+                BackgroundPrompts.load(tmp_path / "p.safetensors")
+
+
 def test_prompts_for_a_clip_belong_to_it(clip):
     prompts = BackgroundPrompts.for_clip(clip, NAMES, 4, seed=3)
     assert torch.equal(prompts.vectors, make(seed=3, std=clip.token_std).vectors) and not prompts.learned
@@ -301,70 +315,3 @@ def test_many_classes_are_encoded_in_parts_where_nothing_learns(monkeypatch, cli
     torch.testing.assert_close(clip.encode_texts(NAMES), texts, atol=1e-6, rtol=0)
     torch.testing.assert_close(prompts_module.EncodedPrompts.of(prompts, clip).features, features, atol=1e-6, rtol=0)
     assert sizes and max(sizes) == 2
-
-
-WORDS = ["grass", "room", "sea", "road"]
-
-
-def test_prompts_of_words_are_the_texts_of_these_words(tmp_path, clip):
-    prompts = BackgroundPrompts.from_words(clip, NAMES, WORDS)
-    texts = clip.encode_texts([f"a photo of {word}." for word in WORDS])
-    torch.testing.assert_close(prompts.encode(clip), texts, atol=1e-6, rtol=1e-5)
-    assert prompts.learned and prompts.words == tuple(WORDS) and prompts.class_names == NAMES
-    assert repr(prompts) == "BackgroundPrompts(4 words for 3 classes, for CLIP 0)"
-    prompts.save(tmp_path / "words.safetensors")
-    for again in (
-        BackgroundPrompts.load(tmp_path / "words.safetensors"),
-        BackgroundPrompts.from_state(prompts.state_dict()),
-    ):
-        assert same(again, prompts) and again.words == tuple(WORDS)
-        again.check_belongs_to(clip, NAMES)
-        with pytest.raises(ValueError, match="class 1 is 'boat' in the prompts and 'ship' in the class list"):
-            again.check_belongs_to(clip, ["train", "ship", "tv monitor"])
-    with pytest.raises(
-        ValueError, match="these prompts are words \\(grass, room, sea, road\\): each belongs to no class"
-    ):
-        prompts.check_of_classes()
-
-
-def test_words_belong_to_as_many_classes_as_they_were_made_for(clip):
-    words = BackgroundPrompts.from_words(clip, NAMES, ["grass"])
-    assert words.num_classes == 3
-    for names in (NAMES[:1], [*NAMES, "bird"]):
-        with pytest.raises(ValueError, match=f"the prompts are for 3 classes, the class list has {len(names)}"):
-            words.check_belongs_to(clip, names)
-    three = BackgroundPrompts.from_words(clip, NAMES, WORDS[:3])
-    three.load_state_dict({"vectors": torch.randn(3, 1, 64)})  # as version 0.1.0 wrote prompts
-    assert three.words is None and three.num_classes == 3
-
-
-def test_words_that_are_none_are_refused(clip):
-    for words, error, message in (
-        (["grass", "TV Monitor"], ValueError, "'TV Monitor' is a class, and refinement would suppress it"),
-        (["grass", "living room"], ValueError, "expected words of one token of CLIP 0's, got 'living room'"),
-        (["grass", "Grass"], ValueError, "words: expected different names, got 'grass' twice"),
-        (["grass", "\uff47\uff52\uff41\uff53\uff53"], ValueError, "words: two of them are one token of CLIP 0's"),
-        ([], ValueError, "words: expected different names, got none"),
-        ("grass", TypeError, "words: expected a list of strings"),
-    ):
-        with pytest.raises(error, match=message):
-            BackgroundPrompts.from_words(clip, NAMES, words)
-
-
-def test_the_words_at_hand_are_no_class_of_a_preset_and_one_token_each(clip):
-    for preset in ("voc", "coco", "release-coco"):
-        names = load_preset(preset).class_names
-        assert BackgroundPrompts.from_words(clip, names).words == BACKGROUND_WORDS
-
-
-def test_the_command_line_makes_prompts_of_words(tmp_path, capsys):
-    (tmp_path / "classes.txt").write_text("train\nboat\n")
-    file = tmp_path / "words.safetensors"
-    options = ["--clip", "demo", "--classes", str(tmp_path / "classes.txt"), "--out", str(file)]
-    assert main(["prompts", "from-words", *options, "--words", "rails", "water"]) == 0
-    assert BackgroundPrompts.load(file).words == ("rails", "water")
-    capsys.readouterr()
-    assert main(["prompts", "words", str(file)]) == 0
-    assert capsys.readouterr().out == "these prompts are words: rails, water\n"
-    assert main(["prompts", "from-words", *options, "--words", "rails", "boat"]) == 1
-    assert "'boat' is a class" in capsys.readouterr().err

@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from conftest import build_frozen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from semples_plugin import (
-    BackgroundPrompts,
-    ClassMasks,
-    FrozenClip,
-    LossWeights,
-    SemPLeSRegularizer,
-    learn_background_prompts,
-)
+from semples_plugin import BackgroundPrompts, ClassMasks, FrozenClip, LossWeights, SemPLeSRegularizer
 from semples_plugin.regularizer import IMAGENET_MEAN, IMAGENET_STD
 from semples_plugin.utils import checks
 
@@ -81,46 +74,11 @@ def test_the_losses_equal_the_equations_in_float64():
     assert sum(prompt.values()).item() == pytest.approx(reference.l_prompt(u_b, v_b, u_f, 0.3), abs=1e-6)
 
 
-def word_regularizer(**options) -> SemPLeSRegularizer:
-    clip = build_frozen(double=True)
-    prompts = BackgroundPrompts.from_words(clip, NAMES, ["grass", "room", "sea", "road"]).double()
-    return SemPLeSRegularizer(clip, NAMES, prompts=prompts, **{"weights": WEIGHTS, **options})
-
-
-def test_of_words_each_pair_takes_the_one_nearest_to_its_background(monkeypatch):
-    maps, images = cams(torch.float64), host_images(torch.float64)
-    v_f, v_b, u_f, _ = by_hand(double_regularizer(), maps.sigmoid())
-    # Texts that lie at the backgrounds of the pairs 2, 0 and 1, and one at a label.
-    texts = F.normalize(torch.stack([v_b[2], v_b[0], u_f[0], v_b[1]]).detach(), dim=1)
-    monkeypatch.setattr(SemPLeSRegularizer, "prompt_features", lambda self: texts)
-    nearest = [texts[1], texts[3], texts[0]]
-    similarity = F.cosine_similarity(torch.stack(v_f), torch.stack(nearest)).clamp(1e-4, 0.9999)
-    (expected_gradient,) = torch.autograd.grad(-0.7 * (1 - similarity).log().mean(), maps)
-    expected = 0.7 * reference.l_refine(*as_lists(v_f, nearest))
-    alone = LossWeights(foreground=0, background=0, refine=0.7)  # backgrounds are encoded for the words alone
-    for options in ({}, {"weights": alone}, {"weights": alone, "max_pairs": 2}, {"max_pairs": 1}):
-        regularizer = word_regularizer(**options)
-        losses = regularizer(images, ClassMasks.from_dense(maps, LABELS).sigmoid())
-        assert losses["loss_refine"].item() == pytest.approx(expected, abs=1e-6)
-        (gradient,) = torch.autograd.grad(losses["loss_refine"], maps)
-        torch.testing.assert_close(gradient, expected_gradient, atol=1e-8, rtol=1e-6)
-    assert "4 words as prompts" in repr(regularizer)
-
-
 def test_max_pairs_is_checked_later_as_well():
-    regularizer = word_regularizer()
+    regularizer = double_regularizer()
     for value in (0, -1, 1.5, "foo", True):
         with pytest.raises(ValueError, match="max_pairs: expected a positive integer"):
             regularizer.max_pairs = value
-
-
-def test_words_are_not_learned():
-    regularizer = word_regularizer()
-    masks = ClassMasks.from_dense(cams(torch.float64), LABELS).sigmoid()
-    with pytest.raises(ValueError, match=r"these prompts are words .*belongs to no class"):
-        regularizer.prompt_losses(host_images(torch.float64), masks)
-    with pytest.raises(ValueError, match="these prompts are words"):
-        learn_background_prompts(regularizer, [(host_images(torch.float64), masks)], progress=False)
 
 
 def test_prompts_that_know_foregrounds_equal_the_equation_in_value_and_gradient():

@@ -111,19 +111,3 @@ def test_learned_prompts_are_drawn_where_clip_sees_them(batch):
         regularizer.prompts.vectors[1] *= -3
     changed = (draw_pairs(images, masks, regularizer) != with_prompts)[26 + 388 :].any((0, 2))
     assert not changed[:172].any() and changed[180:].any()  # the first pair is of class 0, the others of class 1
-
-
-def test_of_words_the_one_nearest_to_the_background_is_drawn(batch):
-    regularizer, images, masks = batch
-    words = ["rails", "water", "grass"]
-    for chosen in (words[:1], words):  # fewer than classes, and more
-        regularizer.prompts = BackgroundPrompts.from_words(regularizer.clip, regularizer.class_names, chosen)
-        picture = draw_pairs(images, masks, regularizer)
-        assert picture.shape[0] == 26 + 3 * 194
-    backgrounds = regularizer.background_features(images, masks)
-    nearest = (backgrounds @ regularizer.prompt_features().T).argmax(1)
-    farthest = [words[int(k)] for k in (backgrounds @ regularizer.prompt_features().T).argmin(1)[:1]]
-    regularizer.prompts = BackgroundPrompts.from_words(regularizer.clip, regularizer.class_names, [words[nearest[0]]])
-    alone = draw_pairs(images, masks[:1], regularizer)
-    regularizer.prompts = BackgroundPrompts.from_words(regularizer.clip, regularizer.class_names, farthest)
-    assert (draw_pairs(images, masks[:1], regularizer) != alone).any()

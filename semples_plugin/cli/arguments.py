@@ -58,11 +58,13 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def add_clip(parser: argparse.ArgumentParser, default: str = "what the prompts file says") -> None:
-    """The options of a CLIP, by default that of the prompts."""
+def add_clip(parser: argparse.ArgumentParser) -> None:
+    """The options of a CLIP, for prompts that say which one they belong to."""
     parser.add_argument(
         "--clip",
-        help=f"open_clip name, local-dir:PATH, or demo for the demo's own (default: {default})",
+        help="open_clip name, local-dir:PATH, or demo for the demo's own (default: what the prompts file says)",
     )
-    parser.add_argument("--pretrained", help=f"its tag, or the path of its weights (default: {default})")
+    parser.add_argument(
+        "--pretrained", help="its tag, or the path of its weights (default: what the prompts file says)"
+    )
     add_device(parser)

@@ -1,4 +1,4 @@
-"""`semples prompts`: looks at learned prompts, and makes some of words."""
+"""`semples prompts`: looks at learned prompts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ RELEASE_CLIP = ("ViT-B-32-quickgelu", "openai")
 def add(commands: Any) -> None:
     """Adds the command to the parser's commands."""
     parser = add_command(commands, "prompts", "look at learned prompts: where CLIP sees them, and which words are near")
-    actions = parser.add_subparsers(dest="action", metavar="show|words|from-words", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="show|words", required=True)
     _add_words(actions)
     _add_show(actions)
-    _add_from_words(actions)
 
 
 def _add_words(actions: Any) -> None:
@@ -43,21 +42,6 @@ def _add_show(actions: Any) -> None:
     parser.set_defaults(run=draw_maps)
 
 
-def _add_from_words(actions: Any) -> None:
-    parser = add_command(
-        actions,
-        "from-words",
-        "make prompts of words for backgrounds, in place of those that (b) learns",
-        "Writes a file for stage (c), which compares each foreground with the word nearest to its own background. "
-        "Ours, not the paper's.",
-    )
-    parser.add_argument("--classes", default="voc", help="a preset, or a text file of class names (default: voc)")
-    parser.add_argument("--words", nargs="+", help="of one token each (default: twenty, such as grass, sea and room)")
-    parser.add_argument("--out", default="words.safetensors", help="file to write")
-    add_clip(parser, "ViT-B-32-quickgelu with OpenAI's weights")
-    parser.set_defaults(run=make_from_words)
-
-
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     """The options of `load_prompts`."""
     parser.add_argument("prompts", help="prompts.safetensors, or the release's btp.pth with --classes")
@@ -71,24 +55,8 @@ def print_words(options: argparse.Namespace) -> None:
     from semples_plugin.viz.tables import format_words
 
     prompts, clip = load_prompts(options)
-    if prompts.words is not None:
-        print(f"these prompts are words: {', '.join(prompts.words)}")
-        return
     vocabulary = _read_words(options.vocabulary) if options.vocabulary else default_vocabulary(clip)
     print(format_words(nearest_words(prompts, clip, vocabulary, options.count)))
-
-
-def make_from_words(options: argparse.Namespace) -> None:
-    """`semples prompts from-words`."""
-    from semples_plugin.clip.frozen import FrozenClip
-    from semples_plugin.data.image_labels import read_class_names
-    from semples_plugin.prompts import BACKGROUND_WORDS, BackgroundPrompts
-
-    name, pretrained = options.clip or RELEASE_CLIP[0], options.pretrained or RELEASE_CLIP[1]
-    clip = FrozenClip.load(name, pretrained, device=options.device)
-    words = options.words or BACKGROUND_WORDS
-    BackgroundPrompts.from_words(clip, read_class_names(options.classes), words).save(options.out)
-    print(f"wrote {options.out}: {', '.join(words)}")
 
 
 def draw_maps(options: argparse.Namespace) -> None:

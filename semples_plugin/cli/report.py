@@ -44,8 +44,6 @@ def run(options: argparse.Namespace) -> int:
     if options.images:  # what would fail at the end fails before the work
         check_images(options.images, list_cams(options.cams[0], masks=True))
     loaded = load_prompts(options) if options.prompts else None
-    if loaded is not None:
-        loaded[0].check_of_classes()
     evaluations, titles, status = judge(options)
     words: list[NearWords] = []
     panels: list[PromptPictures] = []

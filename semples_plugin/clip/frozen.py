@@ -220,23 +220,6 @@ class FrozenClip:
         with self._frozen():
             return self._unit(self._encode_embedded(embedded, ids), "prompts")
 
-    def word_vectors(self, words: Sequence[str]) -> Tensor:
-        """Token embeddings `[M, W]`, float32, of words of one token each: `encode_prompts` makes texts of them.
-
-        Raises:
-            ValueError: for a word of several tokens.
-        """
-        layout = self.layout(1, PROMPT_TEMPLATE, None)
-        ids = self._token_ids([PROMPT_TEMPLATE.replace("{}", word) for word in words]).to(self.device)
-        around = ids[:, : len(layout.ids)] == layout.ids
-        around[:, layout.start] = True
-        for word, is_one_token in zip(words, around.all(dim=1).tolist(), strict=True):
-            if not is_one_token:
-                raise ValueError(f"words: expected words of one token of {self.name}'s, got {word!r}")
-        if len(ids[:, layout.start].unique()) < len(words):
-            raise ValueError(f"words: two of them are one token of {self.name}'s, expected different ones")
-        return self._text.token_embedding.weight[ids[:, layout.start]].detach().float()
-
     def signature(self) -> Tensor:
         """A unit vector `[D]` on the CPU that tells one CLIP from another, whatever its precision and device.
 

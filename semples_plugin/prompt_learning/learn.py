@@ -127,7 +127,6 @@ def learn_background_prompts(
             file.
     """
     prompts = regularizer._need_prompts()
-    prompts.check_of_classes()
     options = LearningOptions(epochs, lr, batch_size, weight_decay, seed, shared, mask_tau)
     _check_differentiable(regularizer)
     folder = _prepare_folder(regularizer, work_dir, origin, options.mask_tau)

@@ -49,30 +49,24 @@ def check_tensor(name: str, value: Any, *, shape: str, floating: bool = True) ->
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """Class names as a tuple: a sequence, in the order of the label columns, of different strings."""
-    lowered = [
-        name.lower() for name in check_words("class_names", names, "one for each label column and in their order")
-    ]
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"class_names: expected a list of strings, one for each label column and in their order, got {names!r:.80}"
+        )
+    lowered = [name.strip().lower() for name in names]
+    if not lowered:
+        raise ValueError("class_names: expected different names, got none")
+    repeated = [name for name, count in Counter(lowered).items() if count > 1]
+    if repeated:
+        raise ValueError(f"class_names: expected different names, got {repeated[0][:80]!r} twice")
+    if "" in lowered:
+        raise ValueError("class_names: expected different names, got an empty one")
     if lowered[0].strip("_") in ("background", "bg"):
         raise ValueError(
             f"class_names: begins with {names[0]!r}, but label columns belong to object classes alone: leave it out; "
             "with it every class takes its neighbour's column"
         )
     return tuple(names)
-
-
-def check_words(what: str, words: Sequence[str], such_as: str = "none twice") -> list[str]:
-    """A list of different strings that aren't empty, without spaces around them; `such_as` says more in the error."""
-    if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise TypeError(f"{what}: expected a list of strings, {such_as}, got {words!r:.80}")
-    stripped = [word.strip() for word in words]
-    if not stripped:
-        raise ValueError(f"{what}: expected different names, got none")
-    repeated = [word for word, count in Counter(map(str.lower, stripped)).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{what}: expected different names, got {repeated[0][:80]!r} twice")
-    if "" in stripped:
-        raise ValueError(f"{what}: expected different names, got an empty one")
-    return stripped
 
 
 def check_known(what: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -92,7 +92,6 @@ def nearest_words(
         )
     if not words:
         raise ValueError("the vocabulary has no words")
-    prompts.check_of_classes()
     names = prompts.class_names
     prompts.check_belongs_to(clip, names)
     features = prompts.to(clip.device).encode(clip)
@@ -171,7 +170,6 @@ def draw_prompt(
     Raises:
         ValueError: where the prompts have no such class.
     """
-    prompts.check_of_classes()
     names = prompts.class_names or ()
     position = class_positions(names)(class_name)
     if position is None:

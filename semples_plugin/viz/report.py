@@ -23,6 +23,7 @@ from semples_plugin.viz.curves import colours, draw_curve
 from semples_plugin.viz.examples import OUTLINES, class_colours, describe_iou, draw_image, gain_of, ranked
 from semples_plugin.viz.overlays import ERRORS, Colour, Picture, encode, fitted
 from semples_plugin.viz.pages import render, write_page
+from semples_plugin.viz.prompt_gains import MIN_CLASSES, describe_prompt_gains, draw_prompt_gains, prompt_gains
 from semples_plugin.viz.strata import describe_strata, draw_strata, strata_tables
 from semples_plugin.viz.tables import (
     COLUMNS,
@@ -142,6 +143,8 @@ def write_report(
     if not evaluations or len(titles) != len(evaluations):
         raise ValueError(f"expected evaluations with a title each, got {len(evaluations)} and {len(titles)}")
     last = evaluations[-1]
+    gains = prompt_gains(evaluations, words)
+    ranked_classes = len(gains) >= MIN_CLASSES
     page = render(
         "report.html.jinja",
         heading=heading,
@@ -162,6 +165,8 @@ def write_report(
         verdict=describe_words(words) if words else "",
         columns=COLUMNS,
         unseen=UNSEEN,
+        ranking=describe_prompt_gains(gains) if ranked_classes else "",
+        ranking_chart=_inline(draw_prompt_gains(gains, titles)) if ranked_classes else None,
         prompts=[{"class_name": prompt.class_name, "figures": _figures(prompt.pictures)} for prompt in prompts],
     )
     write_page(path, page)

@@ -132,7 +132,7 @@ class TrainingLog:
 @torch.no_grad()
 def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularizer, count: int = 8) -> Picture:
     """A grid of pairs, under their classes' names: the image, its mask as a heat map over it, and, once prompts are
-    learned, where CLIP sees the class's background prompt, or the word nearest to the background.
+    learned, where CLIP sees the class's background prompt.
 
     Args:
         images, masks: a batch as the regularizer takes it.
@@ -147,15 +147,12 @@ def draw_pairs(images: Tensor, masks: ClassMasks, regularizer: SemPLeSRegularize
     pixels = unit.mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
     maps = part.maps.float().cpu().numpy()
     rows = {"image": list(pixels), "mask": [overlay_cam(image, cam) for image, cam in zip(pixels, maps, strict=True)]}
-    names = [regularizer.class_names[k] for k in part.class_index.tolist()]
     prompts, clip = regularizer.prompts, regularizer.clip
     if prompts is not None and prompts.learned:
-        overlays, chosen = [], part.class_index
-        if prompts.words is not None:
-            chosen = (regularizer.background_features(images, part) @ regularizer.prompt_features().T).argmax(dim=1)
-            names = [f"{name}, {prompts.words[k]}" for name, k in zip(names, chosen.tolist(), strict=True)]
-        for text, image in zip(prompts.encode(clip, chosen), pixels, strict=True):
+        overlays = []
+        for text, image in zip(prompts.encode(clip, part.class_index), pixels, strict=True):
             heat = stretched(where_clip_sees(clip, text[None], image, grid=7))[0]
             overlays.append(overlay_cam(image, heat))
         rows["where CLIP sees the prompt"] = overlays
+    names = [regularizer.class_names[k] for k in part.class_index.tolist()]
     return draw_grid(list(rows.values()), names, row_captions=list(rows))
