@@ -72,13 +72,9 @@ def run_bench(
     parts = _chosen("only", only or (("host",) if hosts else DEFAULT_PARTS), PARTS)
     chosen = _chosen("hosts", hosts or (HOSTS if "host" in parts else ()), HOSTS)
     parts += ("host",) if chosen and "host" not in parts else ()
-    if pairs is not None and not any(part in PAIRS for part in parts):
-        raise ValueError(
-            f"pairs: expected one of the parts that go by them, {', '.join(PAIRS)}; got {', '.join(parts)} alone, "
-            "which have numbers of their own: leave pairs out"
-        )
-    for name, values in (("pairs", (1,) if pairs is None else pairs), ("classes", (classes,)), ("length", (length,))):
-        check_integers(name, values, least=1)
+    _check_pairs(pairs, parts)
+    for name, value in (("classes", classes), ("length", length)):
+        check_integers(name, (value,), least=1)
     if not 0 <= seconds < math.inf:
         raise ValueError(f"seconds: expected a number from 0 up, got {seconds}")
     _check_host_options(batch, size, pairs_per_image, classes)
@@ -109,15 +105,20 @@ def run_bench(
     ]
     if set_aside(out.resolve()):
         print(f"Earlier figures: {out}.before")
+    _measure_into(results, groups, kind, out, progress)
+    print(format_tables(results))
+    print(f"\nFigures: {out}")
+    return results
+
+
+def _measure_into(results: dict[str, Any], groups: Sequence[Group], kind: str, out: Path, progress: bool) -> None:
+    """Measures all groups, and writes the results after each, as an interrupt may come in the midst of a long one."""
     with tqdm(desc="semples bench", total=sum(map(len, groups)), bar_format=_BAR, disable=not progress) as bar:
         for rows in _measure(groups, kind, bar.update):
             results["measured"].update(rows)
             bar.update(len(results["measured"]) - bar.n)
-            with replacing(out) as temporary:  # after each, as an interrupt may come in the midst of a long one
+            with replacing(out) as temporary:
                 temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(format_tables(results))
-    print(f"\nFigures: {out}")
-    return results
 
 
 def _chosen(name: str, chosen: Iterable[str], known: Mapping[str, Any]) -> tuple[str, ...]:
@@ -126,6 +127,17 @@ def _chosen(name: str, chosen: Iterable[str], known: Mapping[str, Any]) -> tuple
     if unknown:
         raise ValueError(f"{name}: expected some of {', '.join(known)}, got {unknown[0]!r:.80}")
     return tuple(each for each in known if each in chosen)
+
+
+def _check_pairs(pairs: Sequence[int] | None, parts: Sequence[str]) -> None:
+    if pairs is None:
+        return
+    check_integers("pairs", pairs, least=1)
+    if not any(part in PAIRS for part in parts):
+        raise ValueError(
+            f"pairs: expected one of the parts that go by them, {', '.join(PAIRS)}; got {', '.join(parts)} alone, "
+            "which have numbers of their own: leave pairs out"
+        )
 
 
 def _check_host_options(batch: int | None, size: int | None, pairs_per_image: float, classes: int) -> None:

@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
         "--pairs",
         type=int,
         nargs="+",
-        help="numbers of pairs of the parts refinement (default: 1 6 16 96; up to 256 on a GPU), ablation and modes "
-        "(default: 6; on a GPU 6 96)",
+        help="numbers of pairs of the parts refinement, ablation and modes (default: 1 6 16 96 of the first, 6 of the "
+        "others; more on a GPU)",
     )
     parser.add_argument(
         "--host", nargs="+", choices=("clims", "weaktr", "resnet50"), help="hosts whose own step is measured"

@@ -295,13 +295,13 @@ def warn_caller(message: str) -> None:
 def _describe_drift(classes: Sequence[str], epoch: int, options: LearningOptions) -> str:
     epochs, names = options.epochs, ", ".join(classes)
     drift = (
-        f"after {epoch} of {epochs} epochs the prompts of {names} come nearest to their own label, and nearer than they "
-        "began: they describe"
+        f"after {epoch} of {epochs} epochs the prompts of {names} come nearest to their own label, and nearer than "
+        "they began: they describe"
     )
     if options.shared:
         drift = (
-            f"after {epoch} of {epochs} epochs the shared prompt comes nearest to the label of {names}, and nearer than "
-            "it began: it describes"
+            f"after {epoch} of {epochs} epochs the shared prompt comes nearest to the label of {names}, and nearer "
+            "than it began: it describes"
         )
     return (
         f"{drift} the object, and refinement would suppress it; look at these classes' masks (objects left in the "
