@@ -200,12 +200,7 @@ class Experiment:
                 shared=bool(settings.prompt_shared),
                 mask_tau=settings.prompt_tau,
             )
-        separation = sum(
-            quality.after.separation * count
-            for quality, count in zip(history.quality, history.pairs, strict=True)
-            if count
-        )
-        return {"separation": separation / pairs, "verdict": history.verdict}
+        return {"separation": history.separation, "verdict": history.verdict}
 
     def _images(self, index: Tensor) -> Tensor:
         return self.data.train.images(index, self.device)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import open_clip
@@ -14,11 +14,13 @@ from semples_plugin.cli.app import main
 from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
 from semples_plugin.demo import export, run
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
+from semples_plugin.demo.rows import ROWS
 from semples_plugin.demo.table import Judgement, explain
 from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
 from semples_plugin.demo.training import Recipe, World
 from semples_plugin.evaluation.folders import evaluate_folder
+from semples_plugin.prompt_learning.epochs import PromptHistory
 
 SMALL = Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
 
@@ -92,10 +94,15 @@ def test_the_recipe_that_trained_it_still_trains():
 
 
 def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
-    results = run.run_demo([3], tmp_path, ablation=True, recipe=SMALL, progress=False)
+    results = run.run_demo([3], tmp_path, ablation=True, additions=True, recipe=SMALL, progress=False)
     text = capsys.readouterr().out
-    for title in ("baseline", "segment-label matching", "not learned", "L_T alone", "L_I alone", "(full)"):
-        assert title in text
+    assert all(f"\n{row.title}" in text for row in ROWS.values())
+    learned = results["seeds"]["3"]["separation"]
+    assert list(learned) == [name for name, row in ROWS.items() if row.prompts == "learned"]
+    # A strong lambda doesn't change (b), a term that keeps prompts off the objects does.
+    assert (
+        learned["strong"] == learned["full"] == learned["full labels"] < learned["apart each"] and learned["full"] > 0.5
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cams", "classes.txt", "grid.png", "images", "masks", "prompts-3.safetensors", "report.html", "results.json",
     ]  # fmt: skip
@@ -105,18 +112,21 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
     assert json.loads((tmp_path / "results.json").read_text())["seeds"] == results["seeds"]
     prompts = BackgroundPrompts.load(tmp_path / "prompts-3.safetensors")
     prompts.check_belongs_to(FrozenClip.load("demo"), OBJECTS)
-    again = run.run_demo([3], tmp_path / "again", recipe=SMALL, progress=False)
-    assert again["seeds"]["3"]["rows"]["full"] == rows["full"]
+    again = run.run_demo([3], tmp_path / "again", recipe=SMALL, progress=False)["seeds"]["3"]["rows"]
+    assert list(again) == [name for name, row in ROWS.items() if not row.only_with]
+    assert again["full"] == rows["full"]
+    others = [name for name in rows if name != "baseline"]
+    assert len({rows[name]["coverage"] for name in others}) == len(others)  # no two rows are trained alike
 
 
 def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
     trained, exported = [], []
 
     class FakeWorld:
-        drifted = ()
+        histories: ClassVar = {"full": PromptHistory([], [])}
 
         def __init__(self, clip, seed, *_):
-            self.seed, self.regularizer = seed, SimpleNamespace(prompts=BackgroundPrompts(8, 1, clip.text_width))
+            self.seed, self.prompts = seed, {"full": BackgroundPrompts(8, 1, clip.text_width)}
 
         def run(self, names):
             trained.append(self.seed)
@@ -210,7 +220,8 @@ def test_each_stage_takes_false_activation_away():
     assert match.miou > baseline.miou + 15 and full.miou > baseline.miou + 15
     assert all(torch.equal(before[name], value) for name, value in clip.model.state_dict().items())
     # Learned prompts describe each class's context, not its object.
-    near = world.regularizer.prompt_features() @ clip.encode_texts([f"a photo of {c}." for c in CONTEXTS]).T
-    own = world.regularizer.prompt_features() @ world.regularizer.label_features.T
+    learned = world.prompts["full"].encode(clip)
+    near = learned @ clip.encode_texts([f"a photo of {c}." for c in CONTEXTS]).T
+    own = learned @ clip.encode_texts([f"a photo of {c}." for c in OBJECTS]).T
     assert (near.diagonal() > own.diagonal()).sum() >= 6
     assert (near.argmax(1) == torch.arange(len(CONTEXTS))).sum() >= 6

@@ -19,7 +19,7 @@ from semples_plugin import (
     learn_background_prompts,
 )
 from semples_plugin.prompt_learning import walk
-from semples_plugin.prompt_learning.epochs import LearningOptions
+from semples_plugin.prompt_learning.epochs import LearningOptions, PromptHistory
 from semples_plugin.prompt_quality import ClassQuality, Nearness, describe_quality, went_well
 
 NAMES = ["train", "boat", "tv monitor"]
@@ -490,7 +490,14 @@ def test_the_verdicts_share_counts_pairs_and_not_classes():
     assert "for 50 % of a class's pairs on average" in describe_quality(older)
     backgrounds = make().background_features(*next(iter(Batches())))[[0, 3, 1]]
     history = learn_background_prompts(make(), [(backgrounds, torch.tensor([0, 0, 1]))], **OPTIONS)
-    assert [one.pairs for one in history.quality] == [2, 1, 0]
+    assert [one.pairs for one in history.quality] == [2, 1, 0] and history.separation is None
+
+
+def test_a_historys_separation_counts_pairs_and_not_classes():
+    measured = [quality(1.0), quality(0.0), quality(None)]
+    history = PromptHistory(["train", "boat", "bird"], [99, 1, 0], quality=measured)
+    assert history.separation == pytest.approx(0.99)
+    assert PromptHistory(["train"], [3], quality=[quality(None)]).separation is None
 
 
 def test_the_verdict_on_a_shared_prompt_counts_classes_and_names_none():

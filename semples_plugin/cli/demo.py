@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
         "--seeds", type=int, nargs="+", default=[100, 101, 102, 103], help="one run for each; the table averages"
     )
     parser.add_argument("--ablation", action="store_true", help="all rows of the paper's Table 5; half as long again")
+    parser.add_argument("--additions", action="store_true", help="rows of what is not the paper's; twice as long")
     parser.add_argument("--out", default="demo-out", help="folder for grid.png, results.json and the prompts")
     add_device(parser)
     add_quiet(parser)
@@ -38,4 +39,5 @@ def run(options: argparse.Namespace) -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:  # several threads would mostly wait for each other in such small layers
         torch.set_num_threads(1)
-    run_demo(options.seeds, options.out, options.device, options.ablation, progress=not options.quiet)
+    rows = {"ablation": options.ablation, "additions": options.additions}
+    run_demo(options.seeds, options.out, options.device, **rows, progress=not options.quiet)

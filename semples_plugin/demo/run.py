@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from semples_plugin.clip.frozen import FrozenClip
-from semples_plugin.demo.table import ABLATION, TITLES, Judgement, explain, format_table
+from semples_plugin.demo.rows import ROWS
+from semples_plugin.demo.table import Judgement, explain, format_table
 from semples_plugin.demo.training import Recipe, World
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.checks import check_device, check_integers
@@ -26,6 +27,7 @@ def run_demo(
     out: str | Path,
     device: str = "cpu",
     ablation: bool = False,
+    additions: bool = False,
     *,
     recipe: Recipe | None = None,
     progress: bool = True,
@@ -40,11 +42,14 @@ def run_demo(
         out: folder for the results.
         device: of torch.
         ablation: also the rows of Table 5 with one half of (2).
+        additions: also the rows of what is not the paper's.
         recipe: sizes, steps and weights; those of the published table by default.
         progress: show progress bars.
 
     Returns:
-        What `results.json` holds: `settings`, and by seed `rows` (the `Judgement` of each), `drifted` and `seconds`.
+        What `results.json` holds: `settings`, and by seed `rows` (the `Judgement` of each), `drifted` (classes
+        whose prompts of the row "full" came nearest to their own object), `separation` (share of the pairs whose
+        background is nearer to its prompt than the object, of each row that learned prompts) and `seconds`.
 
     Raises:
         OSError: where `out` can't be written into.
@@ -54,7 +59,8 @@ def run_demo(
     check_integers("seeds", seeds, least=0)
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     check_device(device)
-    names = [name for name in TITLES if ablation or name not in ABLATION]
+    chosen = {"", *(["ablation"] if ablation else ()), *(["additions"] if additions else ())}
+    names = [name for name, row in ROWS.items() if row.only_with in chosen]
     settings = {
         "recipe": asdict(recipe),
         "rows": names,
@@ -118,14 +124,13 @@ def _run_seed(world: World, names: Sequence[str], out: Path, results: dict[str, 
     """Trains a seed's rows, and writes its files and, last, its figures, also into `results`."""
     started = time.perf_counter()
     rows = {name: asdict(judgement) for name, judgement in world.run(names).items()}
-    prompts = world.regularizer.prompts
-    assert prompts is not None
-    prompts.save(out / f"prompts-{world.seed}.safetensors")
+    world.prompts["full"].save(out / f"prompts-{world.seed}.safetensors")
     if not results["seeds"]:
         write_picture(out / "grid.png", world.draw())
         world.export(out)
     seconds = round(time.perf_counter() - started, 1)
-    run = {"rows": rows, "drifted": world.drifted, "seconds": seconds}
+    separation = {name: history.separation for name, history in world.histories.items()}
+    run = {"rows": rows, "drifted": world.histories["full"].drifted, "separation": separation, "seconds": seconds}
     seeds = {**results["seeds"], str(world.seed): run}
     with replacing(out / "results.json") as temporary:
         temporary.write_text(json.dumps({**results, "seeds": seeds}, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semples_plugin.demo.data import OBJECTS, Scenes
+from semples_plugin.demo.rows import ROWS
 from semples_plugin.evaluation.iou import CamEvaluation
 from semples_plugin.viz.overlays import draw_grid, overlay_cam, overlay_mask
 
@@ -18,17 +19,6 @@ CamsOf = Callable[[slice], Tensor]
 """Gives the raw CAMs `[n, K, h, w]` of the scenes in a slice."""
 
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
-TITLES = {
-    "baseline": "baseline: image labels alone",
-    "match": "(a) + segment-label matching",
-    "unlearned": "(c) + refinement, prompts not learned",
-    "text only": "(c) + refinement, prompts from L_T alone",
-    "image only": "(c) + refinement, prompts from L_I alone",
-    "full": "(c) + refinement, learned prompts (full)",
-}
-"""The rows by their names, in the order in which they are trained and printed."""
-ABLATION = ("text only", "image only")
-"""Rows with one half of equation (2) alone, which the paper's Table 5 has."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ def normalized_cams(cams_of: CamsOf, scenes: Scenes, part: slice) -> np.ndarray:
 
 
 def format_table(rows: Mapping[str, Sequence[Judgement]]) -> str:
-    """The rows, by their names in `TITLES`, with mean and standard deviation over the seeds."""
+    """The rows, by their names in `ROWS`, with mean and standard deviation over the seeds."""
     seeds = len(next(iter(rows.values())))
     figures = "one seed" if seeds == 1 else f"mean of {seeds} seeds (standard deviation)"
     lines = [f"{figures:42}  mIoU [%]      coverage      context activation"]
@@ -97,7 +87,7 @@ def format_table(rows: Mapping[str, Sequence[Judgement]]) -> str:
             _format_cell([judgement.coverage for judgement in judgements], decimals=2),
             _format_cell([judgement.context for judgement in judgements], decimals=2),
         )
-        lines.append(f"{TITLES[name]:42}  " + "  ".join(f"{cell:12}" for cell in cells).rstrip())
+        lines.append(f"{ROWS[name].title:42}  " + "  ".join(f"{cell:12}" for cell in cells).rstrip())
     return "\n".join(lines)
 
 

@@ -18,9 +18,11 @@ from semples_plugin.clip.frozen import FrozenClip
 from semples_plugin.demo.data import OBJECTS, make_scenes
 from semples_plugin.demo.export import write_scenes, write_stage, write_world_report
 from semples_plugin.demo.network import CamNet, normalize_images
+from semples_plugin.demo.rows import ROWS, Row
 from semples_plugin.demo.table import CamsOf, Judgement, draw_cams, judge, normalized_cams, slices
 from semples_plugin.loss_weights import LossWeights
 from semples_plugin.masks import ClassMasks
+from semples_plugin.prompt_learning.epochs import PromptHistory
 from semples_plugin.prompt_learning.learn import learn_background_prompts
 from semples_plugin.prompts import BackgroundPrompts
 from semples_plugin.regularizer import SemPLeSRegularizer, sum_of
@@ -48,9 +50,9 @@ class World:
     """One seed: its scenes, its baseline and the rows that start from it.
 
     Attributes:
-        regularizer: of the row that was trained last.
-        networks: CAM network of each row, by its name in `table.TITLES`.
-        drifted: classes whose prompts, in the row that was trained last, came nearest to their own object.
+        networks: CAM network of each row, by its name in `ROWS`.
+        prompts: of each row that has some, likewise.
+        histories: of each row that learned some, likewise.
     """
 
     def __init__(self, clip: FrozenClip, seed: int, recipe: Recipe, progress: bool) -> None:
@@ -59,35 +61,33 @@ class World:
         self.test = make_scenes(recipe.test_images, seed + 10_000)
         self.images = normalize_images(self.train.images, clip.device)
         self.labels = torch.from_numpy(self.train.labels).to(clip.device)
-        self.regularizer = SemPLeSRegularizer(clip, OBJECTS, weights=recipe.weights)
         self.networks: dict[str, CamNet] = {}
-        self.drifted: list[str] = []
+        self.prompts: dict[str, BackgroundPrompts] = {}
+        self.histories: dict[str, PromptHistory] = {}
 
     def run(self, names: Sequence[str]) -> dict[str, Judgement]:
-        """Trains and judges the rows `names` of `table.TITLES`, which begin with "baseline" and "match"."""
+        """Trains and judges the rows `names` of `ROWS`, which begin with "baseline" and "match"."""
         self.networks["baseline"] = self._train_baseline()
-        self.networks["match"] = self._train(self.regularizer, "match")
-        for name in names[2:]:
-            self.regularizer = self._regularizer_with_prompts(name)
+        for name in names[1:]:
+            regularizer = self._regularizer(name)
             with warnings.catch_warnings():
                 if name == "text only":  # these prompts are far from everything and teach nothing, as the row shows
                     warnings.simplefilter("ignore", UserWarning)
-                self.networks[name] = self._train(self.regularizer, name)
+                self.networks[name] = self._train(regularizer, name)
         return {name: judge(self._cams_of(name), self.test) for name in names}
 
-    def _regularizer_with_prompts(self, name: str) -> SemPLeSRegularizer:
-        """Stage (b) of a row."""
-        weights = self.recipe.weights
-        if name == "text only":
-            weights = replace(weights, image=0.0)
-        elif name == "image only":
-            weights = replace(weights, text=0.0)
-        regularizer = SemPLeSRegularizer(self.clip, OBJECTS, weights=weights)
-        regularizer.prompts = BackgroundPrompts.for_clip(self.clip, OBJECTS, self.recipe.prompt_length, seed=self.seed)
-        if name == "unlearned":
-            regularizer.prompts.learned = True  # a row of the table, no mistake to warn of
+    def _regularizer(self, name: str) -> SemPLeSRegularizer:
+        """Of a row, after its stage (b)."""
+        row = ROWS[name]
+        regularizer = SemPLeSRegularizer(self.clip, OBJECTS, weights=replace(self.recipe.weights, **row.weights))
+        if row.prompts == "none":
+            return regularizer
+        prompts = BackgroundPrompts.for_clip(self.clip, OBJECTS, self.recipe.prompt_length, seed=self.seed)
+        regularizer.prompts = self.prompts[name] = prompts
+        if row.prompts == "unlearned":
+            prompts.learned = True  # a row of the table, no mistake to warn of
         else:
-            self._learn_prompts(regularizer)
+            self.histories[name] = self._learn_prompts(regularizer, row)
         return regularizer
 
     def draw(self) -> np.ndarray:
@@ -103,9 +103,7 @@ class World:
             cams_of = self._cams_of(name)
             cams = [normalized_cams(cams_of, self.test, part) for part in slices(len(self.test))]
             write_stage(folder / "cams" / name, self.test, np.concatenate(cams))
-        prompts = self.regularizer.prompts
-        assert prompts is not None
-        write_world_report(folder, titles, prompts, self.clip, self.progress)
+        write_world_report(folder, titles, self.prompts["full"], self.clip, self.progress)
 
     def _cams_of(self, name: str) -> CamsOf:
         network = self.networks[name]
@@ -128,8 +126,7 @@ class World:
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.recipe.baseline_lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for index in self._bar(self._batches(steps, 0), steps, "baseline"):
-            logits = network(self.images[index]).mean((2, 3))
-            loss = F.binary_cross_entropy_with_logits(logits, self.labels[index].float())
+            loss = _classification_loss(network(self.images[index]), self.labels[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -142,28 +139,32 @@ class World:
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.recipe.lr)
         # Every row sees the same batches, so that rows differ by their losses alone.
         for index in self._bar(self._batches(self.recipe.steps, 1), self.recipe.steps, name):
-            masks = ClassMasks.from_dense(network(self.images[index]), self.labels[index]).max_normalized()
+            cams, labels = network(self.images[index]), self.labels[index]
+            masks = ClassMasks.from_dense(cams, labels).max_normalized()
             loss = sum_of(regularizer(self.images[index], masks))
+            if ROWS[name].labels:
+                loss = loss + ROWS[name].labels * _classification_loss(cams, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         return network
 
-    def _learn_prompts(self, regularizer: SemPLeSRegularizer) -> None:
+    def _learn_prompts(self, regularizer: SemPLeSRegularizer, row: Row) -> PromptHistory:
         recipe = self.recipe
         pairs = int(self.labels.sum())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of drift, which `run_demo` prints with the results
-            history = learn_background_prompts(
+            return learn_background_prompts(
                 regularizer,
                 self._matched_masks(),
                 epochs=round(recipe.prompt_steps * recipe.prompt_batch_size / pairs),
                 lr=recipe.prompt_lr,
                 batch_size=recipe.prompt_batch_size,
                 seed=self.seed,
+                shared=row.shared,
+                mask_tau=row.mask_tau,
                 progress=self.progress,
             )
-        self.drifted = history.drifted
 
     @torch.no_grad()
     def _matched_masks(self) -> Iterator[tuple[Tensor, ClassMasks]]:
@@ -174,3 +175,8 @@ class World:
 
     def _bar(self, batches: Iterator[Tensor], steps: int, name: str) -> Iterator[Tensor]:
         return iter(tqdm(batches, f"seed {self.seed} {name}", steps, disable=not self.progress))
+
+
+def _classification_loss(cams: Tensor, labels: Tensor) -> Tensor:
+    """Of the image labels alone, by the means of the raw CAMs."""
+    return F.binary_cross_entropy_with_logits(cams.mean((2, 3)), labels.float())

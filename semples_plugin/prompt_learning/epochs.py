@@ -64,6 +64,17 @@ class PromptHistory:
         """The fields as a dictionary of lists, strings and numbers."""
         return asdict(self)
 
+    @property
+    def separation(self) -> float | None:
+        """Share of all pairs, in [0, 1], whose background is nearer to the prompt than their foreground, at the end.
+
+        None where foregrounds weren't measured.
+        """
+        measured = [(each.after.separation, count) for each, count in zip(self.quality, self.pairs, strict=True)]
+        counted = [(share, count) for share, count in measured if share is not None and count]
+        pairs = sum(self.pairs)
+        return sum(share * count for share, count in counted) / pairs if counted else None
+
 
 @dataclass(frozen=True)
 class LearningOptions:
