@@ -4,6 +4,7 @@ import importlib.util
 import json
 import keyword
 import runpy
+import shutil
 import sys
 import tarfile
 import warnings
@@ -148,9 +149,12 @@ def test_stage_two_is_trained_and_tested_in_miniature(configs, script, tmp_path,
     assert figures["aAcc"] == pytest.approx(100 * (predicted == truth).mean(), abs=0.01)
 
 
-def test_the_last_checkpoint_is_found_where_the_work_folder_was_moved(configs, script, tmp_path):
+def test_the_last_checkpoint_is_found_where_the_work_folder_was_moved_or_copied(configs, script, tmp_path):
     script("voc_deeplab_r101", *SMALL, *SHORT)
     work_dir = tmp_path / "work_dirs/voc_deeplab_r101"
+    shutil.copytree(work_dir, tmp_path / "copied")
+    script("voc_deeplab_r101", *SMALL, "--work-dir", "copied", "--test", "last")  # not the other folder's, still there
+    assert json.loads((tmp_path / "copied/test.json").read_text())["checkpoint"] == "copied/iter_1.pth"
     (work_dir / "last_checkpoint").write_text("/where/it/was/before/iter_1.pth")  # mmengine notes the whole path
     script("voc_deeplab_r101", *SMALL, "--test", "last")
     assert json.loads((work_dir / "test.json").read_text())["checkpoint"] == "work_dirs/voc_deeplab_r101/iter_1.pth"

@@ -236,6 +236,24 @@ def test_an_interrupt_loses_nothing_and_the_same_command_resumes(tiny, number):
     assert "lists: done" in done.stdout
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_while_a_command_is_started_leaves_none_behind(tiny, monkeypatch, number):
+    monkeypatch.setitem(book.RECIPES, "tiny", with_command("train", "sleep 60"))
+    before, started = signal.getsignal(number), []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, words, **options):
+            super().__init__(words, **options)
+            if words == ["sleep", "60"]:
+                started.append(self)
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    assert main(["recipe", "run", "tiny"]) == 130
+    assert started[0].wait(timeout=10) == -signal.SIGINT and jobs()[2].read_record().status == "interrupted"
+    assert signal.getsignal(number) is before
+
+
 KILLED = f"""python -c "import os, sys, signal; {WRITE}; os.kill(os.getppid(), signal.SIGKILL)" {{out}}/model.pt half"""
 DRIVER = (
     "import pickle, sys\nfrom semples_plugin.cli import main\nfrom semples_plugin.recipes import book\n"

@@ -146,10 +146,10 @@ def checkpoint_of(name: str, work_dir: Path) -> str:
 
 
 def last_checkpoint(work_dir: Path) -> str | None:
-    """The path that mmengine noted in the work folder; where that was moved since, the same file in it."""
+    """The path that mmengine noted in the work folder; where that was moved or copied since, the same file in it."""
     noted = find_latest_checkpoint(str(work_dir))
-    moved = noted is not None and not Path(noted).is_file()
-    return str(work_dir / Path(noted).name) if moved else noted
+    here = work_dir / Path(noted or "").name
+    return str(here) if here.is_file() else noted
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
@@ -61,7 +61,7 @@ def run_jobs(recipe: Recipe, jobs: Sequence[Job], chosen: Sequence[Job], again: 
     """
     folder = jobs[0].settings.folder
     check_writable("runs", folder / "steps" / "lock")
-    with _only_one(folder) as lock:
+    with _signals_interrupt(), _only_one(folder) as lock:
         check_before(recipe, jobs, chosen)
         for number, job in enumerate(chosen, 1):
             _warn_of_stale_input(job, jobs, chosen[: number - 1])
@@ -231,14 +231,29 @@ def _check_needs(job: Job, jobs: Sequence[Job]) -> None:
 
 def _execute(words: Sequence[str], job: Job, resumed: bool, lock: int) -> int:
     """Runs a command, shows what it prints, keeps it in the job's log, and returns its exit status."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = None
+    try:
+        with _interrupts_wait():
+            process = _start(words, job.folder, lock)
+        with job.log.open("ab" if resumed else "wb", buffering=0) as file:
+            for chunk in _output_of(process):
+                _keep(chunk, file, job.log)
+                _show(chunk)
+        return process.wait()
+    except BaseException:
+        if process is not None:
+            _end(process)
+        raise
+
+
+def _start(words: Sequence[str], folder: Path, lock: int) -> subprocess.Popen[bytes]:
     try:
         # In a session of its own the command gets one interrupt, ours, together with all that it started. It holds the
         # lock as well, should this process be killed.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             words,
-            cwd=job.folder,
-            env=environment,
+            cwd=folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -247,16 +262,6 @@ def _execute(words: Sequence[str], job: Job, resumed: bool, lock: int) -> int:
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no command {words[0]}: install it, or put it into PATH") from error
-    with _signals_interrupt():
-        try:
-            with job.log.open("ab" if resumed else "wb", buffering=0) as file:
-                for chunk in _output_of(process):
-                    _keep(chunk, file, job.log)
-                    _show(chunk)
-            return process.wait()
-        except BaseException:
-            _end(process)
-            raise
 
 
 def _output_of(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
@@ -311,16 +316,31 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
+    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Within it an interrupt waits for the end: a command that is halfway started can't be ended."""
+    waiting: list[int] = []
+    with _handled(lambda number, frame: waiting.append(number), signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        yield
+    if waiting:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
+    """Within it these signals go to the handler, but for those that are ignored, as under nohup."""
     before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+        number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
