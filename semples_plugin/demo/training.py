@@ -71,7 +71,7 @@ class World:
         for name in names[1:]:
             regularizer = self._regularizer(name)
             with warnings.catch_warnings():
-                if ROWS[name].only_with:  # prompts may be far from everything and teach nothing, as the row shows
+                if ROWS[name].only_with:  # their prompts may be far from everything and teach nothing, as the row shows
                     warnings.simplefilter("ignore", UserWarning)
                 self.networks[name] = self._train(regularizer, name)
         return {name: judge(self._cams_of(name), self.test) for name in names}
