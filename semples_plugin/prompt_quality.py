@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 SEPARATED = 0.5
 """Share of a class's pairs that must have their background nearer to the prompt than their foreground. Measured with
 lambda 0.8 (docs/photographs.md, docs/demo.md): prompts of 0.33 to 0.41 took 7 to 15 points of mIoU away, those of
-0.85 and more changed it by -2.4 to +3.1. It tells good prompts from bad ones, and not which class gains."""
-
-DRIFT = 0.05
-"""Rise of sim(u_b, u_f) from which a prompt that is nearest to its own label counts as drawn to the object."""
+0.85 and more changed it by -2.4 to +3.1. It tells good prompts from bad ones, and not which class gains. A prompt that
+is nearest to its own label is no bad sign: such classes gained the most (docs/demo.md)."""
 
 LEARNED = 0.02
 """Rise of sim(u_b, v_b) below which a prompt has learned nothing; learning brings 0.2 on real images, 0.25 and
@@ -72,17 +70,10 @@ class ClassQuality:
         return self.after.background is not None
 
     @property
-    def drifted(self) -> bool:
-        """Whether the prompt came nearest to its own label, and clearly nearer than it began."""
-        before, after = self.before, self.after
-        rise = 0.0 if before is None else after.label - before.label
-        return self.seen and after.nearest == self.class_name and rise > DRIFT
-
-    @property
     def describes_object(self) -> bool:
         """Whether refinement with this prompt would suppress the object rather than its background."""
         separation = self.after.separation
-        return self.drifted or (separation is not None and separation < SEPARATED)
+        return separation is not None and separation < SEPARATED
 
     @property
     def learned_nothing(self) -> bool:
@@ -183,8 +174,8 @@ def describe_quality(quality: Sequence[ClassQuality], shared: bool = False) -> s
     groups = []
     if objects:
         groups.append(
-            f"{_first_names(objects)} describe the object (nearer to it than to its background, or drawn to its "
-            f"label), and refinement would suppress it: {_AGAINST_OBJECTS}"
+            f"{_first_names(objects)} describe the object (nearer to it than to its background), and "
+            f"refinement would suppress it: {_AGAINST_OBJECTS}"
         )
     if idle:
         groups.append(f"{_first_names(idle)} came no nearer to their backgrounds: {_AGAINST_IDLENESS}")
@@ -197,8 +188,8 @@ def _describe_shared(objects: Sequence[str], idle: Sequence[str], seen: int) -> 
     groups = []
     if objects:
         groups.append(
-            f"describes the object (is nearer to it than to its background, or drawn to its label) for {len(objects)} "
-            f"of {seen} classes' pairs, and refinement would suppress it there: {_AGAINST_OBJECTS}"
+            f"describes the object (is nearer to it than to its background) for {len(objects)} of "
+            f"{seen} classes' pairs, and refinement would suppress it there: {_AGAINST_OBJECTS}"
         )
     if idle:
         groups.append(f"came no nearer to the backgrounds of {len(idle)} of {seen} classes: {_AGAINST_IDLENESS}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +21,6 @@ from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
 from semples_plugin.demo.training import Recipe, World
 from semples_plugin.evaluation.folders import evaluate_folder
-from semples_plugin.prompt_learning.epochs import PromptHistory
 
 SMALL = Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
 
@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
     trained, exported = [], []
 
     class FakeWorld:
-        histories: ClassVar = {"full": PromptHistory([], [])}
+        histories: ClassVar = {"full": SimpleNamespace(separation=0.9)}
 
         def __init__(self, clip, seed, *_):
             self.seed, self.prompts = seed, {"full": BackgroundPrompts(8, 1, clip.text_width)}
@@ -147,6 +147,7 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
     kept = (tmp_path / "prompts-1.safetensors").stat().st_mtime_ns
     assert main([*command, "1", "2"]) == 0 and trained == [1, 2, 2]
     text = capsys.readouterr().out
+    assert "than the object: full 0.90.\n" in text
     assert "has seeds 1 already" in text and "alone                 15.0 (7.1)" in text and exported == [1]
     assert (tmp_path / "prompts-1.safetensors").stat().st_mtime_ns == kept
     assert main([*command, "2"]) == 0 and trained == [1, 2, 2] and "one seed" in capsys.readouterr().out

@@ -209,7 +209,7 @@ def test_the_folder_of_an_older_version_is_refused(tmp_path):
     interrupt(make(), tmp_path)
     (tmp_path / "features.pt").unlink()
     journal = part_of(tmp_path, ".jsonl")
-    content = json.loads(journal.read_text().splitlines()[0])["content"] | {"format": 5}
+    content = json.loads(journal.read_text().splitlines()[0])["content"] | {"format": 6}
     journal.write_text(json.dumps({"digest": parts._digest_of(content, b""), "content": content}) + "\n")
     with pytest.raises(ValueError, match=r"another version of semples-plugin left unfinished"):
         learn_background_prompts(make(), Batches(), work_dir=tmp_path, **OPTIONS)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -47,9 +48,9 @@ def run_demo(
         progress: show progress bars.
 
     Returns:
-        What `results.json` holds: `settings`, and by seed `rows` (the `Judgement` of each), `drifted` (classes
-        whose prompts of the row "full" came nearest to their own object), `separation` (share of the pairs whose
-        background is nearer to its prompt than the object, of each row that learned prompts) and `seconds`.
+        What `results.json` holds: `settings`, and by seed `rows` (the `Judgement` of each), `separation` (share
+        of the pairs whose background is nearer to its prompt than the object, of each row that learned prompts)
+        and `seconds`.
 
     Raises:
         OSError: where `out` can't be written into.
@@ -90,9 +91,10 @@ def _print_results(results: dict[str, Any], seeds: Sequence[int], names: Sequenc
     rows = {name: [Judgement(**run["rows"][name]) for run in runs.values()] for name in names}
     print(format_table(rows))
     print(f"\n{explain(rows)}")
-    drifted = [f"seed {seed}: {', '.join(run['drifted'])}" for seed, run in runs.items() if run["drifted"]]
-    if drifted:
-        print(f"Prompts that came nearest to their own object, where refinement can't help: {'; '.join(drifted)}.")
+    learned = [run.get("separation", {}) for run in runs.values()]  # version 0.2.0's first results had none
+    if all(learned):
+        means = ", ".join(f"{name} {fmean(one[name] for one in learned):.2f}" for name in learned[0])
+        print(f"Share of the pairs whose background is nearer to its learned prompt than the object: {means}.")
     seconds = sum(run["seconds"] for run in runs.values())
     first = next(iter(results["seeds"]))
     print(f"\n{seconds:.0f} s; {out}/report.html shows seed {first}; pictures, prompts, figures and CAMs are beside it")
@@ -130,7 +132,7 @@ def _run_seed(world: World, names: Sequence[str], out: Path, results: dict[str, 
         world.export(out)
     seconds = round(time.perf_counter() - started, 1)
     separation = {name: history.separation for name, history in world.histories.items()}
-    run = {"rows": rows, "drifted": world.histories["full"].drifted, "separation": separation, "seconds": seconds}
+    run = {"rows": rows, "separation": separation, "seconds": seconds}
     seeds = {**results["seeds"], str(world.seed): run}
     with replacing(out / "results.json") as temporary:
         temporary.write_text(json.dumps({**results, "seeds": seeds}, indent=2) + "\n", encoding="utf-8")

@@ -153,7 +153,7 @@ class World:
         recipe = self.recipe
         pairs = int(self.labels.sum())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of drift, which `run_demo` prints with the results
+            warnings.simplefilter("ignore", UserWarning)  # of single classes, as the report says
             return learn_background_prompts(
                 regularizer,
                 self._matched_masks(),

@@ -44,8 +44,6 @@ class PromptHistory:
         background: per epoch, K mean similarities sim(u_b, v_b); NaN for a class that was never seen.
         label: per epoch, K similarities sim(u_b, u_f) at its end.
         unseen: names of the classes without a pair; their prompts are not learned, unless one is shared by all.
-        drifted: names of the classes whose prompt ended up near its own label, see
-            `learn_background_prompts`.
         quality: of each class, what its prompt was near to before it learned anything, and is at the end.
         verdict: one sentence on whether (b) went well, and what to do where it did not.
     """
@@ -56,7 +54,6 @@ class PromptHistory:
     background: list[list[float]] = field(default_factory=list)
     label: list[list[float]] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
-    drifted: list[str] = field(default_factory=list)
     quality: list[ClassQuality] = field(default_factory=list)
     verdict: str = ""
 
@@ -169,8 +166,6 @@ class LearningRun:
             for epoch in bar:
                 self._learn_epoch(epoch)
                 bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
-                if history.drifted and epoch + 1 == math.ceil(options.epochs / 4) < options.epochs:
-                    warn_caller(_describe_drift(history.drifted, epoch + 1, options))
                 on_first(partial(self.folder.write_state, self._state(epoch + 1)))
             history.quality = self._quality(self._measure())
             history.verdict = describe_quality(history.quality, options.shared)
@@ -199,7 +194,7 @@ class LearningRun:
         _assign(self.prompts, state["vectors"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        history.loss, history.background, history.label, history.drifted = map(list, state["history"])
+        history.loss, history.background, history.label = map(list, state["history"])
 
     def _state(self, done: int) -> State:
         history = self.history
@@ -209,7 +204,7 @@ class LearningRun:
             "vectors": self.prompts.vectors.detach().cpu(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "history": [history.loss, history.background, history.label, history.drifted],
+            "history": [history.loss, history.background, history.label],
         }
 
     def _learn_epoch(self, epoch: int) -> None:
@@ -248,7 +243,6 @@ class LearningRun:
         history.loss.append(loss)
         history.background.append([math.nan if near.background is None else near.background for near in nearness])
         history.label.append([near.label for near in nearness])
-        history.drifted = [quality.class_name for quality in self._quality(nearness) if quality.drifted]
 
     def _measure(self) -> list[Nearness]:
         """What each prompt is near to now."""
@@ -301,20 +295,3 @@ def warn_caller(message: str) -> None:
     while frame.f_back is not None and Path(frame.f_code.co_filename).parent == _ROOM:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
-
-
-def _describe_drift(classes: Sequence[str], epoch: int, options: LearningOptions) -> str:
-    epochs, names = options.epochs, ", ".join(classes)
-    drift = (
-        f"after {epoch} of {epochs} epochs the prompts of {names} come nearest to their own label, and nearer than "
-        "they began: they describe"
-    )
-    if options.shared:
-        drift = (
-            f"after {epoch} of {epochs} epochs the shared prompt comes nearest to the label of {names}, and nearer "
-            "than it began: it describes"
-        )
-    return (
-        f"{drift} the object, and refinement would suppress it; look at these classes' masks (objects left in the "
-        "background?), or raise LossWeights.text or prompt_foreground"
-    )

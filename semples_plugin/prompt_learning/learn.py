@@ -111,9 +111,8 @@ def learn_background_prompts(
         The history, per epoch and class, with a verdict.
 
     Warns:
-        UserWarning: of a run that is continued; of classes that were never seen; of prompts that drift onto
-            their object (they come nearest to their own label, and nearer than they began), a quarter of the
-            way in; at the end, of prompts that describe the object or learned nothing.
+        UserWarning: of a run that is continued; of classes that were never seen; at the end, of prompts that
+            describe the object or learned nothing.
 
     An exception, Ctrl-C among them, leaves the prompts as they were before the call, unless they are learned
     already; after Ctrl-C a line on stderr says what `work_dir` keeps.

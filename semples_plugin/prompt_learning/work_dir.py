@@ -31,7 +31,7 @@ from semples_plugin.utils.atomic_files import check_writable, remove_leftovers, 
 from semples_plugin.utils.distributed import from_first, together
 
 FEATURES_FILE, STATE_FILE = "features.pt", "state.pt"
-_FORMAT = 4  # version of these files' format
+_FORMAT = 5  # version of these files' format
 _STATE_KEYS = ("run", "done", "vectors", "optimizer", "schedule", "history")
 _INDEX_KEYS = ("parts", "width", "rows", "class_index", "has_foregrounds", "features")
 _COST_OF_DELETING = {

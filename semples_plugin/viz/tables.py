@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # it imports torch
 
 UNSEEN = "not learned, as no image showed this class"
 COLUMNS = {
-    "label": "cosine of the prompt and its class's own label text; lower is safer",
+    "label": "cosine of the prompt and its class's own label text",
     "background": "mean cosine with the backgrounds that it was learned from; higher is better",
     "foreground": "mean cosine with their foregrounds; should be below the former",
     "separation": "share of the pairs whose background is nearer than their foreground; below "
