@@ -48,6 +48,8 @@ OWN = {  # modules whose tests are called otherwise
     "pair_terms": "regularizer",
     "diagnostics": "regularizer",
     "evaluation/pixel_counts": "cams",
+    "evaluation/stored_counts": "cam_folders",
+    "evaluation/comparison": "cam_folders",
     "evaluation/regions": "strata",
     "adapters/cam_inference": "write_cams",
     "data/new_cam_files": "write_cams",
@@ -255,6 +257,16 @@ MUTATIONS = [
     ("words compared with no background", "pair_terms", "repels or (refines and nearest)", "repels"),
     ("a class among the words", "prompts", "if position_of(word) is not None:", "if False:"),
     ("words of several tokens", "clip/frozen", "if not is_one_token:", "if False:"),
+    ("counts of all images in memory", "evaluation/folders", "counts = StoredCounts(judged())", "counts = dict(judged())"),
+    ("counts of chosen images in memory", "evaluation/folders", "ChosenCounts(self.counts, names)", "{name: self.counts[name] for name in names}"),
+    ("counts of images that weren't chosen", "evaluation/stored_counts", "        if name not in self._names:\n            raise KeyError(name)\n", ""),
+    ("an image's counts read from the one before", "evaluation/stored_counts", "self._starts[name] = end", "self._starts.setdefault(name, end)"),
+    ("a worker's death taken for a full disk", "evaluation/stored_counts", "if error.errno is None or error.filename is not None:", "if error.filename is not None:"),
+    ("a file of counts with a name", "evaluation/stored_counts", "tempfile.TemporaryFile()", "tempfile.NamedTemporaryFile(delete=False)"),
+    ("bootstrap: images drawn once at most", "evaluation/comparison", "draws[self._image] * self._pixels", "(draws[self._image] > 0) * self._pixels"),
+    ("names of pairs copied", "prompt_learning/walk", "        return self.names\n", "        return [*self.names]\n"),
+    ("names of pairs kept after the walk", "prompt_learning/walk", "        walked.names = None  #", "        #"),
+    ("pairs after named ones without names of their own", "prompt_learning/walk", "range(len(self.names), len(self.class_index))]\n", "range(len(self.names), len(self.class_index)) if not self.names]\n"),
 ]  # fmt: skip
 
 
