@@ -17,12 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("functional", "masks", "write_cams", "clip", "fast_towers", "prompts", "regularizer", "refine_strength", "prompt_learning", "work_dir", "waits", "open_clip", "presets", "class_names",
          "image_names", "image_labels", "make_labels", "safe_pickle", "atomic_files", "cams", "cam_files", "cam_folders", "pseudo_masks",
-         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed", "compiled", "part_size")  # fmt: skip
+         "strata", "report", "patching", "clip_loading", "doctor", "adapters", "weaktr_checkpoints", "preset_consumers", "distributed", "compiled", "part_size", "prompt_gains")  # fmt: skip
 
 OWN = {  # modules whose tests are called otherwise
     "compat/needs/check": "doctor",
     "compat/needs/data_check": "doctor",
     "utils/git": "run",
+    "demo/training": "demo",
     "prompt_learning/learn": "prompt_learning",
     "prompt_learning/epochs": "prompt_learning",
     "prompt_learning/walk": "prompt_learning",
@@ -48,6 +49,8 @@ OWN = {  # modules whose tests are called otherwise
     "pair_terms": "regularizer",
     "diagnostics": "regularizer",
     "evaluation/pixel_counts": "cams",
+    "evaluation/stored_counts": "cam_folders",
+    "evaluation/comparison": "cam_folders",
     "evaluation/regions": "strata",
     "adapters/cam_inference": "write_cams",
     "data/new_cam_files": "write_cams",
@@ -265,6 +268,22 @@ MUTATIONS = [
     ("a shared prompt judged class by class", "prompt_learning/epochs", "describe_quality(history.quality, options.shared)", "describe_quality(history.quality)"),
     ("bench: a process that died ends the rest", "bench/run", "waiting.pop(0)", "waiting.clear()"),
     ("words taken for learned prompts", "prompts", 'if state.get("words"):', "if False:"),
+    ("counts of all images in memory", "evaluation/folders", "counts = StoredCounts(judged())", "counts = dict(judged())"),
+    ("counts of chosen images in memory", "evaluation/folders", "ChosenCounts(self.counts, names)", "{name: self.counts[name] for name in names}"),
+    ("counts of images that weren't chosen", "evaluation/stored_counts", "        if name not in self._names:\n            raise KeyError(name)\n", ""),
+    ("an image's counts read from the one before", "evaluation/stored_counts", "self._starts[name] = end", "self._starts.setdefault(name, end)"),
+    ("a worker's death taken for a full disk", "evaluation/stored_counts", "if error.errno is None or error.filename is not None:", "if error.filename is not None:"),
+    ("a file of counts with a name", "evaluation/stored_counts", "tempfile.TemporaryFile()", "tempfile.NamedTemporaryFile(delete=False)"),
+    ("bootstrap: images drawn once at most", "evaluation/comparison", "draws[self._image] * self._pixels", "(draws[self._image] > 0) * self._pixels"),
+    ("names of pairs copied", "prompt_learning/walk", "        return self.names\n", "        return [*self.names]\n"),
+    ("names of pairs kept after the walk", "prompt_learning/walk", "        walked.names = None  #", "        #"),
+    ("pairs after named ones without names of their own", "prompt_learning/walk", "range(len(self.names), len(self.class_index))]\n", "range(len(self.names), len(self.class_index)) if not self.names]\n"),
+    ("chart: ties ranked as they come", "viz/prompt_gains", "return ((2 * last - counts + 1) / 2)[position]", "return last[position].astype(float)"),
+    ("chart: orders on one side alone", "viz/prompt_gains", "np.abs(orders @ ranks_a) >= abs(ranks_b @ ranks_a)", "orders @ ranks_a >= ranks_b @ ranks_a"),
+    ("report: refined over the first", "viz/report", "evaluations[k] for k in refined", "evaluations[k] for k in (0, -1)"),
+    ("separation of classes, not of pairs", "prompt_learning/epochs", "sum(share * count for share, count in counted) / pairs", "sum(share for share, _ in counted) / len(counted)"),
+    ("demo: labels' loss in no row", "demo/training", "            if ROWS[name].labels:\n", "            if False:\n"),
+    ("demo: one prompt for all in no row", "demo/training", "shared=row.shared", "shared=False"),
 ]  # fmt: skip
 
 

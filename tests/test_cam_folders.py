@@ -1,11 +1,20 @@
 """`semples eval`: equal to a slow loop per threshold on every host's format, and honest about noise."""
 
+import copy
+import errno
+import gc
 import json
+import pickle
 import re
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 import warnings
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +25,22 @@ from semples_plugin.cli.app import main
 from semples_plugin.data.cam_files import Cams, list_cams, read_image_list, write_cams
 from semples_plugin.data.images import write_mask
 from semples_plugin.data.pseudo_masks import Recipe, write_pseudo_masks
-from semples_plugin.evaluation.comparison import MIN_IMAGES_FOR_BOOTSTRAP, Comparison, compare
+from semples_plugin.evaluation.comparison import (
+    MIN_IMAGES_FOR_BOOTSTRAP,
+    Comparison,
+    compare,
+    on_common_images,
+    resampled,
+)
 from semples_plugin.evaluation.folders import THRESHOLDS, FolderEvaluation, evaluate_folder, image_iou
-from semples_plugin.evaluation.iou import CamEvaluation, ImageCounts, power_thresholds
+from semples_plugin.evaluation.iou import (
+    CamEvaluation,
+    ImageCounts,
+    intersection_over_union,
+    power_thresholds,
+    sweep_of,
+)
+from semples_plugin.evaluation.stored_counts import StoredCounts
 from semples_plugin.viz.tables import describe_gain
 
 NAMES = tuple("abcdefghijkl")  # twelve classes, as many as test_cam_files' CAMs can be of
@@ -105,6 +127,114 @@ def test_it_equals_a_loop_per_setting_exactly(tmp_path, host):
     assert given.miou == found.miou and not given.chosen_here
 
 
+def random_counts(images, thresholds=100):
+    """Counts of images of none to four classes; the number of classes differs from image to image."""
+    random = np.random.default_rng(0)
+    for n in range(images):
+        classes = np.flatnonzero(random.random(K + 1) < 0.2)
+        annotated, *planes = (
+            random.integers(0, 2**31 - 1, (len(classes), *size), dtype=np.int32)
+            for size in ((), (thresholds,), (thresholds,))
+        )
+        yield f"{n:06}", ImageCounts(classes, annotated, *planes, cams=n % 7, empty=n % 3)
+
+
+def assert_same_counts(found, expected):
+    """Names in their order, and values and types of all that is counted."""
+    assert list(found) == list(expected)
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        for field in fields(ImageCounts):
+            value, wanted = getattr(one, field.name), getattr(other, field.name)
+            if not isinstance(wanted, int):
+                assert value.dtype == wanted.dtype
+            np.testing.assert_array_equal(value, wanted)
+
+
+@contextmanager
+def kept_bytes():
+    """A list that gets what the block leaves in memory, without what the system maps, and its peak."""
+    found = []
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield found
+        gc.collect()
+        found += tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+
+def test_counts_in_a_file_are_those_in_memory():
+    expected = dict(random_counts(50))
+    found = StoredCounts(expected.items())
+    assert_same_counts(found, expected)
+    assert found.keys() == expected.keys() and "000049" in found and "000050" not in found and len(found) == 50
+    with pytest.raises(KeyError, match="000050"):
+        found["000050"]
+    for again in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+        assert_same_counts(again, expected)
+    last = {"a": expected["000003"], "b": expected["000004"]}
+    assert_same_counts(StoredCounts([("a", expected["000001"]), *last.items()]), last)
+    assert not StoredCounts([])
+
+
+def test_memory_of_an_evaluation_grows_by_its_names(tmp_path):
+    """Counts at 100 thresholds are 3 KB an image here, and 60 images' arrays more than all figures together."""
+    sides = [world(tmp_path / side, count=60, quality=quality) for side, quality in (("a", 0.1), ("b", 0.3))]
+
+    def judge():
+        return [evaluate_folder(cams, sides[0][1], NAMES, progress=False) for cams, _ in sides]
+
+    judge()  # what modules keep once and for all
+    with kept_bytes() as found:
+        evaluations = judge()
+    figures = 2 * sum(value.nbytes for value in vars(evaluations[0].sweep).values())
+    assert found[0] < figures + 2 * 60 * 500
+    with kept_bytes() as found:
+        chosen = on_common_images(evaluations)
+    assert found[0] < figures + 2 * 60 * 300
+    expected = {name: evaluations[0].counts[name] for name in chosen[0].counts}
+    assert_same_counts(chosen[0].counts, expected)
+    some = evaluations[0].on_images(["7", "3"])
+    assert_same_counts(some.counts, {name: expected[name] for name in ("7", "3")})
+    assert "5" in some.left_out and "5" not in some.counts and len(some.counts) == 2
+    sweep = sweep_of([expected["7"], expected["3"]], K, THRESHOLDS)
+    np.testing.assert_array_equal(some.sweep.iou, sweep.iou)
+    with pytest.raises(KeyError):
+        some.counts["5"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_a_full_folder_of_temporary_files_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "r+b"))
+    with pytest.raises(OSError, match=r"where pixel counts .* are kept; TMPDIR names another folder") as raised:
+        StoredCounts(random_counts(10))
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == tempfile.gettempdir()
+
+    def killed():
+        yield from random_counts(1)
+        raise ChildProcessError("one of 2 processes was killed")
+
+    monkeypatch.undo()
+    with pytest.raises(ChildProcessError, match=r"^one of 2 processes was killed$"):
+        StoredCounts(killed())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="of Linux")
+def test_nothing_is_left_of_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = len([*Path("/proc/self/fd").iterdir()])
+    found = StoredCounts(random_counts(10))
+    assert not any(tmp_path.iterdir())  # while they are read, too: a kill leaves nothing
+    counts = found["000003"]
+    del found
+    gc.collect()
+    assert counts.predicted.sum() > 0  # they hold the map
+    del counts
+    gc.collect()
+    assert len([*Path("/proc/self/fd").iterdir()]) == files
+
+
 def test_the_commands_do_without_torch(tmp_path):
     """It takes seconds to import, and workers can't be forked once it is there."""
     cams, masks = world(tmp_path)
@@ -189,6 +319,39 @@ def test_the_bootstrap_knows_a_gain_from_noise(tmp_path):
     assert image_iou(b, "0") > image_iou(a, "0")
     with pytest.raises(ValueError, match="different class names"):
         compare(a, evaluate_folder(better, masks, [*NAMES[:-1], "z"], progress=False))
+
+
+def test_the_bootstrap_equals_a_table_of_all_classes(tmp_path):
+    """Gains of resampled sets are those of the rows of all classes, of which an image holds few."""
+    sides = [world(tmp_path / side, count=30, quality=quality) for side, quality in (("a", 0.1), ("b", 0.3))]
+    a, b = (evaluate_folder(cams, sides[0][1], NAMES, progress=False) for cams, _ in sides)
+
+    def table(evaluation):
+        rows = np.zeros((30, 3, K + 1), np.int64)
+        for row, counts in zip(rows, evaluation.counts.values(), strict=True):
+            t = evaluation.chosen
+            row[:, counts.classes] = counts.annotated, counts.predicted[:, t], counts.hits[:, t]
+        return rows
+
+    tables, gains = (table(a), table(b)), []
+    for draws in resampled(30, 200, seed=3):
+        before, after = (np.nanmean(intersection_over_union(*np.tensordot(draws, rows, axes=1))) for rows in tables)
+        gains.append(after - before)
+    found = compare(a, b, resamples=200, seed=3)
+    assert [found.low, found.high] == np.percentile(gains, (2.5, 97.5)).tolist()
+    assert found.above == np.mean(np.array(gains) > 0)
+
+
+def test_memory_of_a_comparison_does_not_grow_with_the_classes():
+    """A table of all classes would have 3 * 255 * 8 bytes an image and side."""
+    images, ones = 300, np.ones((3, 1), np.int32)
+    counts = {str(n): ImageCounts(np.array([0, 7, n % 240 + 8]), ones[:, 0], ones, ones) for n in range(images)}
+    sweep = sweep_of(counts.values(), 254, [0.5])
+    names = tuple(map(str, range(254)))
+    side = FolderEvaluation("", "", "", names, "constant", (0.5,), sweep, 0, False, counts, (), (), {})
+    with kept_bytes() as found:
+        compare(side, side, resamples=3)
+    assert found[1] < images * 1000
 
 
 def test_the_interval_covers_the_spread_over_sets(tmp_path):

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from mutations import MUTATIONS
 
 import semples_plugin
 
@@ -42,6 +43,12 @@ def test_the_public_names():
     assert dir(semples_plugin) == semples_plugin.__all__
     for name in semples_plugin.__all__:
         assert getattr(semples_plugin, name).__doc__, name
+
+
+def test_mutations_fit_the_source_and_are_as_many_as_the_readme_says():
+    for name, module, old, new in MUTATIONS:
+        assert old in (ROOT / "semples_plugin" / f"{module}.py").read_text() and old != new, name
+    assert f"breaks the library in {len(MUTATIONS)} ways" in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_every_public_function_is_documented():

@@ -326,6 +326,16 @@ def test_images_without_names_count_each_time():
     assert learn_background_prompts(make(), batches[1:], **OPTIONS).pairs == [3, 3, 3]
 
 
+def test_names_of_pairs_are_kept_once():
+    walked, classes = walk._Walked(), torch.arange(3)
+    walked.add(classes, None, True)
+    walked.add(classes, ["a", "b", "a"], True)
+    names = walked.names
+    walked.add(classes, None, True)
+    assert walked.name_all() is walked.names is names  # a million of them is no list to copy
+    assert names == [(0, 0), (0, 1), (0, 2), "a", "b", "a", (0, 6), (0, 7), (0, 8)]
+
+
 @pytest.mark.parametrize("name", [["a"], torch.ones(2), np.ones(2)])
 def test_what_is_no_name_is_refused(name):
     images, masks = next(iter(Batches()))

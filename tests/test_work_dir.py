@@ -566,6 +566,26 @@ def test_no_features_stay_in_memory_with_a_folder(tmp_path):
     learn_background_prompts(regularizer, Batches(), work_dir=tmp_path / "work", **OPTIONS)
 
 
+def test_no_names_stay_in_memory_after_the_walk(tmp_path, monkeypatch):
+    class Name(str):
+        """A string that can be watched."""
+
+    kept, share = [], files.WorkDir.share
+
+    def batches():
+        for number, (images, masks) in enumerate(Batches()):
+            names = [Name(f"{number} {i}") for i in range(len(images))]
+            kept.extend(map(weakref.ref, names))
+            yield images, masks, names
+
+    def shared(*arguments):
+        assert len(kept) == 24 and all(reference() is None for reference in kept)
+        return share(*arguments)
+
+    monkeypatch.setattr(files.WorkDir, "share", shared)
+    learn_background_prompts(make(), batches(), work_dir=tmp_path / "work", **OPTIONS)
+
+
 @pytest.mark.parametrize("work_dir", [None, "work"])
 def test_quality_is_measured_in_chunks(tmp_path, monkeypatch, work_dir):
     options = {**OPTIONS, "work_dir": work_dir and tmp_path / work_dir}

@@ -115,20 +115,27 @@ def list_cams(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
         FileNotFoundError: where there is no such folder, or nothing of that kind in it.
         ValueError: where it holds CAMs of two kinds, or two files of one image.
     """
+    return {name: Path(folder) / file for name, file in name_cam_files(folder, masks=masks).items()}
+
+
+def name_cam_files(folder: str | Path, *, masks: bool = False) -> dict[str, str]:
+    """The same with the files' names, which take a fifth of the paths' memory."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # a kill leaves such files
-    if {".npy", ".npz"} <= {path.suffix for path in files}:
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # a kill leaves such files
+    kinds = {Path(file).suffix for file in files}
+    if {".npy", ".npz"} <= kinds:
         raise ValueError(f"{folder} holds .npy and .npz files, CAMs of two hosts: give each a folder of its own")
-    cam_files = [path for path in files if path.suffix in (".npy", ".npz")]
-    if masks and not cam_files:
-        cam_files = [path for path in files if path.suffix == ".png"]
+    wanted: tuple[str, ...] = (".npy", ".npz")
+    if masks and kinds.isdisjoint(wanted):
+        wanted = (".png",)
+    names = ImageNames()
+    cam_files = {names.of(folder / file): file for file in files if file.endswith(wanted)}
     if not cam_files:
         or_masks = ", or pseudo masks as .png" if masks else ""
         raise FileNotFoundError(f"{folder} holds no CAMs: expected .npy or .npz files{or_masks}")
-    names = ImageNames()
-    return {names.of(path): path for path in cam_files}
+    return cam_files
 
 
 def chosen_cams(folder: str | Path, image_list: str | Path | None = None) -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,15 +87,15 @@ def compare(first: FolderEvaluation, second: FolderEvaluation, resamples: int = 
         raise ValueError(f"{first.folder} and {second.folder} were judged with different class names")
     if first.counts.keys() != second.counts.keys():
         raise ValueError(f"{first.folder} and {second.folder} were judged on different images, see on_common_images")
-    names = list(first.counts)
-    sides = [_stack(side, names) for side in (first, second)]
+    images = len(first.counts)
+    sides = [_Pixels(side, first.counts) for side in (first, second)]
     gains = []
-    for draws in resampled(len(names), resamples, seed):
-        before, after = (_miou(draws @ side) for side in sides)
+    for draws in resampled(images, resamples, seed):
+        before, after = (side.miou(draws) for side in sides)
         gains.append(after - before)
     low, high = np.percentile(gains, (2.5, 97.5))
     return Comparison(
-        images=len(names),
+        images=images,
         miou=(first.miou, second.miou),
         low=float(low),
         high=float(high),
@@ -109,16 +110,30 @@ def resampled(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int
         yield np.bincount(generator.integers(images, size=images), minlength=images)
 
 
-def _stack(evaluation: FolderEvaluation, names: Sequence[str]) -> NDArray[np.float64]:
-    """`[N, 3 (K + 1)]`: pixels annotated, predicted and hit, at the chosen setting."""
-    stacked = np.zeros((len(names), 3, len(evaluation.class_names) + 1))
-    for row, name in zip(stacked, names, strict=True):
-        counts, t = evaluation.counts[name], evaluation.chosen
-        row[:, counts.classes] = counts.annotated, counts.predicted[:, t], counts.hits[:, t]
-    return stacked.reshape(len(names), -1)
+class _Pixels:
+    """An evaluation's pixels at the chosen setting, of those classes alone that an image holds: few of all.
 
+    Args:
+        evaluation: of some images.
+        names: those of the images, in the order in which they are drawn.
+    """
 
-def _miou(sums: NDArray[np.float64]) -> np.floating:
-    """mIoU of the sums `[3 (K + 1)]` of such rows."""
-    annotated, predicted, hits = sums.reshape(3, -1)
-    return np.nanmean(intersection_over_union(annotated, predicted, hits))
+    def __init__(self, evaluation: FolderEvaluation, names: Iterable[str]) -> None:
+        image, classes = array("q"), array("q")
+        annotated, predicted, hits = array("d"), array("d"), array("d")
+        for position, name in enumerate(names):
+            counts, t = evaluation.counts[name], evaluation.chosen
+            image.extend([position] * len(counts.classes))
+            classes.extend(counts.classes.tolist())
+            annotated.extend(counts.annotated.tolist())
+            predicted.extend(counts.predicted[:, t].tolist())
+            hits.extend(counts.hits[:, t].tolist())
+        self._image, self._classes = np.array(image), np.array(classes)
+        self._pixels = np.array([annotated, predicted, hits])
+        self._num_classes = len(evaluation.class_names) + 1
+
+    def miou(self, draws: NDArray[np.int64]) -> np.floating:
+        """mIoU where each image counts as often as it was drawn, `[N]`."""
+        drawn = draws[self._image] * self._pixels
+        annotated, predicted, hits = (np.bincount(self._classes, pixels, self._num_classes) for pixels in drawn)
+        return np.nanmean(intersection_over_union(annotated, predicted, hits))

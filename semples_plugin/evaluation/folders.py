@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from semples_plugin.data.cam_files import list_cams, read_cams, read_image_list
+from semples_plugin.data.cam_files import name_cam_files, read_cams, read_image_list
+from semples_plugin.data.image_names import image_name
 from semples_plugin.data.images import IGNORED, find_mask, read_mask
 from semples_plugin.evaluation.iou import CamEvaluation, ImageCounts, ThresholdSweep, power_thresholds, sweep_of
+from semples_plugin.evaluation.stored_counts import ChosenCounts, StoredCounts
 from semples_plugin.utils.atomic_files import replacing
 from semples_plugin.utils.parallel import in_parallel
 
@@ -39,7 +41,7 @@ class FolderEvaluation:
         sweep: IoU, precision and recall at each.
         chosen: position of the setting to report.
         chosen_here: whether it is the best on this ground truth, rather than given.
-        counts: image name to its pixel counts.
+        counts: image name to its pixel counts, which `evaluate_folder` leaves in a file, see `StoredCounts`.
         missing: images of the list without CAMs.
         extra: CAMs of images that aren't in the list.
         failed: images that could not be judged, and why.
@@ -55,7 +57,7 @@ class FolderEvaluation:
     sweep: ThresholdSweep
     chosen: int
     chosen_here: bool
-    counts: dict[str, ImageCounts]
+    counts: Mapping[str, ImageCounts]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     failed: dict[str, str]
@@ -79,7 +81,11 @@ class FolderEvaluation:
     @property
     def empty_cams(self) -> tuple[int, int]:
         """CAMs that exceed the lowest background score nowhere, and all CAMs."""
-        return sum(counts.empty for counts in self.counts.values()), sum(counts.cams for counts in self.counts.values())
+        empty = cams = 0
+        for counts in self.counts.values():
+            empty += counts.empty
+            cams += counts.cams
+        return empty, cams
 
     @property
     def doubt(self) -> str:
@@ -107,7 +113,7 @@ class FolderEvaluation:
 
     def on_images(self, names: Sequence[str]) -> FolderEvaluation:
         """The same evaluation of some of its images alone; a setting that was chosen here is chosen anew."""
-        counts = {name: self.counts[name] for name in names}
+        counts = ChosenCounts(self.counts, names)
         sweep = sweep_of(counts.values(), len(self.class_names), self.sweep.thresholds)
         chosen = sweep.best if self.chosen_here else self.chosen
         left_out = tuple(name for name in self.counts if name not in counts)
@@ -189,7 +195,7 @@ def evaluate_folder(
         >>> evaluation.miou, evaluation.settings[evaluation.chosen]
         (1.0, 0.4)
     """
-    cam_files, ground_truth = list_cams(folder, masks=True), Path(ground_truth)
+    cam_files, ground_truth = name_cam_files(folder, masks=True), Path(ground_truth)
     if not ground_truth.is_dir():
         raise FileNotFoundError(f"there is no folder {ground_truth}")
     requested = read_image_list(image_list) if image_list is not None else list(cam_files)
@@ -197,19 +203,25 @@ def evaluate_folder(
     if not names:
         raise ValueError(f"none of the {len(requested)} images of {image_list} has CAMs in {folder}")
 
-    usual = _BACKGROUNDS[cam_files[names[0]].suffix]
+    usual = _BACKGROUNDS[Path(cam_files[names[0]]).suffix]
     if usual == "none":
         background, setting = usual, None
     background = background or usual
     settings, thresholds = _settings(background, setting)
 
-    tasks = [(cam_files[name], find_mask(ground_truth, name)) for name in names]
-    count = partial(_count_image, len(class_names), thresholds)
-    results = in_parallel(count, tasks, workers)
+    count = partial(_count_image, len(class_names), thresholds, Path(folder), ground_truth)
+    results = in_parallel(count, [cam_files[name] for name in names], workers)
     bar = tqdm(results, str(folder), len(names), unit="image", disable=not progress)
-    outcomes = dict(zip(names, bar, strict=True))
-    counts = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, ImageCounts)}
-    failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    failed: dict[str, str] = {}
+
+    def judged() -> Iterator[tuple[str, ImageCounts]]:
+        for name, outcome in zip(names, bar, strict=True):
+            if isinstance(outcome, str):
+                failed[name] = outcome
+            else:
+                yield name, outcome
+
+    counts = StoredCounts(judged())
     if not counts:
         raise ValueError(f"none of the CAMs in {folder} could be judged; the first: {next(iter(failed.values()))}")
 
@@ -226,7 +238,7 @@ def evaluate_folder(
         chosen_here=setting is None and background != "none",
         counts=counts,
         missing=tuple(name for name in requested if name not in cam_files),
-        extra=tuple(name for name in cam_files if name not in outcomes),
+        extra=tuple(name for name in cam_files if name not in counts and name not in failed),
         failed=failed,
     )
     if evaluation.doubt:
@@ -281,12 +293,14 @@ def _settings(background: str, setting: float | None) -> tuple[list[float], NDAr
     return powers, power_thresholds(powers)
 
 
-def _count_image(num_classes: int, thresholds: NDArray[np.float64], files: tuple[Path, Path]) -> ImageCounts | str:
+def _count_image(
+    num_classes: int, thresholds: NDArray[np.float64], folder: Path, ground_truth: Path, file: str
+) -> ImageCounts | str:
     """Pixel counts of an image, or what is wrong with it, so that one bad file costs one image.
 
-    `files` are its CAMs and its ground truth.
+    `file` is the name of its CAM file.
     """
-    cam_file, mask_file = files
+    cam_file, mask_file = folder / file, find_mask(ground_truth, image_name(file))
     try:
         labels, cams = read_mask(mask_file), read_cams(cam_file)
         if (labels == IGNORED).all():

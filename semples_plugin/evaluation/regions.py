@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,11 +55,9 @@ class Regions:
 
 
 class _Task(NamedTuple):
-    """An image to measure: its name, mask and photograph, and the labels of its objects."""
+    """An image to measure: its name and the labels of its objects."""
 
     name: str
-    mask: Path
-    image: Path | None
     labels: tuple[int, ...]
 
 
@@ -85,11 +84,9 @@ def find_regions(
     tasks, areas = [], []
     for name, counts in evaluation.counts.items():
         shown = (counts.classes > 0) & (counts.annotated > 0)
-        image = None if images is None else find_image(images, name)
-        mask = find_mask(evaluation.ground_truth, name)
-        tasks.append(_Task(name, mask, image, tuple(counts.classes[shown].tolist())))
+        tasks.append(_Task(name, tuple(counts.classes[shown].tolist())))
         areas.append(counts.annotated[shown])
-    results = in_parallel(_measure, tasks, workers)
+    results = in_parallel(partial(_measure, evaluation.ground_truth, images), tasks, workers)
     measured = list(tqdm(results, "strata", len(tasks), unit="image", disable=not progress))
 
     failed = {task.name: found.error for task, found in zip(tasks, measured, strict=True) if found.error}
@@ -170,26 +167,27 @@ def _earth_mover(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     return float(np.abs(np.cumsum(shares[0] - shares[1])).sum())
 
 
-def _measure(task: _Task) -> _Measured:
+def _measure(masks: str, images: str | Path | None, task: _Task) -> _Measured:
     """One bad file costs one image, or its contrast."""
     import cv2
 
     try:
-        mask = read_mask(task.mask)
+        mask = read_mask(find_mask(masks, task.name))
     except (OSError, ValueError) as error:
         return _Measured(0, (), (), str(error))
     at_border = labels_at_border(mask)
     border = tuple(label in at_border for label in task.labels)
     unknown = (float("nan"),) * len(task.labels)
-    if task.image is None:
+    if images is None:
         return _Measured(mask.size, border, unknown, "")
+    image_file = find_image(images, task.name)
     try:
-        image = read_image(task.image)
+        image = read_image(image_file)
     except (OSError, ValueError) as error:
         return _Measured(mask.size, border, unknown, str(error))
     if image.shape[:2] != mask.shape:
         sizes = [f"{height} x {width}" for height, width in (image.shape[:2], mask.shape)]
-        return _Measured(mask.size, border, unknown, f"{task.image} has {sizes[0]} pixels, its mask {sizes[1]}")
+        return _Measured(mask.size, border, unknown, f"{image_file} has {sizes[0]} pixels, its mask {sizes[1]}")
     lab = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
     contrast = tuple(colour_contrast(lab, mask, label) for label in task.labels)
     return _Measured(mask.size, border, contrast, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -43,19 +44,20 @@ class _Walked:
 
     def add(self, class_index: Tensor, names: list[Any] | None, has_foregrounds: bool) -> None:
         """Adds a batch's pairs: their classes and the names of their images."""
-        if names is not None and self.names is None:
-            self.names = self.names_of_all()
+        if names is not None:
+            self.name_all()
         self.class_index.extend(class_index.tolist())
         self.has_foregrounds = self.has_foregrounds and has_foregrounds
         if self.names is not None:
-            self.names += names or self._missing_names()
+            self.names += names or ()
+            self.name_all()
 
-    def names_of_all(self) -> list[Any]:
+    def name_all(self) -> list[Any]:
         """The names; pairs without one, which are nobody's repetition, get one that no other pair has."""
-        return [*(self.names or ()), *self._missing_names()]
-
-    def _missing_names(self) -> list[Any]:
-        return [(get_rank(), i) for i in range(len(self.names or ()), len(self.class_index))]
+        if self.names is None:
+            self.names = []
+        self.names += [(get_rank(), i) for i in range(len(self.names), len(self.class_index))]
+        return self.names
 
 
 def walk(
@@ -82,21 +84,23 @@ def walk(
 
 def _join(walked: _Walked, folder: WorkDir, empty: Tensor) -> PairFeatures:
     """The pairs of all ranks as one, without those that came twice; `empty` `[0, D]` are the features of none."""
-    class_index = torch.from_numpy(np.concatenate(gather(np.array(walked.class_index, np.int64))))
+    class_index = torch.from_numpy(np.concatenate(gather(np.asarray(walked.class_index))))
     if len(class_index) == 0:
         raise ValueError(
             "batches: expected (images, masks) with at least one pair; the loader was empty, or no image has a label"
         )
     are_named = any(gather(walked.names is not None))
-    names = [name for of_rank in gather(walked.names_of_all()) for name in of_rank] if are_named else None
-    chosen = torch.arange(len(class_index)) if names is None else _unique_pairs(class_index.numpy(), names)
+    chosen = torch.arange(len(class_index))
+    if are_named:
+        chosen = _unique_pairs(class_index.numpy(), chain.from_iterable(gather(walked.name_all())))
+        walked.names = None  # nobody needs them any more, and they are what takes most memory
     has_foregrounds = all(gather(walked.has_foregrounds))
     if folder.parts is not None:
         return folder.share(folder.parts, walked.rows, class_index, has_foregrounds, chosen)
 
     def joined(features: Iterable[Tensor | None]) -> Tensor:
         rows = gather_rows(torch.cat([tensor for tensor in features if tensor is not None] or [empty]))
-        return rows if names is None else rows[chosen]
+        return rows[chosen] if are_named else rows
 
     return MemoryFeatures(
         backgrounds=joined(v_b for _, v_b in walked.features),
@@ -105,19 +109,22 @@ def _join(walked: _Walked, folder: WorkDir, empty: Tensor) -> PairFeatures:
     )
 
 
-def _unique_pairs(class_index: NDArray[np.int64], names: list[Any]) -> Tensor:
+def _unique_pairs(class_index: NDArray[np.int64], names: Iterable[Any]) -> Tensor:
     """The first position of each (image name, class).
 
     They are sorted by name and class, so that their order doesn't depend on the number of ranks.
     """
+    objects = np.fromiter(names, object, len(class_index))
     are_ordered = True
     try:
-        _, numbers = np.unique(np.fromiter(names, object, len(names)), return_inverse=True)
+        numbers = np.unique(objects, return_inverse=True)[1]
     except TypeError:  # names that can't be compared keep the order in which they came
         are_ordered = False
         first_with: dict[Any, int] = {}
-        numbers = np.array([first_with.setdefault(name, i) for i, name in enumerate(names)])
-    _, first = np.unique(numbers * (class_index.max() + 1) + class_index, return_index=True)
+        numbers = np.array([first_with.setdefault(name, i) for i, name in enumerate(objects)])
+    numbers *= class_index.max() + 1
+    numbers += class_index
+    _, first = np.unique(numbers, return_index=True)
     return torch.from_numpy(first if are_ordered else np.sort(first))
 
 
