@@ -205,13 +205,11 @@ def _bootstrap(
         resamples, seed: see `stratify`.
     """
     images = len(regions.names)
-    sums = np.stack(  # [N, S, E + 1]: of each image's objects in a stratum the sum of their IoU, and the number
-        [
-            np.stack([np.bincount(regions.image, member * weight, images) for weight in (*iou, 1.0)], axis=-1)
-            for member in members
-        ],
-        axis=1,
-    )
+    # Of each image's objects in a stratum the sum of their IoU, and the number.
+    sums = np.empty((images, len(members), len(iou) + 1))
+    for s, member in enumerate(members):
+        for e, weight in enumerate((*iou, 1.0)):
+            sums[:, s, e] = np.bincount(regions.image, member * weight, images)
     flat, means = sums.reshape(images, -1), np.empty((resamples, len(members), len(iou)))
     for mean, draws in zip(means, resampled(images, resamples, seed), strict=True):
         drawn = (draws @ flat).reshape(sums.shape[1:])
