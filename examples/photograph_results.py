@@ -38,10 +38,19 @@ class Results:
         data: what the runs are judged by.
         titles: of the rows, by name.
         seeds: of every row.
+        changed: settings of all rows that differ from the defaults, by name.
     """
 
-    def __init__(self, folder: Path, data: Dataset, titles: Mapping[str, str], seeds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data: Dataset,
+        titles: Mapping[str, str],
+        seeds: Sequence[int],
+        changed: Mapping[str, float] | None = None,
+    ) -> None:
         self.folder, self.data, self.titles, self.seeds = folder, data, titles, seeds
+        self.changed = changed or {}
         self._evaluations: dict[tuple[str, int], FolderEvaluation] = {}
 
     def has(self, row: str, seed: int, settings: Mapping[str, Any]) -> bool:
@@ -131,6 +140,9 @@ class Results:
             "the mean over the pairs. Separation: pairs whose background is nearer to its prompt than the foreground.",
             "",
         ]
+        if self.changed:
+            changes = ", ".join(f"{name} {value:g}" for name, value in self.changed.items())
+            lines += [f"Other settings than the defaults, of all rows that have none of their own: {changes}.", ""]
         for name in rows:
             for seed in rows[name]["seeds"] if beat in rows and name != beat else ():
                 gain = compare(*on_common_images([self.evaluation(beat, seed), self.evaluation(name, seed)]))

@@ -22,6 +22,7 @@ from semples_plugin import (
     SemPLeSRegularizer,
     learn_background_prompts,
 )
+from semples_plugin.prompt_quality import went_well
 from semples_plugin.regularizer import sum_of
 from semples_plugin.utils.checks import check_number
 
@@ -188,8 +189,9 @@ class Experiment:
                 yield self._images(index), self._masks(self._cams(matched, index), index)
 
         pairs = int(self.labels.sum())
+        # A verdict that is bad comes as a warning, in the midst of bars.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of prompts that describe the object, as the verdict says
+            warnings.simplefilter("ignore", UserWarning)
             history = learn_background_prompts(
                 regularizer,
                 walk(),
@@ -200,6 +202,8 @@ class Experiment:
                 shared=bool(settings.prompt_shared),
                 mask_tau=settings.prompt_tau,
             )
+        if not went_well(history.quality):
+            print(history.verdict)
         return {"separation": history.separation, "verdict": history.verdict}
 
     def _images(self, index: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def run(options: argparse.Namespace) -> None:
         **{"classes": data.class_names, "images": [digest(data.train.names), digest(data.val.names)]},
     }
     rows = with_earlier(options.rows)
-    results = Results(options.out, data, {name: ROWS[name].title for name in rows}, options.seeds)
+    changed = {each.name: value for each in fields(settings) if (value := getattr(settings, each.name)) != each.default}
+    results = Results(options.out, data, {name: ROWS[name].title for name in rows}, options.seeds, changed)
     runs = [(name, seed, settings_of(name, seed, common, settings)) for seed in options.seeds for name in rows]
     for name, seed, own in runs:
         if results.has(name, seed, own):

@@ -207,6 +207,25 @@ def test_the_bar_moves_within_a_group(monkeypatch, tmp_path):
     assert bar.seen == [0.5, 1, 1.5, 6, 6.5, 7, 7.5, 12, 12.5, 13, 13.5, 14]
 
 
+def test_an_interrupt_of_the_command_alone_ends_the_worker_too(monkeypatch):
+    ended = []
+
+    class Started:
+        stdout = property(lambda self: interrupted())
+
+        def kill(self):
+            ended.append(self)
+
+    def interrupted():
+        yield f"{tasks.PROGRESS}0.5\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.subprocess, "Popen", lambda *args, **options: contextlib.nullcontext(Started()))
+    with pytest.raises(KeyboardInterrupt):
+        list(run._in_a_process([{"a": {}}], lambda done: None))
+    assert len(ended) == 1
+
+
 def test_a_worker_tells_what_it_has_measured_of_its_rows(monkeypatch):
     monkeypatch.setattr(steps, "build", lambda *_: build_frozen())
     common = {**SPEC, "step": "refinement", "pairs": 2, "waste": None}

@@ -13,7 +13,7 @@ import torch
 from semples_plugin import BackgroundPrompts, FrozenClip
 from semples_plugin.cli.app import main
 from semples_plugin.clip.tiny import FOLDER, VOCABULARY, TinyTokenizer, load_tiny_clip
-from semples_plugin.demo import export, run
+from semples_plugin.demo import export, run, training
 from semples_plugin.demo.data import CONTEXTS, OBJECTS, make_scenes
 from semples_plugin.demo.rows import ROWS
 from semples_plugin.demo.table import Judgement, explain
@@ -21,6 +21,7 @@ from semples_plugin.demo.train_tiny_clip import Recipe as ClipRecipe
 from semples_plugin.demo.train_tiny_clip import measure, segment_map, train
 from semples_plugin.demo.training import Recipe, World
 from semples_plugin.evaluation.folders import evaluate_folder
+from semples_plugin.prompt_learning.epochs import PromptHistory
 
 SMALL = Recipe(train_images=48, test_images=24, baseline_steps=4, steps=3, prompt_length=4, prompt_steps=4)
 
@@ -119,6 +120,26 @@ def test_a_run_writes_table_picture_prompts_and_figures(tmp_path, capsys):
     assert len({rows[name]["coverage"] for name in others}) == len(others)  # no two rows are trained alike
 
 
+def test_each_row_learns_prompts_in_its_own_way(monkeypatch):
+    learned = {}
+
+    def learn(regularizer, batches, *, shared, mask_tau, **_):
+        learned[name] = (shared, mask_tau, regularizer.weights.refine, regularizer.weights.prompt_foreground)
+        return PromptHistory([], [])
+
+    monkeypatch.setattr(training, "learn_background_prompts", learn)
+    world = World(FrozenClip.load("demo"), 0, SMALL, progress=False)
+    world.networks["match"] = world._train_baseline()
+    for name in ("full", "strong", "apart each", "apart"):
+        world._regularizer(name)
+    assert learned == {
+        "full": (False, 1.0, 0.2, 0.0),
+        "strong": (False, 1.0, 0.8, 0.0),
+        "apart each": (False, 0.3, 0.8, 1.0),
+        "apart": (True, 0.3, 0.8, 1.0),
+    }
+
+
 def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, capsys):
     trained, exported = [], []
 
@@ -152,7 +173,8 @@ def test_a_stopped_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeyp
     assert (tmp_path / "prompts-1.safetensors").stat().st_mtime_ns == kept
     assert main([*command, "2"]) == 0 and trained == [1, 2, 2] and "one seed" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "results.json").read_text())["seeds"]) == {"1", "2"}
-    assert main([*command, "1", "--ablation"]) == 1
+    for option in ("--ablation", "--additions"):
+        assert main([*command, "1", option]) == 1
     assert "holds results of other settings (rows)" in capsys.readouterr().err
     (tmp_path / "results.json").write_text('{"seeds": [1], "rows": {}}')  # of version 0.1
     assert main([*command, "1"]) == 1 and "(recipe, rows, device, threads, version)" in capsys.readouterr().err

@@ -396,7 +396,16 @@ def test_a_class_beyond_the_names_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 2.7}, {"epochs": "6"}, {"batch_size": 8.0}, {"seed": 0.5}, {"lr": "0.1"}, {"weight_decay": None}],
+    [
+        {"epochs": 2.7},
+        {"epochs": "6"},
+        {"epochs": True},
+        {"batch_size": 8.0},
+        {"seed": 0.5},
+        {"lr": "0.1"},
+        {"lr": True},
+        {"weight_decay": None},
+    ],
 )
 def test_options_of_another_kind_are_named(wrong):
     with pytest.raises(TypeError, match=f"{next(iter(wrong))}: expected a"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cam_networks
 import numpy as np
+import photograph_results
 import photograph_training
 import pytest
 import real_photographs
@@ -92,7 +93,24 @@ def test_all_rows_are_trained_and_judged(voc, finished):
     assert len(re.findall(r"^\| \w+ \| .* ± ", table, re.MULTILINE)) == 6
     assert len(re.findall(r"^- \w+ beside match, seed [01]: [+-].* interval", table, re.MULTILINE)) == 10
     page = (out / "report.html").read_text()
+    assert "than the defaults" in table and "steps 2" in table and "lambda_f" not in table
     assert "seed 0" in page and all(name in page for name in real_photographs.ROWS) and "nearest" in page
+
+
+def test_the_reports_prompts_are_those_of_what_they_refined(voc, finished, monkeypatch, capsys):
+    out, _ = finished
+    pages = []
+    monkeypatch.setattr(photograph_results, "write_report", lambda *args, **options: pages.append((args, options)))
+    run(voc, out, "--seeds", "0", "1", rows=real_photographs.ROWS)
+    run(voc, out, rows=("match",))
+    ((_, _, titles), options), (_, others) = pages
+    assert [titles[k] for k in options["refined"]] == ["match", "apart"] and options["words"]
+    assert others["refined"] == (-2, -1) and not others["words"]
+
+
+def test_a_bad_verdict_is_printed(voc, tmp_path, capsys):
+    run(voc, tmp_path, "--prompt-lr=1e-9", rows=("full",))
+    assert "(b) did not go well" in capsys.readouterr().out
 
 
 def test_classes_that_few_images_show_are_background(voc, finished, tmp_path):

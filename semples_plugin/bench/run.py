@@ -178,13 +178,17 @@ def _in_a_process(groups: Sequence[Group], advance: Advance) -> Iterator[dict[st
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(PROGRESS):
-                advance(float(line.removeprefix(PROGRESS)))
-            elif line.startswith("{"):  # others are what libraries print
-                count += 1
-                yield json.loads(line)
-        status = process.wait()
+        try:
+            for line in process.stdout:
+                if line.startswith(PROGRESS):
+                    advance(float(line.removeprefix(PROGRESS)))
+                elif line.startswith("{"):  # others are what libraries print
+                    count += 1
+                    yield json.loads(line)
+            status = process.wait()
+        except BaseException:  # Ctrl-C reaches both; an interrupt of this process alone must end the other, too
+            process.kill()
+            raise
         errors.seek(0)
         said = errors.read()
     if status == 0:

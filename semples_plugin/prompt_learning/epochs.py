@@ -92,7 +92,7 @@ class LearningOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, Integral):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
             object.__setattr__(self, name, int(value))
         if not isinstance(self.shared, bool):
@@ -100,7 +100,7 @@ class LearningOptions:
         check_number("mask_tau", self.mask_tau, 0, 1, above=True)
         for name in ("lr", "weight_decay", "mask_tau"):
             value = getattr(self, name)
-            if not isinstance(value, Real):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name}: expected a number, got {value!r:.80}")
             object.__setattr__(self, name, float(value))
         in_range = self.epochs >= 1 and self.batch_size >= 1 and 0 < self.lr < math.inf

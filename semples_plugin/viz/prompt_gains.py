@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from statistics import correlation
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,10 @@ from semples_plugin.viz.tables import class_figures
 if TYPE_CHECKING:  # it imports torch
     from semples_plugin.viz.prompt_maps import NearWords
 
-MIN_CLASSES = 4
-"""Of fewer classes any order is likely enough by chance."""
+MIN_CLASSES = 5
+"""Of fewer classes even a perfect order is likely enough by chance."""
+
+_MOST_NAMES = 25  # in the chart: of more classes those whose gain is the farthest from 0
 
 _ORDERS = 10_000  # random ones, to compare with
 
@@ -33,13 +36,16 @@ class PromptGain(NamedTuple):
 
 
 def prompt_gains(evaluations: Sequence[FolderEvaluation], words: Sequence[NearWords]) -> list[PromptGain]:
-    """The classes that have both figures; none where there is a single evaluation."""
-    gains = {row.name: row.gain for row in class_figures(evaluations)[1:]}
+    """The classes that have both figures, but for those whose IoU is 0 all along: they have nothing to lose.
+
+    None where there is a single evaluation.
+    """
+    gains = {row.name: row.gain for row in class_figures(evaluations)[1:] if max(row.iou) > 0}
     measured = []
     for prompt in words:
         gain = gains.get(prompt.class_name)
         separation = None if prompt.quality is None else prompt.quality.after.separation
-        if gain is not None and separation is not None and np.isfinite(gain):
+        if gain is not None and separation is not None and np.isfinite([gain, separation]).all():
             measured.append(PromptGain(prompt.class_name, separation, gain))
     return measured
 
@@ -51,12 +57,12 @@ def describe_prompt_gains(classes: Sequence[PromptGain]) -> str:
         return f"All {len(classes)} classes have the same separation or the same gain: there is nothing to rank."
     rho = rank_correlation(separations, gains)
     chance = share_of_orders(separations, gains)
-    verdict = "separation tells which classes gain" if rho > 0 and chance < 0.05 else "such an order can be luck"
-    if rho < 0 and chance < 0.05:
-        verdict = "the classes whose prompts are the best separated gain the least"
+    verdict = "such an order can be luck"
+    if chance < 0.05:
+        verdict = f"here the classes whose prompts are the best separated gained the {'most' if rho > 0 else 'least'}"
     return (
-        f"Rank correlation (Spearman) over {len(classes)} classes {rho:+.2f}, which {100 * chance:.0f} % of random "
-        f"orders reach: {verdict}."
+        f"Rank correlation (Spearman) of {len(classes)} classes {rho:+.2f}; {100 * chance:.0f} % of random orders are "
+        f"as far from 0: {verdict}. That is one run: another seed moves classes by several points."
     )
 
 
@@ -80,7 +86,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ((2 * last - counts + 1) / 2)[position]
 
 
-def draw_prompt_gains(classes: Sequence[PromptGain], titles: Sequence[str]) -> bytes:
+def draw_prompt_gains(classes: Sequence[PromptGain]) -> bytes:
     """A dot for each class, as an SVG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,12 +96,14 @@ def draw_prompt_gains(classes: Sequence[PromptGain], titles: Sequence[str]) -> b
     axes = figure.subplots()
     axes.axhline(0, color="#8a8f98", linewidth=0.8)
     axes.axvspan(0, 100 * SEPARATED, color="#8a8f98", alpha=0.1, linewidth=0)
-    for each in classes:
+    for each in sorted(classes, key=lambda each: -abs(each.gain))[:_MOST_NAMES]:
+        right = each.separation > 0.7  # where a name to the right of its dot would leave the chart
         axes.annotate(
-            literal(each.class_name),
+            literal(textwrap.shorten(each.class_name, 24, placeholder="...")),
             (100 * each.separation, each.gain),
-            xytext=(4, 3),
+            xytext=(-5 if right else 5, 3),
             textcoords="offset points",
+            ha="right" if right else "left",
             fontsize=8,
         )
     _, separations, gains = zip(*classes, strict=True)
@@ -103,7 +111,7 @@ def draw_prompt_gains(classes: Sequence[PromptGain], titles: Sequence[str]) -> b
     axes.set(
         xlim=(0, 103),
         xlabel="separation: pairs whose background is nearer to the prompt than the object [%]",
-        ylabel=literal(f"IoU of {titles[-1]} over {titles[0]} [points]"),
+        ylabel="gain in IoU [points]",
     )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

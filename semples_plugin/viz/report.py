@@ -145,6 +145,8 @@ def write_report(
     """
     if not evaluations or len(titles) != len(evaluations):
         raise ValueError(f"expected evaluations with a title each, got {len(evaluations)} and {len(titles)}")
+    if len(evaluations) > 1 and not all(-len(evaluations) <= k < len(evaluations) for k in refined):
+        raise ValueError(f"refined: expected positions among {len(evaluations)} evaluations, got {refined}")
     last = evaluations[-1]
     page = render(
         "report.html.jinja",
@@ -236,12 +238,14 @@ def _ranking(
     evaluations: Sequence[FolderEvaluation], titles: Sequence[str], words: Sequence[NearWords], refined: tuple[int, int]
 ) -> tuple[str, Markup] | None:
     """What each class gained by refinement beside its prompt's separation, as a sentence and a chart."""
-    if len(evaluations) == 1:
+    if len(evaluations) == 1 or not words:
         return None
     gains = prompt_gains([evaluations[k] for k in refined], words)
     if len(gains) < MIN_CLASSES:
         return None
-    return describe_prompt_gains(gains), _inline(draw_prompt_gains(gains, [titles[k] for k in refined]))
+    before, after = (titles[k] for k in refined)
+    text = f"What {after} gained over {before}, class by class. {describe_prompt_gains(gains)}"
+    return text, _inline(draw_prompt_gains(gains))
 
 
 def _inline(svg: bytes) -> Markup:
