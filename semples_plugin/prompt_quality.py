@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SEPARATED = 0.5
 """Share of a class's pairs that must have their background nearer to the prompt than their foreground. With lambda 0.8
 (docs/photographs.md, docs/demo.md) prompts of 0.33 to 0.41, the mean over all pairs, took 7 to 16 points of mIoU away,
-those of 0.85 and more changed it by -2.4 to +3.1; nothing was measured in between. It tells good prompts from bad ones,
+those of 0.85 and more changed it by -3.0 to +3.1; nothing was measured in between. It tells good prompts from bad ones,
 and not which class gains. That a prompt is nearest to its own label is no bad sign: in the demo's world such classes
 gained more than most."""
 
