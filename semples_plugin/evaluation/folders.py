@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class FolderEvaluation:
             cams += counts.cams
         return empty, cams
 
-    @property
+    @cached_property
     def doubt(self) -> str:
         """Sentences on CAMs that something must be wrong with; empty where nothing is.
 
@@ -213,19 +213,21 @@ def evaluate_folder(
     results = in_parallel(count, [cam_files[name] for name in names], workers)
     bar = tqdm(results, str(folder), len(names), unit="image", disable=not progress)
     failed: dict[str, str] = {}
+    total = CamEvaluation(len(class_names), thresholds)
 
     def judged() -> Iterator[tuple[str, ImageCounts]]:
         for name, outcome in zip(names, bar, strict=True):
             if isinstance(outcome, str):
                 failed[name] = outcome
             else:
+                total.add(outcome)
                 yield name, outcome
 
     counts = StoredCounts(judged())
     if not counts:
         raise ValueError(f"none of the CAMs in {folder} could be judged; the first: {next(iter(failed.values()))}")
 
-    sweep = sweep_of(counts.values(), len(class_names), thresholds)
+    sweep = total.compute()
     evaluation = FolderEvaluation(
         folder=str(folder),
         ground_truth=str(ground_truth),
