@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # Before torch: its threads wait for one another by spinning, which costs minutes where something else has a core.
@@ -16,6 +17,11 @@ from safetensors.torch import save_file
 
 from semples_plugin import FrozenClip
 from semples_plugin.utils import checks
+
+# Under nohup and in the background of a script they are ignored, also by what tests start and interrupt.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
